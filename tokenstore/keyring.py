@@ -1,0 +1,222 @@
+"""Keys, and the sealing of values with them.
+
+A sealed value is one self-describing byte string::
+
+    offset  bytes     content
+    0       1         format version, 0x01
+    1       1         n, the length of the key id (1 to 32)
+    2       n         key id, ASCII
+    2+n     12        nonce, random
+    14+n    m + 16    AES-256-GCM-SIV (RFC 8452) ciphertext and tag
+
+The associated data binds the value to its place: the first 2+n bytes above, then provider, user id and field name, each
+UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column does not open.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+from tokenstore.errors import ConfigurationError, TamperedError, UnknownKeyError
+from tokenstore.records import TokenKey
+
+__all__ = ["KEYS_VARIABLE", "Keyring", "generate_key"]
+
+KEYS_VARIABLE: Final = "TOKENSTORE_KEYS"
+"""The environment variable that :meth:`Keyring.from_env` reads unless told otherwise."""
+
+_FORMAT: Final = 1
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)
+
+
+def generate_key(name: str = "k1") -> str:
+    """Make one random key as an entry for ``TOKENSTORE_KEYS`` or a key file: ``name:base64url``.
+
+    Args:
+        name: 1 to 32 of ``A-Z a-z 0-9 . _ -``; it is stored in clear beside every value that the key seals.
+
+    Raises:
+        ConfigurationError: The name is not acceptable.
+    """
+    _check_name(name)
+    return f"{name}:{base64.urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES)).decode()}"
+
+
+class Keyring:
+    """Named 256-bit keys: the first one seals, all of them open.
+
+    To change the key, put a new one in front; drop the old one once ``tokenstore list`` shows no row under its name.
+
+    Args:
+        keys: Key names with their 32 bytes each, in order.
+
+    Raises:
+        ConfigurationError: No key, a name or length that is not acceptable, a name twice, or one key under two names.
+    """
+
+    __slots__ = ("_ciphers", "_header", "_primary")
+
+    def __init__(self, keys: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
+        pairs = list(keys.items() if isinstance(keys, Mapping) else keys)
+        if not pairs:
+            raise ConfigurationError(f"the keyring is empty; make a key with `tokenstore keygen` and set {KEYS_VARIABLE}")
+        self._ciphers: dict[str, AESGCMSIV] = {}
+        seen: dict[bytes, str] = {}
+        for name, key in pairs:
+            _check_name(name)
+            if not isinstance(key, bytes | bytearray) or len(key) != _KEY_BYTES:
+                raise ConfigurationError(f"key {name!r} must be {_KEY_BYTES} bytes long")
+            if name in self._ciphers:
+                raise ConfigurationError(f"key {name!r} stands in the keyring twice")
+            if (twin := seen.setdefault(bytes(key), name)) != name:
+                raise ConfigurationError(f"keys {twin!r} and {name!r} are the same key under two names")
+            try:
+                self._ciphers[name] = AESGCMSIV(key)
+            except UnsupportedAlgorithm:
+                raise ConfigurationError(
+                    "this build of cryptography has no AES-GCM-SIV (OpenSSL 3.2 or later is needed); "
+                    "install cryptography's own wheel from PyPI"
+                ) from None
+        self._primary: str = pairs[0][0]
+        self._header = bytes((_FORMAT, len(self._primary))) + self._primary.encode("ascii")
+
+    @classmethod
+    def from_string(cls, text: str, *, source: str = "the key text") -> Keyring:
+        """Read entries ``name:base64url``, separated by commas or line ends; ``#`` starts a comment line.
+
+        Args:
+            text: The entries; the first one seals.
+            source: What to call the text in an error.
+
+        Raises:
+            ConfigurationError: An entry is malformed. Its message names the entry by position, never by content.
+        """
+        pairs = []
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+        entries = [entry.strip() for line in lines for entry in line.split(",")]
+        for position, entry in enumerate(filter(None, entries), start=1):
+            name, colon, encoded = entry.partition(":")
+            if not colon or not _NAME.fullmatch(name):
+                raise ConfigurationError(f"entry {position} of {source} is not of the form name:base64url")
+            pairs.append((name, _decode_key(name, encoded, source)))
+        if not pairs:
+            raise ConfigurationError(f"{source} holds no key; `tokenstore keygen` prints one")
+        return cls(pairs)
+
+    @classmethod
+    def from_env(cls, variable: str = KEYS_VARIABLE) -> Keyring:
+        """Read the keys from an environment variable.
+
+        Raises:
+            ConfigurationError: It is unset or malformed. No key is ever made silently.
+        """
+        text = os.environ.get(variable)
+        if not text:
+            raise ConfigurationError(
+                f"{variable} is not set; `tokenstore keygen` prints a value for it (name:base64url), "
+                "or pass keyring=Keyring(...)"
+            )
+        return cls.from_string(text, source=variable)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
+        """Read the keys from a file, one entry a line.
+
+        Raises:
+            ConfigurationError: It cannot be read or is malformed.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigurationError(f"the key file {os.fspath(path)!r} cannot be read: {reason}") from None
+        return cls.from_string(text, source=f"the key file {os.fspath(path)!r}")
+
+    @property
+    def primary(self) -> str:
+        """The name of the key that seals."""
+        return self._primary
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every key's name, the sealing one first."""
+        return tuple(self._ciphers)
+
+    def __repr__(self) -> str:
+        return f"<Keyring {', '.join(self._ciphers)}>"
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("a Keyring cannot be pickled or copied; build it anew from its source")
+
+    def seal(self, key: TokenKey, field: str, plaintext: str) -> bytes:
+        """Encrypt one field of one row with the primary key."""
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._ciphers[self._primary].encrypt(nonce, plaintext.encode(), _associated(self._header, key, field))
+        return self._header + nonce + sealed
+
+    def open(self, key: TokenKey, field: str, sealed: bytes) -> str:
+        """Decrypt one field of one row.
+
+        Raises:
+            UnknownKeyError: It was sealed with a key that is not in this keyring.
+            TamperedError: It does not open here.
+        """
+        head = 2 + (sealed[1] if len(sealed) > 1 else 0)
+        if head == 2 or sealed[0] != _FORMAT or len(sealed) <= head + _NONCE_BYTES + _TAG_BYTES:
+            raise TamperedError(f"{field} of {key} is not a sealed value: truncated, or of an unknown format")
+        header = bytes(sealed[:head])
+        name = header[2:].decode("ascii", "replace")
+        cipher = self._ciphers.get(name)
+        if cipher is None:
+            if not _NAME.fullmatch(name):
+                raise TamperedError(f"{field} of {key} is not a sealed value: its key id is malformed")
+            raise UnknownKeyError(
+                f"{field} of {key} is sealed with key {name!r}, which is not in the keyring ({', '.join(self.names)}); "
+                f"add that key back after the first one",
+                key_id=name,
+            )
+        nonce, body = sealed[head : head + _NONCE_BYTES], sealed[head + _NONCE_BYTES :]
+        try:
+            return cipher.decrypt(nonce, body, _associated(header, key, field)).decode()
+        except InvalidTag:
+            raise TamperedError(
+                f"{field} of {key} does not open with key {name!r}: it was altered or moved, "
+                f"or another key had that name when it was sealed"
+            ) from None
+
+
+def _associated(header: bytes, key: TokenKey, field: str) -> bytes:
+    parts = [header]
+    for text in (key.provider, key.user_id, field):
+        data = text.encode()
+        parts += (len(data).to_bytes(2, "big"), data)
+    return b"".join(parts)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError("a key's name must be 1 to 32 of A-Z a-z 0-9 . _ -")
+
+
+def _decode_key(name: str, encoded: str, source: str) -> bytes:
+    try:
+        # Padding is optional, as RFC 7515 writes base64url; everything else must be exact.
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigurationError(f"key {name!r} of {source} is not base64url") from None
+    if len(key) != _KEY_BYTES:
+        raise ConfigurationError(f"key {name!r} of {source} has {len(key)} bytes; {_KEY_BYTES} are needed")
+    return key

@@ -1,0 +1,78 @@
+"""The options of a backend, given by keyword or in a URL's query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.records import seconds
+
+__all__ = ["OptionParser", "identifier", "positive_int", "positive_seconds", "read_options", "switch"]
+
+OptionParser = Callable[[str, object], object]
+"""Turns a keyword's value, or a URL's text, into the option's value; raises InvalidInputError."""
+
+
+def read_options(
+    backend: str, parsers: Mapping[str, OptionParser], query: Mapping[str, object], keywords: Mapping[str, object]
+) -> dict[str, object]:
+    """Merge a URL's query with keyword options.
+
+    Args:
+        backend: What to call the backend in an error.
+        parsers: The known options.
+        query: Options from the URL, as text.
+        keywords: Options from the call.
+
+    Raises:
+        ConfigurationError: An option is unknown, given twice, or has an unacceptable value.
+    """
+    if unknown := sorted((query.keys() | keywords.keys()) - parsers.keys()):
+        raise ConfigurationError(
+            f"unknown option{'s'[: len(unknown) > 1]} {', '.join(unknown)}; {backend} knows {', '.join(sorted(parsers))}"
+        )
+    if twice := sorted(query.keys() & keywords.keys()):
+        raise ConfigurationError(f"{', '.join(twice)} given both in the URL and by keyword; leave one out")
+    try:
+        return {name: parsers[name](name, value) for name, value in (*query.items(), *keywords.items())}
+    except InvalidInputError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def positive_seconds(name: str, value: object) -> float:
+    """A duration in seconds, more than zero."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InvalidInputError(f"{name} must be a number of seconds") from None
+    return seconds(name, value, positive=True)
+
+
+def positive_int(name: str, value: object) -> int:
+    """A whole number of at least one."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**9:
+        raise InvalidInputError(f"{name} must be a whole number of at least 1")
+    return value
+
+
+def identifier(name: str, value: object) -> str:
+    """A table's or schema's name: ASCII letters, digits and underscores, at most 48 of them.
+
+    The limit leaves room for the index's name within PostgreSQL's 63 bytes.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", value, re.ASCII):
+        raise InvalidInputError(f"{name} must be an identifier of at most 48 ASCII letters, digits and underscores")
+    return value
+
+
+def switch(name: str, value: object) -> bool:
+    """Yes or no; in a URL ``true`` or ``false``."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in ("true", "false"):
+        return value == "true"
+    raise InvalidInputError(f"{name} must be true or false")

@@ -1,0 +1,164 @@
+"""What a storage backend must do: signatures and docstrings alone.
+
+A backend sees sealed bytes; keys and plaintext stay in the core. Every method is one short operation that holds no
+connection after it returns; only :meth:`SupportsRowLocks.transaction` spans several. Arguments have been checked by
+:mod:`tokenstore.records` before they arrive. Errors are those of :mod:`tokenstore.errors`; a driver's own never
+escape.
+
+:mod:`tokenstore.testing` has the conformance tests: a subclass of five lines runs them on any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+
+__all__ = ["Backend", "BackendFactory", "BackendTransaction", "SupportsRowLocks"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Storage with compare-and-set on each row's generation.
+
+    A row's *generation* names one version of its tokens. It changes with every write of tokens and with nothing else,
+    and no number comes back after the row was deleted (:func:`tokenstore.records.new_generation` starts a new row).
+
+    A row's *lease* says who is refreshing it. It is granted, and expires, on the database's own clock, read after any
+    wait for a lock. The holder's name must be unique to each claim.
+    """
+
+    async def setup(self) -> None:
+        """Create what is missing, in an idempotent way; safe to run from many processes at once."""
+
+    async def aclose(self) -> None:
+        """Close what this backend opened, and nothing that it was given. Idempotent."""
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        """Read rows, each whole (never a mixture of two writes), without waiting for a lock.
+
+        Returns:
+            One element for each key, in order; None where there is no row. A key may stand there twice.
+        """
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        """Insert or replace rows, all or none, each atomically.
+
+        A row that exists gets the next generation (plus one) and loses its lease and failure; its ``created_at`` stays.
+        """
+
+    async def delete(self, key: TokenKey) -> bool:
+        """Delete a row with whatever lease it has. Returns whether there was one."""
+
+    async def scan(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> list[ScannedRow]:
+        """Read one page of rows in ascending order of (provider, user_id), compared as UTF-8 bytes.
+
+        Args:
+            provider: Only this provider's rows.
+            user_id: Only this user's rows.
+            after: Only rows after this key; it need not exist.
+            limit: The most rows to return; fewer mean that the end was reached.
+        """
+
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        """Take the lease of a row for ``duration`` seconds.
+
+        Granted if and only if the row has this generation, no lease that is still live, and no failure that still
+        holds. One statement; of many claims at once, one is granted.
+
+        Returns:
+            Whether it was granted.
+        """
+
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        """Write new tokens and end the lease, if the row still has this generation and holder.
+
+        An expired lease that nobody took over still counts: the tokens may be the only copy. The row gets the next
+        generation and loses lease and failure.
+
+        Returns:
+            Whether the tokens were written.
+        """
+
+    async def release_lease(
+        self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
+    ) -> bool:
+        """End the lease without new tokens, if the row still has this generation and holder.
+
+        Args:
+            key: The row.
+            generation: Its generation when the lease was claimed.
+            holder: Who claimed it.
+            failure: What to tell later callers of this generation, in place of what was there; None: nothing.
+
+        Returns:
+            Whether the lease was this holder's and has been ended.
+        """
+
+    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
+        """Replace the sealed values by the same plaintext sealed anew, if the row still has this generation.
+
+        Changes the sealed fields and ``key_id`` alone: no generation, lease, failure or time.
+
+        Returns:
+            Whether the row was rewrapped.
+        """
+
+
+@runtime_checkable
+class BackendTransaction(Protocol):
+    """The rows as one open transaction sees and changes them, at the isolation level READ COMMITTED."""
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        """As :meth:`Backend.get`; sees this transaction's own writes."""
+
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        """Take the row's lock, held until the transaction ends, and read the row as it then is.
+
+        Waits for another holder, and then sees what that one stored. Without a row nothing need be locked.
+
+        Raises:
+            LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
+        """
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        """As :meth:`Backend.put`."""
+
+    async def delete(self, key: TokenKey) -> bool:
+        """As :meth:`Backend.delete`."""
+
+
+@runtime_checkable
+class SupportsRowLocks(Protocol):
+    """The ability behind ``for_update=True``. A backend without it is whole otherwise."""
+
+    def transaction(self) -> AbstractAsyncContextManager[BackendTransaction]:
+        """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
+
+        Nothing is taken from a pool before the first call inside, and nothing is left open, locked or altered after
+        the block, however it ends.
+        """
+
+
+class BackendFactory(Protocol):
+    """What the registry, or an entry point of the group ``tokenstore.backends``, names: usually a backend's class."""
+
+    def from_url(self, url: str, options: Mapping[str, object]) -> Backend:
+        """Make a backend without connecting yet.
+
+        Args:
+            url: The whole URL as the user gave it, scheme and query included.
+            options: Keyword options; :func:`tokenstore.options.read_options` merges them with the URL's query.
+
+        Raises:
+            ConfigurationError: The URL or an option is not acceptable, or a driver is missing.
+        """

@@ -1,0 +1,102 @@
+"""From a URL, an engine or a session to the backend that serves it.
+
+This table of lazy built-ins is the only place where the core names a backend. It wins over entry points of the group
+``tokenstore.backends`` (name: the URL's scheme; value: ``module:Class``, see
+:class:`tokenstore.protocol.BackendFactory`), so that no installed package can shadow a store of secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from tokenstore.errors import ConfigurationError, UnknownBackendError
+from tokenstore.protocol import Backend, BackendFactory
+
+__all__ = ["ENTRY_POINT_GROUP", "backend_for_engine", "backend_for_session", "backend_for_url", "redact_url", "schemes"]
+
+ENTRY_POINT_GROUP: Final = "tokenstore.backends"
+
+_SQLITE: Final = "tokenstore_sql.sqlite:SQLiteBackend"
+_POSTGRES: Final = "tokenstore_sql.postgres:PostgresBackend"
+_MYSQL: Final = "tokenstore_sql.mysql:MySQLBackend"
+_BUILT_IN: Final[Mapping[str, str]] = {
+    "memory": "tokenstore_memory:MemoryBackend",
+    "sqlite": _SQLITE,
+    "sqlite+aiosqlite": _SQLITE,
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "postgresql+asyncpg": _POSTGRES,
+    "postgresql+psycopg": _POSTGRES,
+    "mysql": _MYSQL,
+    "mysql+aiomysql": _MYSQL,
+    "mysql+asyncmy": _MYSQL,
+    "mariadb": _MYSQL,
+    "mariadb+aiomysql": _MYSQL,
+    "mariadb+asyncmy": _MYSQL,
+}
+_ENGINE: Final = "tokenstore_sql.base:backend_for_engine"
+_SESSION: Final = "tokenstore_sql.session:SessionBackend"
+
+
+def schemes() -> list[str]:
+    """Every URL scheme that :func:`tokenstore.open_store` takes, sorted."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def backend_for_url(url: str, options: Mapping[str, object]) -> Backend:
+    """Make the backend that the URL's scheme names; nothing is connected yet.
+
+    Raises:
+        UnknownBackendError: No backend has this scheme.
+        ConfigurationError: The URL or an option is not acceptable, or a driver is missing.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme, re.ASCII):
+        # The text is not shown: what is no URL may still hold a password.
+        raise ConfigurationError(f"not a URL of the form scheme://…; known schemes: {', '.join(schemes())}")
+    scheme = scheme.lower()
+    if target := _BUILT_IN.get(scheme):
+        factory = _load(target)
+    else:
+        points = list(entry_points(group=ENTRY_POINT_GROUP, name=scheme))
+        if not points:
+            raise UnknownBackendError(f"no backend for {scheme}://; known schemes: {', '.join(schemes())}")
+        if len({point.value for point in points}) > 1:
+            owners = ", ".join(sorted(point.value for point in points))
+            raise ConfigurationError(f"several installed packages claim {scheme}://: {owners}; uninstall all but one")
+        factory = points[0].load()
+    return cast(BackendFactory, factory).from_url(url, options)
+
+
+def backend_for_engine(engine: object, options: Mapping[str, object]) -> Backend:
+    """Wrap a SQLAlchemy ``AsyncEngine``, which stays its owner's to dispose of."""
+    return cast(Backend, _load(_ENGINE)(engine, options))
+
+
+def backend_for_session(session: object, options: Mapping[str, object]) -> Backend:
+    """Wrap a borrowed SQLAlchemy ``AsyncSession``."""
+    return cast(Backend, _load(_SESSION)(session, options))
+
+
+def redact_url(url: str) -> str:
+    """The URL without its password and without its query's values, for messages and logs."""
+    try:
+        parts = urlsplit(url)
+        if not parts.scheme:
+            return "<unreadable URL>"
+        host = parts.netloc.rpartition("@")[2]
+        user = f"{parts.username}:***@" if parts.password is not None else f"{parts.username}@" if parts.username else ""
+        query = "?" + re.sub(r"=[^&]*", "=***", parts.query) if parts.query else ""
+        return f"{parts.scheme}://{user}{host}{parts.path}{query}"
+    except ValueError:
+        return "<unreadable URL>"
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
