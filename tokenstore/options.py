@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.records import seconds
 
-__all__ = ["OptionParser", "identifier", "positive_int", "positive_seconds", "read_options", "switch"]
+__all__ = ["OptionParser", "identifier", "positive_int", "positive_seconds", "read_options", "switch", "text"]
 
 OptionParser = Callable[[str, object], object]
 """Turns a keyword's value, or a URL's text, into the option's value; raises InvalidInputError."""
@@ -76,3 +76,10 @@ def switch(name: str, value: object) -> bool:
     if isinstance(value, str) and value in ("true", "false"):
         return value == "true"
     raise InvalidInputError(f"{name} must be true or false")
+
+
+def text(name: str, value: object) -> str:
+    """Any text."""
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} must be a str")
+    return value

@@ -1,9 +1,9 @@
-"""A strict OAuth 2.0 token endpoint on loopback, for tests, demos and drills.
+"""A strict OAuth 2.0 token endpoint on loopback, for tests and demos.
 
-:class:`StrictRotatingProvider` serves real HTTP from a background thread and treats refresh tokens
-the way the strictest providers do (RFC 6749 section 6, RFC 9700 section 4.14): each one works once,
-and presenting a used one revokes its whole grant. A token store with a race in it does not survive
-it; one without never notices. It can also be slow, down, paused, or cut off mid-answer::
+:class:`StrictRotatingProvider` serves real HTTP from a background thread and treats refresh tokens the way the
+strictest providers do (RFC 6749 section 6, RFC 9700 section 4.14): each one works once, and presenting a used one
+revokes its whole grant. A token store with a race in it loses its grants here; one without never notices. The provider
+can also be slow, be down, hold its answers back or hang up instead::
 
     with StrictRotatingProvider(access_token_lifetime=60) as provider:
         tokens = provider.new_grant("alice")
@@ -38,6 +38,8 @@ from email.utils import formatdate
 from http.client import responses
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, quote_plus, unquote_plus
+
+from tokenstore.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -142,24 +144,23 @@ class _HttpError(Exception):
 class StrictRotatingProvider:
     """A token endpoint on ``127.0.0.1`` that rotates refresh tokens and detects their reuse.
 
-    A context manager (or :meth:`start` and :meth:`stop`); started again it keeps its port and its
-    grants. Thread-safe. Every setting but ``port`` and ``clock`` is an attribute that may be
-    changed while the provider runs. Nothing is logged, and no token shows in a ``repr``.
+    A context manager (or :meth:`start` and :meth:`stop`); started again it keeps its port and its grants. Thread-safe.
+    Every setting but ``port`` and ``clock`` is an attribute that may be changed while the provider runs. Nothing is
+    logged, and no token shows in a ``repr``.
 
-    :param client_id: The one client that may refresh; default ``"demo-client"``.
-    :param client_secret: Its secret, sent as HTTP Basic or in the body (RFC 6749 section 2.3.1).
-    :param access_token_lifetime: Seconds an access token lives; default 3600. A refresh ends the
-        life of the previous one.
-    :param refresh_token_lifetime: Seconds each refresh token lives, told to the client as
-        ``refresh_token_expires_in``; default ``None``: until it is used.
-    :param latency: Seconds between a token request taking effect (its refresh token is consumed)
-        and the answer; default 0.
-    :param rotate: Whether a refresh issues a new refresh token; default ``True``. Otherwise the
-        answer names none and the old one stays good, as with several large providers.
-    :param grace: Seconds during which the refresh token used last gets its successor once more
-        instead of revoking the grant, if that one is still unused; default 0: strict.
-    :param port: Port to listen on; default 0: a free one.
-    :param clock: Seconds since the epoch, for all lifetimes; default :func:`time.time`.
+    Args:
+        client_id: The one client that may refresh.
+        client_secret: Its secret, sent as HTTP Basic or in the body (RFC 6749 section 2.3.1).
+        access_token_lifetime: Seconds an access token lives, unless a refresh replaces it sooner. Default: an hour.
+        refresh_token_lifetime: Seconds a refresh token lives, told to the client as ``refresh_token_expires_in``.
+            Default: until it is used.
+        latency: Seconds between a token request taking effect (its refresh token is consumed) and the answer.
+        rotate: Whether a refresh issues a new refresh token. Otherwise the answer names none and the old one stays
+            good, as with several large providers.
+        grace: Seconds during which the refresh token used last gets its successor once more instead of revoking the
+            grant, as long as that successor is unused. Default: none, which is strict.
+        port: The port to listen on. Default: a free one.
+        clock: Seconds since the epoch, for all lifetimes.
     """
 
     def __init__(
@@ -312,8 +313,8 @@ class StrictRotatingProvider:
 
         From a coroutine: ``await asyncio.to_thread(provider.wait_for_requests, n)``.
 
-        :param timeout: Seconds; default 10.
-        :raises TimeoutError: When fewer came in time.
+        Raises:
+            TimeoutError: Fewer came within ``timeout`` seconds.
         """
         with self._state:
             if not self._state.wait_for(lambda: self._requests >= n, timeout):
@@ -605,15 +606,22 @@ async def refresh_over_http(
 
     Ignores proxy settings, as they would divert loopback traffic, and follows no redirect.
 
-    :param timeout: Seconds for each network operation; default 10.
-    :raises ProviderError: When the endpoint refuses or its answer is not a token response.
-    :raises httpx.TransportError: When there is no answer.
-    :raises ImportError: When httpx is not installed.
+    Args:
+        token_url: The token endpoint.
+        refresh_token: Consumed by a rotating provider, even if its answer is lost.
+        client_id: Sent with the secret as HTTP Basic.
+        client_secret: The client's secret.
+        timeout: Seconds for each network operation.
+
+    Raises:
+        ProviderError: The endpoint refused, or its answer is no token response.
+        MissingDependencyError: httpx is not installed.
+        httpx.TransportError: There was no answer.
     """
     try:
-        import httpx
+        import httpx  # here, as the server does without
     except ImportError as exc:
-        raise ImportError("refreshing needs httpx: pip install 'tokenstore[cli]'") from exc
+        raise MissingDependencyError("refresh_over_http needs httpx: pip install 'tokenstore[cli]'") from exc
     async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
         answer = await client.post(
             token_url,

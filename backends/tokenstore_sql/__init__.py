@@ -1,0 +1,5 @@
+"""PostgreSQL, MySQL/MariaDB and SQLite backends over one schema, through SQLAlchemy Core."""
+
+from tokenstore_sql.schema import metadata, token_table
+
+__all__ = ["metadata", "token_table"]

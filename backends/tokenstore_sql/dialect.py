@@ -1,0 +1,128 @@
+"""What differs between the databases, as methods that sqlite.py, postgres.py and mysql.py override."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import ColumnElement, Select, Table
+from sqlalchemy.dialects.mysql import Insert as MySQLInsert
+from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
+from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tokenstore.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConflictError,
+    LockTimeoutError,
+    TableMissingError,
+)
+from tokenstore.records import TokenKey
+
+if TYPE_CHECKING:
+    from tokenstore_sql.rows import Rows
+
+__all__ = ["Dialect", "Upsert"]
+
+Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
+
+
+class Dialect(ABC):
+    """One database's ways.
+
+    Args:
+        lock_timeout: The longest wait for a lock, in seconds.
+    """
+
+    isolation_level: ClassVar[str]
+    """The level of a transaction that takes locks."""
+
+    error_classes: ClassVar[Mapping[str, type[BackendError]]]
+    """From the database's own codes to ours; a code's beginning may stand for a whole class of codes."""
+
+    def __init__(self, lock_timeout: float) -> None:
+        self.lock_timeout = lock_timeout
+
+    # Statements
+
+    @abstractmethod
+    def now(self) -> ColumnElement[int]:
+        """Microseconds since the epoch on the database's clock, which goes on while a statement waits for a lock."""
+
+    @abstractmethod
+    def upsert(
+        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
+    ) -> Upsert:
+        """An atomic insert that, where the row exists, sets ``replaced`` to the new values and ``also`` as given."""
+
+    def for_update(self, query: Select[Any]) -> Select[Any]:
+        """Add the row lock."""
+        return query.with_for_update()
+
+    # Sessions
+
+    @asynccontextmanager
+    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+        """Around a statement that may wait for a lock: bounds the wait, and leaves the connection's settings as found."""
+        yield
+
+    @asynccontextmanager
+    async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """Around the creation of the table: one process at a time."""
+        yield
+
+    def queue_key(self, key: TokenKey) -> Hashable:
+        """What tasks of one process queue for before they take a connection to wait for a lock: the row."""
+        return key
+
+    async def holds_locks(self, connection: AsyncConnection) -> bool:
+        """Whether a lock outlives its statement on this connection: not in the driver's autocommit mode."""
+        raw = await connection.get_raw_connection()
+        dbapi_connection = raw.dbapi_connection
+        assert dbapi_connection is not None  # it was just checked out
+        return not connection.dialect.detect_autocommit_setting(dbapi_connection)
+
+    async def check(self, connection: AsyncConnection) -> None:
+        """Refuse a database that cannot serve as a store, before it is set up."""
+
+    def abandon(self, connection: AsyncConnection) -> None:
+        """After a cancelled statement: see to it that the server does not go on with it."""
+
+    # Errors
+
+    driver_error_names: ClassVar[Sequence[str]]
+    """The base classes of the drivers' exceptions, which SQLAlchemy lets through when a connection is made."""
+
+    def driver_errors(self) -> tuple[type[Exception], ...]:
+        """Those of the drivers that are loaded; another one has raised nothing."""
+        found = (name.rpartition(".") for name in self.driver_error_names)
+        return tuple(getattr(sys.modules[module], name) for module, _, name in found if module in sys.modules)
+
+    @abstractmethod
+    def error_code(self, error: BaseException) -> str | None:
+        """The SQLSTATE, errno or result code of a driver's exception; None where it carries none."""
+
+    def error_text(self, error: BaseException, code: str) -> str:
+        """The server's own words, where they cannot hold a row's data."""
+        return ""
+
+    def classify(self, error: BaseException) -> tuple[type[BackendError], str | None]:
+        """The error class for a driver's exception, most specific code first."""
+        code = self.error_code(error)
+        for length in range(len(code or ""), 0, -1):
+            if found := self.error_classes.get(str(code)[:length]):
+                return found, code
+        return BackendError, code
+
+
+EXPLANATIONS: Mapping[type[BackendError], str] = {
+    BackendError: "the database refused the statement",
+    TableMissingError: "the token table does not exist: create it with `await store.setup()` or `tokenstore init`",
+    LockTimeoutError: "the lock was not free in time: somebody holds the row; repeat the call",
+    ConflictError: "a concurrent transaction won: repeat this one from its start",
+    BackendUnavailableError: "the database cannot be reached, or went away, or accepts no writes",
+}

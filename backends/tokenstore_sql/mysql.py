@@ -1,0 +1,178 @@
+"""MySQL and MariaDB, through aiomysql or asyncmy."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+from sqlalchemy import URL, BigInteger, ColumnElement, Table, cast, event, func, literal_column, text as sql
+from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from tokenstore.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConfigurationError,
+    ConflictError,
+    LockTimeoutError,
+    TableMissingError,
+)
+from tokenstore.options import OptionParser, positive_seconds, switch, text
+from tokenstore_sql.base import SQLBackend, pool_arguments
+from tokenstore_sql.dialect import Dialect, Upsert
+from tokenstore_sql.rows import Rows
+
+__all__ = ["MySQLBackend", "MySQLDialect"]
+
+_WAIT = "innodb_lock_wait_timeout"
+
+
+class MySQLDialect(Dialect):
+    """The ways of MySQL and MariaDB."""
+
+    # At REPEATABLE READ, locking a row that does not exist takes a gap lock: two first inserts dead-lock.
+    isolation_level = "READ COMMITTED"
+    driver_error_names = ("pymysql.err.Error", "asyncmy.errors.Error")
+    error_classes: ClassVar[Mapping[str, type[BackendError]]] = {
+        "1146": TableMissingError,
+        "1205": LockTimeoutError,
+        "3572": LockTimeoutError,
+        "1213": ConflictError,
+        "1020": ConflictError,  # MariaDB since 11.6.2: the row changed since this snapshot
+        "1290": BackendUnavailableError,
+        "1792": BackendUnavailableError,
+        "1836": BackendUnavailableError,
+        "1040": BackendUnavailableError,
+        "1044": BackendUnavailableError,
+        "1045": BackendUnavailableError,
+        "1049": BackendUnavailableError,
+        "1053": BackendUnavailableError,
+        "1152": BackendUnavailableError,
+        "1184": BackendUnavailableError,
+        "1203": BackendUnavailableError,
+        "1317": BackendUnavailableError,
+        "1927": BackendUnavailableError,
+        "2002": BackendUnavailableError,
+        "2003": BackendUnavailableError,
+        "2006": BackendUnavailableError,
+        "2013": BackendUnavailableError,
+        "2014": BackendUnavailableError,
+        "2055": BackendUnavailableError,
+        "4031": BackendUnavailableError,
+    }
+
+    def now(self) -> ColumnElement[int]:
+        # UTC_TIMESTAMP stands still while a statement waits for a lock; SYSDATE goes on, but in the session's time
+        # zone. So: the one, plus how far the other is ahead of NOW.
+        since_epoch, waited = (
+            func.timestampdiff(literal_column("MICROSECOND"), start, end)
+            for start, end in (
+                (literal_column("TIMESTAMP'1970-01-01 00:00:00'"), func.utc_timestamp(literal_column("6"))),
+                (func.now(literal_column("6")), func.sysdate(literal_column("6"))),
+            )
+        )
+        return cast(since_epoch + waited, BigInteger)
+
+    def upsert(
+        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
+    ) -> Upsert:
+        statement = insert(table).values(**values)
+        return statement.on_duplicate_key_update({**{name: statement.inserted[name] for name in replaced}, **also})
+
+    @asynccontextmanager
+    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+        # Connections of our own got the setting when they were made.
+        if not rows.borrowed:
+            yield
+            return
+        connection = rows.connection
+        found = (await connection.execute(sql(f"SELECT @@SESSION.{_WAIT}"))).scalar_one()
+        await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": self._whole_seconds()})
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": found})
+
+    @asynccontextmanager
+    async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        granted = await connection.execute(sql("SELECT GET_LOCK('tokenstore.setup', :seconds)"), {"seconds": 60})
+        if granted.scalar_one() != 1:
+            raise LockTimeoutError("another process has been setting up a token table for 60 s")
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                await connection.execute(sql("SELECT RELEASE_LOCK('tokenstore.setup')"))
+
+    def error_code(self, error: BaseException) -> str | None:
+        number = error.args[0] if error.args else None
+        return str(number) if isinstance(number, int) else None
+
+    def error_text(self, error: BaseException, code: str) -> str:
+        # Access, names and the server's state; other messages can quote a value.
+        quotable = self.error_classes.get(code) is not None or code in ("1142", "1143", "1227")
+        return str(error.args[1]) if quotable and len(error.args) > 1 else ""
+
+    def _whole_seconds(self) -> int:
+        return max(1, math.ceil(self.lock_timeout))
+
+
+class MySQLBackend(SQLBackend):
+    """``mysql://user:password@host:3306/database``, also ``mariadb://``, ``+aiomysql`` and ``+asyncmy``."""
+
+    dialect_class = MySQLDialect
+    drivers: ClassVar[Mapping[str, str]] = {
+        "mysql": "mysql+aiomysql",
+        "mysql+aiomysql": "mysql+aiomysql",
+        "mysql+asyncmy": "mysql+asyncmy",
+        "mariadb": "mysql+aiomysql",
+        "mariadb+aiomysql": "mysql+aiomysql",
+        "mariadb+asyncmy": "mysql+asyncmy",
+    }
+    extras: ClassVar[Mapping[str, str]] = {"mysql+aiomysql": "mysql", "mysql+asyncmy": "asyncmy"}
+    driver_options: ClassVar[Mapping[str, OptionParser]] = {
+        "connect_timeout": positive_seconds,
+        "ssl": switch,
+        "ssl_ca": text,
+        "ssl_cert": text,
+        "ssl_key": text,
+        "unix_socket": text,
+    }
+
+    @classmethod
+    def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
+        connect: dict[str, Any] = {
+            "charset": "utf8mb4",
+            "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        }
+        if "unix_socket" in options:
+            connect["unix_socket"] = options["unix_socket"]
+        if context := _tls(options):
+            connect["ssl"] = context
+        engine = create_async_engine(url, connect_args=connect, isolation_level="AUTOCOMMIT", **pool_arguments(options))
+        patience = max(1, math.ceil(cls.lock_timeout_of(options)))
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def bound_waits(dbapi_connection: Any, record: object) -> None:
+            cursor = dbapi_connection.cursor()
+            cursor.execute(f"SET SESSION {_WAIT} = {patience}")
+            cursor.close()
+
+        return engine
+
+
+def _tls(options: Mapping[str, Any]) -> ssl.SSLContext | None:
+    if not (options.get("ssl") or options.keys() & {"ssl_ca", "ssl_cert", "ssl_key"}):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca"))
+        if "ssl_cert" in options:
+            context.load_cert_chain(options["ssl_cert"], options.get("ssl_key"))
+    except OSError as error:
+        raise ConfigurationError(f"ssl_ca, ssl_cert or ssl_key cannot be loaded: {error.strerror or error}") from None
+    return context

@@ -1,0 +1,91 @@
+"""The one table, and the types that make its columns mean the same on every database.
+
+:data:`metadata` and :func:`token_table` are public for users of Alembic: add the table to your own ``MetaData`` with
+``token_table(my_metadata)`` and autogenerate sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
+from sqlalchemy.dialects import mysql, postgresql
+
+__all__ = ["DEFAULT_TABLE", "Utf8Binary", "exact_text", "metadata", "token_table"]
+
+DEFAULT_TABLE = "oauth_tokens"
+
+
+class Utf8Binary(TypeDecorator[str]):
+    """Text in a VARBINARY column: on MySQL and MariaDB the only type that compares byte for byte.
+
+    Their default collations hold 'Alice' = 'alice', 'é' = 'e' and 'bob' = 'bob '; ``utf8mb4_bin`` still pads blanks.
+    """
+
+    impl = mysql.VARBINARY
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else bytes(value).decode()
+
+
+def exact_text(size: int) -> Text:
+    """Text that equals itself alone and sorts by its UTF-8 bytes, on every database.
+
+    Args:
+        size: The most bytes; MySQL needs to know.
+    """
+    return (
+        Text()
+        .with_variant(postgresql.TEXT(collation="C"), "postgresql")
+        .with_variant(Utf8Binary(size), "mysql", "mariadb")
+    )
+
+
+# A STRICT table of SQLite knows INTEGER only; it has 64 bits there.
+_INT64 = BigInteger().with_variant(Integer(), "sqlite")
+# MySQL's BLOB ends at 64 KiB.
+_SEALED = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
+def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | None = None) -> Table:
+    """Add the token table to a ``MetaData``.
+
+    Args:
+        metadata: Where to add it.
+        name: The table's name.
+        schema: Its schema; on MySQL and MariaDB a database.
+    """
+    return Table(
+        name,
+        metadata,
+        Column("provider", exact_text(128), primary_key=True),
+        Column("user_id", exact_text(512), primary_key=True),
+        Column("access_token", _SEALED, nullable=False),
+        Column("refresh_token", _SEALED),
+        Column("extra", _SEALED),
+        Column("access_token_expires_at", _INT64, comment="microseconds since the epoch; null: never"),
+        Column("refresh_token_expires_at", _INT64, comment="microseconds since the epoch; null: never"),
+        Column("key_id", exact_text(32), nullable=False, comment="the key that sealed this row"),
+        Column("generation", _INT64, nullable=False, comment="changes with every write of tokens"),
+        Column("lease_holder", exact_text(64), comment="who is refreshing this row"),
+        Column("lease_expires_at", _INT64, comment="microseconds since the epoch, on the database's clock"),
+        Column("failure_code", exact_text(64), comment="why the last refresh of this generation failed"),
+        Column("retry_at", _INT64, comment="when to try again; null: not before new tokens"),
+        Column("created_at", _INT64, nullable=False),
+        Column("updated_at", _INT64, nullable=False),
+        Index(f"{name}_by_user", "user_id", "provider"),
+        schema=schema,
+        sqlite_strict=True,
+        mysql_engine="InnoDB",
+        mariadb_engine="InnoDB",
+    )
+
+
+metadata = MetaData()
+"""A ``MetaData`` that holds the table under its default name."""
+
+token_table(metadata)

@@ -1,0 +1,121 @@
+"""A backend over an application's own SQLAlchemy session."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import SessionTransaction
+
+from tokenstore.errors import ConfigurationError, UnsupportedOperationError
+from tokenstore.options import read_options
+from tokenstore.records import SealedRecord, TokenKey
+from tokenstore_sql.base import LOCK_TIMEOUT, TABLE_OPTIONS, SQLOperations, backend_class, finish
+from tokenstore_sql.failures import mapped
+from tokenstore_sql.rows import Rows
+
+__all__ = ["SessionBackend"]
+
+T = TypeVar("T")
+
+# In Session.info, which belongs to users of a session, so that every store on it sees it: the transaction that a call
+# of a store began.
+_BEGUN_HERE: Final = "tokenstore.transaction"
+
+
+class SessionBackend(SQLOperations):
+    """The rows as a borrowed session sees them.
+
+    In a transaction that the caller began, the store takes part and the caller commits. One that a call of the store
+    began is the store's: a write commits it, and so does a read without a lock, so that no connection stays checked
+    out; a lock keeps it open for the write that follows.
+
+    Args:
+        session: An ``AsyncSession`` or ``async_scoped_session``; its owner closes it.
+        options: ``table``, ``schema``, ``lock_timeout``.
+
+    Raises:
+        ConfigurationError: It is no such session, it is bound to no engine, or an option is not acceptable.
+        UnsupportedOperationError: Its database is none of ours.
+    """
+
+    def __init__(self, session: object, options: Mapping[str, object]) -> None:
+        if not isinstance(session, AsyncSession | async_scoped_session):
+            raise ConfigurationError(
+                f"db_session must be a SQLAlchemy AsyncSession, not {type(session).__name__}; open_store() takes engines and URLs"
+            )
+        values: dict[str, Any] = read_options("a store on a session", TABLE_OPTIONS, {}, options)
+        self._session = session
+        try:
+            name = session.get_bind().dialect.name
+        except UnboundExecutionError:
+            raise ConfigurationError("the session is bound to no engine") from None
+        dialect = backend_class(name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
+        super().__init__(dialect, **values)
+
+    def __repr__(self) -> str:
+        return f"<SessionBackend {self.table.fullname} in {type(self._session).__name__}>"
+
+    async def setup(self) -> None:
+        async def create(rows: Rows) -> None:
+            await self._create_table(rows.connection)
+
+        await self._run([], create, write=True)
+
+    async def aclose(self) -> None:
+        """Nothing: the session is its owner's."""
+
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        """Lock and read a row; the lock is held until the session's transaction ends."""
+
+        async def lock(rows: Rows) -> SealedRecord | None:
+            if not await self.dialect.holds_locks(rows.connection):
+                raise UnsupportedOperationError(
+                    "for_update=True on a session in autocommit mode: no lock would outlive its statement; "
+                    "let the session's engine, or its transaction, have the isolation level READ COMMITTED"
+                )
+            return await rows.lock(key)
+
+        return await self._run([key], lock, write=True, keep=True)
+
+    async def _run(
+        self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool, keep: bool = False
+    ) -> T:
+        session = self._session
+        begins = not session.in_transaction()
+        ours = begins or self._is_ours()
+
+        async def run() -> T:
+            options = {"isolation_level": self.dialect.isolation_level} if begins and write else {}
+            connection = await session.connection(execution_options=options)
+            if begins:
+                self._mark_ours()
+            rows = Rows(connection, self.statements, self.dialect, transactional=True, borrowed=True)
+            result = await operation(rows)
+            # A lock that found no row holds nothing that the caller could mean to keep.
+            if (ours and write and not keep) or (begins and (not keep or result is None)):
+                await finish(session.commit())
+            return result
+
+        about = str(keys[0]) if len(keys) == 1 else f"the table {self.table.fullname}"
+        try:
+            return await mapped(self.dialect, about, run)
+        except BaseException:
+            if ours and session.in_transaction():
+                await finish(session.rollback())
+            raise
+
+    def _transaction(self) -> SessionTransaction | None:
+        return self._session.sync_session.get_transaction()
+
+    def _mark_ours(self) -> None:
+        transaction = self._transaction()
+        assert transaction is not None  # session.connection() began it
+        self._session.info[_BEGUN_HERE] = weakref.ref(transaction)
+
+    def _is_ours(self) -> bool:
+        marked = self._session.info.get(_BEGUN_HERE)
+        return marked is not None and marked() is self._transaction() and not self._session.in_nested_transaction()

@@ -1,0 +1,79 @@
+"""A program that uses the installed package, as users' type checkers see it.
+
+It is checked, not run: by mypy and pyright, both at their strictest, from an environment that has the wheel.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+import tokenstore_sql
+from tokenstore import (
+    AuthTokenStore,
+    Keyring,
+    TokenEntry,
+    TokenRecord,
+    TokenStoreError,
+    Transaction,
+    generate_key,
+    open_store,
+)
+from tokenstore.protocol import Backend
+from tokenstore_memory import MemoryBackend
+
+assert_type(tokenstore_sql.__name__, str)
+
+
+async def borrowed(session: AsyncSession) -> None:
+    """The store on somebody else's session."""
+    store = AuthTokenStore(db_session=session)
+    await store.store_tokens(
+        provider="github",
+        user_id="user-123",
+        access_token="gho_abc",
+        refresh_token="ghr_xyz",
+        access_token_expires_at=datetime.now(UTC) + timedelta(hours=8),
+        refresh_token_expires_at=None,
+    )
+    record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
+    assert_type(record, TokenRecord | None)
+    if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
+        await store.store_tokens("github", "user-123", "gho_def", record["refresh_token"], None)
+
+
+async def owned(engine: AsyncEngine) -> None:
+    """The store on connections of its own."""
+    assert_type(open_store(engine), AuthTokenStore)
+    keyring = Keyring({"first": b"k" * 32})
+    assert_type(generate_key(), str)
+    async with open_store("sqlite:///tokens.db", keyring=keyring, lock_timeout=2.5) as store:
+        assert_type(store, AuthTokenStore)
+        await store.setup()
+        async with store.transaction() as tx:
+            assert_type(tx, Transaction)
+            assert_type(await tx.load_tokens("github", "u1", for_update=True), TokenRecord | None)
+        async for entry in store.list_tokens(user_id="u1"):
+            assert_type(entry, TokenEntry)
+            assert_type(entry["access_token_expires_at"], datetime | None)
+        assert_type(await store.delete_tokens("github", "u1"), bool)
+        try:
+            assert_type(await store.reseal_tokens("github", "u1"), bool)
+        except TokenStoreError as error:
+            assert_type(error, TokenStoreError)
+
+
+def validity(store: AuthTokenStore, kept: dict[str, Any], seen: Mapping[str, object]) -> bool:
+    """The checks take any mapping: a record, a plain dict, a row of another tool."""
+    return store.is_access_token_valid(kept, clock_skew_seconds=120) and store.is_refresh_token_valid(seen)
+
+
+def as_plain_dict(record: TokenRecord) -> dict[str, Any]:
+    """A record is a dict."""
+    return record
+
+
+def as_backend(backend: MemoryBackend) -> Backend:
+    """What ships satisfies the protocol that other backends are written to."""
+    return backend

@@ -1,0 +1,349 @@
+"""Was it as if one thing happened after the other? A linearizability checker for recorded histories of a store.
+
+Tasks, threads or processes record what they called, when it began and ended on one shared clock, and what they got
+back. :func:`check_history` looks, key by key, for an order that keeps every operation between its two times and in
+which a single row, used by one caller alone, would have answered the same. If there is none, the store has let a race
+show, and :class:`NotLinearizable` names it and draws it::
+
+    lost update of 'user-1': no order of these operations explains what they returned
+         0..1   setup   put 0
+         2..3   setup   get                                        -> 0 in generation 7
+         4..7   a       update of 0 in generation 7 to 1           -> done
+      >  5..8   b       update of 0 in generation 7 to 2           -> done
+    before the marked one returned, the row can only have been: 1 in generation 8
+
+The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's memory of where it has been
+("Testing for linearizability", 2017). Keys are independent (linearizability is local), which keeps it small.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+__all__ = ["Kind", "Mixture", "NotLinearizable", "Operation", "Row", "Version", "check_history"]
+
+Kind = Literal[
+    "lost update",  # a locked read saw what was no longer, or not yet, there
+    "stale read",  # so did a plain one
+    "mixed read",
+    "wrong generation",  # a write added none, or more than one, or a number came back
+    "wrong delete",  # it miscounted
+    "two live holders",
+    "wrong grant",  # of a generation that is gone, or in spite of a failure
+    "completion by a loser",
+    "release by a loser",
+    "wrong refusal",  # of a claim that was free, or of its holder
+]
+
+_MOST_LINES = 60
+
+
+class Version(NamedTuple):
+    """What a read returned.
+
+    Attributes:
+        value: What the write that made this version wrote; a :class:`Mixture` where the parts come from several.
+        generation: The row's generation; None: not looked at.
+    """
+
+    value: Hashable
+    generation: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.value) if self.generation is None else f"{self.value} in generation {self.generation}"
+
+
+class Mixture(NamedTuple):
+    """A value that no single write wrote: the parts disagree about who did."""
+
+    parts: tuple[Hashable, ...]
+
+    def __str__(self) -> str:
+        return f"a mixture of {', '.join(map(str, self.parts))}"
+
+
+class Row(NamedTuple):
+    """The one row of the sequential model.
+
+    Attributes:
+        value: What was written last.
+        generation: Its generation; None: not observed yet, any will do.
+        holder: Who holds, or held, its lease.
+        live: Whether the lease still excludes others; None: it may have expired.
+        failed: Whether a failure forbids further claims.
+    """
+
+    value: Hashable
+    generation: int | None = None
+    holder: str | None = None
+    live: bool | None = False
+    failed: bool = False
+
+    def __str__(self) -> str:
+        lease = {True: f", leased to {self.holder}", None: f", once leased to {self.holder}", False: ""}[self.live]
+        return f"{Version(self.value, self.generation)}{lease}{', failed' * self.failed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One call, and what came of it.
+
+    Attributes:
+        name: ``update`` is a whole transaction: a locking read, then a write or delete. If it found no row, record a
+            ``get`` and a ``put`` instead: where there is no row there is nothing to lock.
+        key: The row's identity.
+        by: Who called, for the reader.
+        invoked: When it began, on the history's clock.
+        returned: When it ended, or None: it was cancelled or failed, so that it may have taken effect at any time
+            after it began, or never. Such a read tells nothing; leave it out.
+        value: What ``put``, ``update`` or ``complete`` wrote, different for each write; None in ``update``: it deleted.
+        seen: What ``get`` or ``update`` read; None: no row.
+        generation: What ``claim``, ``complete`` and ``release`` compared with.
+        holder: Who claimed, completed or released.
+        ok: What ``delete``, ``claim``, ``complete`` and ``release`` returned.
+        lasting: ``claim``: the lease outlives the history; otherwise it may expire at any moment.
+        failed: ``release``: it left a failure behind that forbids claims of this generation.
+    """
+
+    name: Literal["get", "put", "delete", "update", "claim", "complete", "release"]
+    key: Hashable
+    by: str = ""
+    invoked: int
+    returned: int | None = None
+    value: Hashable = None
+    seen: Version | None = None
+    generation: int | None = None
+    holder: str | None = None
+    ok: bool | None = None
+    lasting: bool = True
+    failed: bool = False
+
+    def __str__(self) -> str:
+        what = {
+            "put": f" {self.value}",
+            "update": f" of {self.seen} {'away' if self.value is None else f'to {self.value}'}",
+            "claim": f" for {self.holder} on generation {self.generation}{'' if self.lasting else ', brief'}",
+            "complete": f" with {self.value} by {self.holder} on generation {self.generation}",
+            "release": f" by {self.holder} on generation {self.generation}{', failed' * self.failed}",
+        }.get(self.name, "")
+        if self.returned is None:
+            result = "outcome unknown"
+        elif self.name == "get":
+            result = "no row" if self.seen is None else str(self.seen)
+        else:
+            result = "done" if self.ok is None else str(self.ok)
+        return f"{self.name + what:<48} -> {result}"
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether it changes nothing but our knowledge: taking it as soon as it fits loses no order."""
+        return self.name == "get" or self.ok is False
+
+
+class NotLinearizable(AssertionError):
+    """No order of the operations explains what they returned.
+
+    Attributes:
+        kind: What it looks like from the operation that cannot be placed.
+        operations: The shortest failing part of the history.
+    """
+
+    def __init__(self, message: str, kind: Kind, operations: Sequence[Operation]) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.operations = operations
+
+
+def check_history(operations: Iterable[Operation]) -> None:
+    """Check that a history is linearizable, each key starting without a row.
+
+    Args:
+        operations: In any order. No two writes to a key may write the same value.
+
+    Raises:
+        NotLinearizable: It is not; the message shows the shortest failing part of it.
+    """
+    by_key: dict[Hashable, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        by_key[operation.key].append(operation)
+    for key, history in by_key.items():
+        values = [operation.value for operation in history if operation.value is not None]
+        if len(values) != len(set(values)):
+            raise ValueError(f"two writes to {key!r} wrote the same value, so that reads cannot tell them apart")
+        _check_generations(history)
+        if not _final_rows(history):
+            raise _explain(history)
+
+
+def _next(row: Row | None, operation: Operation) -> list[Row | None]:
+    """The sequential model: the states in which the operation may leave this row; none if its result is impossible."""
+    succeeds = operation.returned is None or operation.ok
+    match operation.name:
+        case "get":
+            return _read(row, operation.seen)
+        case "put":
+            return [_written(row, operation.value)]
+        case "delete":
+            return [None] if operation.returned is None or operation.ok == (row is not None) else []
+        case "update":
+            return [
+                None if operation.value is None else _written(found, operation.value)
+                for found in _read(row, operation.seen)
+            ]
+    # A generation that nobody has looked at may be the one compared with, or another.
+    same = row is not None and row.generation in {None, operation.generation}
+    certain = row is not None and row.generation == operation.generation
+    if operation.name == "claim":
+        if not succeeds:
+            return [] if row is not None and certain and row.live is False and not row.failed else [row]
+        if row is None or not same or row.live or row.failed:
+            return []
+        live = True if operation.lasting else None
+        return [row._replace(generation=operation.generation, holder=operation.holder, live=live)]
+    owned = row is not None and same and row.holder == operation.holder
+    if not succeeds:
+        return [] if owned and certain else [row]
+    if row is None or not owned:
+        return []
+    row = row._replace(generation=operation.generation)
+    if operation.name == "complete":
+        return [_written(row, operation.value)]
+    return [row._replace(holder=None, live=False, failed=operation.failed)]
+
+
+def _read(row: Row | None, seen: Version | None) -> list[Row | None]:
+    if row is None or seen is None:
+        return [None] if row is None and seen is None else []
+    if row.value != seen.value or (None not in (row.generation, seen.generation) and row.generation != seen.generation):
+        return []
+    return [row._replace(generation=row.generation if seen.generation is None else seen.generation)]
+
+
+def _written(row: Row | None, value: Hashable) -> Row:
+    return Row(value, None if row is None or row.generation is None else row.generation + 1)
+
+
+def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row | None]:
+    """The rows in which the orders that explain the history end: one of them, or every one; empty if there is none."""
+    known = sorted((op for op in history if op.returned is not None), key=lambda op: op.invoked)
+    unknown = [op for op in history if op.returned is None]
+    # What has been placed (a bit for each operation) and the row it leads to decide what can follow.
+    stack: list[tuple[int, int, Row | None]] = [(0, 0, None)]
+    visited = set(stack)
+    found: set[Row | None] = set()
+    while stack:
+        placed, effective, row = stack.pop()
+        first = (~placed & (placed + 1)).bit_length() - 1
+        # Next can come whatever began before the first of the unplaced ones ended.
+        window, deadline = [], None
+        for index in range(first, len(known)):
+            if deadline is not None and known[index].invoked > deadline:
+                break
+            if not placed >> index & 1:
+                window.append(index)
+                ended = known[index].returned
+                deadline = ended if deadline is None or ended is None else min(deadline, ended)
+        if not window:
+            found.add(row)
+            if not every:
+                break
+        following = [
+            (placed | 1 << index, effective, after)
+            for index in window
+            if known[index].is_pure
+            for after in _next(row, known[index])
+        ][:1]
+        if not following:
+            following = [
+                (placed, effective | 1 << index, after)
+                for index, op in enumerate(unknown)
+                if not effective >> index & 1 and (deadline is None or op.invoked <= deadline)
+                for after in _next(row, op)
+            ]
+            following += [
+                (placed | 1 << index, effective, after)
+                for index in reversed(window)
+                for after in _next(row, known[index])
+            ]
+        for state in following:
+            if state not in visited:
+                visited.add(state)
+                stack.append(state)
+    return found
+
+
+def _check_generations(history: Sequence[Operation]) -> None:
+    """A generation names one version for ever: a compare-and-set must not succeed on its namesake after a delete."""
+    owner: dict[int, Operation] = {}
+    for operation in history:
+        if operation.seen is None or operation.seen.generation is None:
+            continue
+        earlier = owner.setdefault(operation.seen.generation, operation)
+        if earlier.seen is not None and earlier.seen.value != operation.seen.value:
+            raise _error("wrong generation", [earlier, operation], operation, "one generation names two versions")
+
+
+def _explain(history: Sequence[Operation]) -> NotLinearizable:
+    """Find the operation whose return made the history impossible, and leave out what is not needed to see it."""
+    ends = sorted(op.returned for op in history if op.returned is not None)
+    low, high = 0, len(ends) - 1
+    while low < high:  # every beginning of a possible history is possible, so bisection finds the first end that is not
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if _final_rows(_until(history, ends[middle])) else (low, middle)
+    part = _until(history, ends[low])
+    culprit = next(op for op in part if op.returned == ends[low])
+    for operation in [op for op in part if op.is_pure and op is not culprit]:
+        without = [op for op in part if op is not operation]
+        if not _final_rows(without):
+            part = without
+    others = [op for op in part if op is not culprit]
+    before = _final_rows(others if culprit.is_pure else [*others, replace(culprit, returned=None)], every=True)
+    rows = sorted("no row" if row is None else str(row) for row in before)
+    remark = f"before the marked one returned, the row can only have been: {'; or '.join(rows)}"
+    # Shown as they were: what had not returned by then may have done so later.
+    whole = {replace(op, returned=None, ok=None): op for op in history}
+    shown = [whole[replace(op, returned=None, ok=None)] for op in part]
+    return _error(_kind(culprit, part, before), shown, culprit, remark)
+
+
+def _until(history: Sequence[Operation], end: int) -> list[Operation]:
+    """The history as it stood at that time; what had not returned might have taken effect, or not."""
+    known = [op for op in history if op.returned is not None and op.returned <= end]
+    late = [op for op in history if op.invoked <= end and (op.returned is None or op.returned > end)]
+    return known + [replace(op, returned=None, ok=None) for op in late if not op.is_pure]
+
+
+def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | None]) -> Kind:
+    if culprit.name in {"get", "update"}:
+        if culprit.seen is not None:
+            if isinstance(culprit.seen.value, Mixture):
+                return "mixed read"
+            blind = replace(culprit, seen=culprit.seen._replace(generation=None))
+            if _final_rows([blind if op is culprit else op for op in part]):
+                return "wrong generation"
+        return "stale read" if culprit.name == "get" else "lost update"
+    if culprit.name == "delete":
+        return "wrong delete"
+    if not culprit.ok:
+        return "wrong refusal"
+    if culprit.name == "claim":
+        return "two live holders" if any(row is not None and row.live for row in before) else "wrong grant"
+    return "completion by a loser" if culprit.name == "complete" else "release by a loser"
+
+
+def _error(kind: Kind, part: Iterable[Operation], culprit: Operation, remark: str) -> NotLinearizable:
+    operations = sorted(part, key=lambda op: op.invoked)
+    times = sorted({time for op in operations for time in (op.invoked, op.returned) if time is not None})
+    rank = {time: number for number, time in enumerate(times)}
+    who = max(len(op.by) for op in operations)
+    lines = []
+    for op in operations:
+        span = f"{rank[op.invoked]}..{'' if op.returned is None else rank[op.returned]}"
+        lines.append(f"  {'>' if op is culprit else ' '} {span:>8}   {op.by:{who}}   {op}")
+    if len(lines) > _MOST_LINES:
+        lines = [f"  … {len(lines) - _MOST_LINES} earlier operations", *lines[-_MOST_LINES:]]
+    title = f"{kind} of {culprit.key!r}: no order of these operations explains what they returned"
+    return NotLinearizable("\n".join([title, *lines, remark]), kind, operations)
