@@ -45,7 +45,7 @@ MAX_CONNECTIONS = 500
 POSTGRES_ZONE, MYSQL_ZONE = "Asia/Kathmandu", "+05:45"
 
 
-class ServerUnavailable(RuntimeError):  # noqa: N818 (a state of the machine, not a bug)
+class ServerUnavailable(RuntimeError):
     """A server cannot run here; the message says what to do about it."""
 
 

@@ -22,7 +22,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -70,9 +70,11 @@ class Keyring:
     __slots__ = ("_ciphers", "_header", "_primary")
 
     def __init__(self, keys: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
-        pairs = list(keys.items() if isinstance(keys, Mapping) else keys)
+        pairs = cast(list[tuple[str, bytes]], list(keys.items() if isinstance(keys, Mapping) else keys))
         if not pairs:
-            raise ConfigurationError(f"the keyring is empty; make a key with `tokenstore keygen` and set {KEYS_VARIABLE}")
+            raise ConfigurationError(
+                f"the keyring is empty; make a key with `tokenstore keygen` and set {KEYS_VARIABLE}"
+            )
         self._ciphers: dict[str, AESGCMSIV] = {}
         seen: dict[bytes, str] = {}
         for name, key in pairs:
@@ -164,7 +166,9 @@ class Keyring:
     def seal(self, key: TokenKey, field: str, plaintext: str) -> bytes:
         """Encrypt one field of one row with the primary key."""
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._ciphers[self._primary].encrypt(nonce, plaintext.encode(), _associated(self._header, key, field))
+        sealed: bytes = self._ciphers[self._primary].encrypt(
+            nonce, plaintext.encode(), _associated(self._header, key, field)
+        )
         return self._header + nonce + sealed
 
     def open(self, key: TokenKey, field: str, sealed: bytes) -> str:
@@ -190,7 +194,8 @@ class Keyring:
             )
         nonce, body = sealed[head : head + _NONCE_BYTES], sealed[head + _NONCE_BYTES :]
         try:
-            return cipher.decrypt(nonce, body, _associated(header, key, field)).decode()
+            plaintext: bytes = cipher.decrypt(nonce, body, _associated(header, key, field))
+            return plaintext.decode()
         except InvalidTag:
             raise TamperedError(
                 f"{field} of {key} does not open with key {name!r}: it was altered or moved, "

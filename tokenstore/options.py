@@ -30,7 +30,7 @@ def read_options(
     """
     if unknown := sorted((query.keys() | keywords.keys()) - parsers.keys()):
         raise ConfigurationError(
-            f"unknown option{'s'[: len(unknown) > 1]} {', '.join(unknown)}; {backend} knows {', '.join(sorted(parsers))}"
+            f"unknown: {', '.join(unknown)}; the options of {backend} are {', '.join(sorted(parsers))}"
         )
     if twice := sorted(query.keys() & keywords.keys()):
         raise ConfigurationError(f"{', '.join(twice)} given both in the URL and by keyword; leave one out")

@@ -32,9 +32,11 @@ class Backend(Protocol):
 
     async def setup(self) -> None:
         """Create what is missing, in an idempotent way; safe to run from many processes at once."""
+        ...
 
     async def aclose(self) -> None:
         """Close what this backend opened, and nothing that it was given. Idempotent."""
+        ...
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         """Read rows, each whole (never a mixture of two writes), without waiting for a lock.
@@ -42,15 +44,18 @@ class Backend(Protocol):
         Returns:
             One element for each key, in order; None where there is no row. A key may stand there twice.
         """
+        ...
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         """Insert or replace rows, all or none, each atomically.
 
         A row that exists gets the next generation (plus one) and loses its lease and failure; its ``created_at`` stays.
         """
+        ...
 
     async def delete(self, key: TokenKey) -> bool:
         """Delete a row with whatever lease it has. Returns whether there was one."""
+        ...
 
     async def scan(
         self,
@@ -68,6 +73,7 @@ class Backend(Protocol):
             after: Only rows after this key; it need not exist.
             limit: The most rows to return; fewer mean that the end was reached.
         """
+        ...
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         """Take the lease of a row for ``duration`` seconds.
@@ -78,6 +84,7 @@ class Backend(Protocol):
         Returns:
             Whether it was granted.
         """
+        ...
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         """Write new tokens and end the lease, if the row still has this generation and holder.
@@ -88,6 +95,7 @@ class Backend(Protocol):
         Returns:
             Whether the tokens were written.
         """
+        ...
 
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
@@ -103,6 +111,7 @@ class Backend(Protocol):
         Returns:
             Whether the lease was this holder's and has been ended.
         """
+        ...
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         """Replace the sealed values by the same plaintext sealed anew, if the row still has this generation.
@@ -112,6 +121,7 @@ class Backend(Protocol):
         Returns:
             Whether the row was rewrapped.
         """
+        ...
 
 
 @runtime_checkable
@@ -120,6 +130,7 @@ class BackendTransaction(Protocol):
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         """As :meth:`Backend.get`; sees this transaction's own writes."""
+        ...
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         """Take the row's lock, held until the transaction ends, and read the row as it then is.
@@ -129,12 +140,15 @@ class BackendTransaction(Protocol):
         Raises:
             LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
         """
+        ...
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         """As :meth:`Backend.put`."""
+        ...
 
     async def delete(self, key: TokenKey) -> bool:
         """As :meth:`Backend.delete`."""
+        ...
 
 
 @runtime_checkable
@@ -147,6 +161,7 @@ class SupportsRowLocks(Protocol):
         Nothing is taken from a pool before the first call inside, and nothing is left open, locked or altered after
         the block, however it ends.
         """
+        ...
 
 
 class BackendFactory(Protocol):
@@ -162,3 +177,4 @@ class BackendFactory(Protocol):
         Raises:
             ConfigurationError: The URL or an option is not acceptable, or a driver is missing.
         """
+        ...

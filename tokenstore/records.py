@@ -171,6 +171,7 @@ class TokenRecord(dict[str, Any]):
             yield key, "<redacted>" if key in self._SECRET and value else value
 
     def copy(self) -> TokenRecord:
+        """A shallow copy, as redacted as this one."""
         return TokenRecord(self)
 
     def __or__(self, other: Mapping[str, Any]) -> TokenRecord:  # type: ignore[override]
@@ -229,7 +230,7 @@ def _not_utf8(name: str) -> NoReturn:
 
 
 def to_epoch_us(name: str, value: object) -> int:
-    """Check a datetime and convert it to microseconds since the epoch. A naive one is taken as UTC, never as local time."""
+    """Check a datetime and convert it to microseconds since the epoch; a naive one is UTC, never local time."""
     if not isinstance(value, datetime):
         raise InvalidInputError(f"{name} must be a datetime or None, not {type(value).__name__}")
     if value.utcoffset() is None:
@@ -276,5 +277,6 @@ def seconds(name: str, value: object, *, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInputError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 <= value <= _LONGEST_SECONDS or (positive and value == 0):  # false for NaN, too
-        raise InvalidInputError(f"{name} must be {'more than' if positive else 'at least'} zero and at most {_LONGEST_SECONDS}")
+        lower = "more than" if positive else "at least"
+        raise InvalidInputError(f"{name} must be {lower} zero and at most {_LONGEST_SECONDS}")
     return float(value)

@@ -89,10 +89,10 @@ def redact_url(url: str) -> str:
         parts = urlsplit(url)
         if not parts.scheme:
             return "<unreadable URL>"
-        host = parts.netloc.rpartition("@")[2]
-        user = f"{parts.username}:***@" if parts.password is not None else f"{parts.username}@" if parts.username else ""
+        login, at, host = parts.netloc.rpartition("@")
+        user, colon, _ = login.partition(":")
         query = "?" + re.sub(r"=[^&]*", "=***", parts.query) if parts.query else ""
-        return f"{parts.scheme}://{user}{host}{parts.path}{query}"
+        return f"{parts.scheme}://{user}{colon and ':***'}{at}{host}{parts.path}{query}"
     except ValueError:
         return "<unreadable URL>"
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from tokenstore.errors import (
+    BackendError,
     ConfigurationError,
     InvalidInputError,
     StoreClosedError,
-    TamperedError,
     TransactionRequiredError,
     UnsupportedOperationError,
 )
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AuthTokenStore", "Transaction", "open_store"]
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 _US = 1_000_000
 
@@ -221,21 +222,56 @@ class _TokenOperations(ABC):
         )
 
 
+class _UntilFailure:
+    """A transaction's rows, until a call fails: databases disagree on what is left of the transaction then."""
+
+    def __init__(self, rows: BackendTransaction) -> None:
+        self._rows = rows
+        self.failure: BackendError | None = None
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        return await self._note_failure(self._rows.get(keys))
+
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        return await self._note_failure(self._rows.lock(key))
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        await self._note_failure(self._rows.put(entries))
+
+    async def delete(self, key: TokenKey) -> bool:
+        return await self._note_failure(self._rows.delete(key))
+
+    async def _note_failure(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except BackendError as failure:
+            self.failure = failure
+            raise
+
+
 class Transaction(_TokenOperations):
     """One open transaction of a store: what ``async with store.transaction() as tx`` gives.
 
-    It is an object, not a context variable, so that tasks started inside the block do not slip into it.
+    It is an object, not a context variable, so that tasks started inside the block do not slip into it. After a
+    :class:`BackendError` it can only be left: it is rolled back, and leaving it as if nothing had happened is an error.
     """
 
     def __init__(self, rows: BackendTransaction, keyring: Keyring, clock: Clock) -> None:
-        self._open_rows: BackendTransaction | None = rows
+        self._open_rows: _UntilFailure | None = _UntilFailure(rows)
         self._keyring = keyring
         self._clock = clock
 
-    def _rows(self) -> BackendTransaction:
+    def _rows(self) -> _UntilFailure:
         if self._open_rows is None:
             raise StoreClosedError("this transaction has ended; open another with `async with store.transaction()`")
+        self._check()
         return self._open_rows
+
+    def _check(self) -> None:
+        if self._open_rows is not None and self._open_rows.failure is not None:
+            raise StoreClosedError(
+                "a call in this transaction failed, so it is rolled back; start again with a new one"
+            )
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         return await self._rows().lock(key)
@@ -273,7 +309,7 @@ class AuthTokenStore(_TokenOperations):
         **options: Any,
     ) -> None:
         if (db_session is None) == (backend is None):
-            raise ConfigurationError("give a db_session or a backend, one of the two; open_store(url) makes a store by URL")
+            raise ConfigurationError("give either db_session or backend; open_store(url) makes a store by URL")
         if backend is None:
             backend = backend_for_session(db_session, options)
         elif options:
@@ -326,6 +362,7 @@ class AuthTokenStore(_TokenOperations):
             transaction = Transaction(rows, self._keyring, self._clock)
             try:
                 yield transaction
+                transaction._check()
             finally:
                 transaction._end()
 

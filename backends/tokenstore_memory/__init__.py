@@ -1,4 +1,4 @@
-"""The smallest backend: rows in a dict of this process. For tests, and the model that other backends are held against."""
+"""The smallest backend: rows in a dict of this process. For tests, and the model for those of other backends."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class MemoryBackend:
         return await self._compare_and_set(key, generation, release)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        def rewrap(row: _Row, now: int) -> _Row:
+        def rewrap(row: _Row, _now: int) -> _Row:
             sealed = replace(
                 row.tokens,
                 access_token=tokens.access_token,
@@ -192,7 +192,9 @@ class MemoryBackend:
         try:
             return await self._locks.acquire(key, self._lock_timeout)
         except TimeoutError:
-            raise LockTimeoutError(f"the row of {key} stayed locked for {self._lock_timeout} s; repeat the call") from None
+            raise LockTimeoutError(
+                f"the row of {key} stayed locked for {self._lock_timeout} s; repeat the call"
+            ) from None
 
     def _open_rows(self) -> dict[TokenKey, _Row]:
         if self._closed:

@@ -33,7 +33,15 @@ from tokenstore_sql.rows import Rows
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements import Statements
 
-__all__ = ["POOL_OPTIONS", "TABLE_OPTIONS", "SQLBackend", "SQLOperations", "SQLTransaction", "backend_for_engine", "pool_arguments"]
+__all__ = [
+    "POOL_OPTIONS",
+    "TABLE_OPTIONS",
+    "SQLBackend",
+    "SQLOperations",
+    "SQLTransaction",
+    "backend_for_engine",
+    "pool_arguments",
+]
 
 T = TypeVar("T")
 
@@ -127,7 +135,9 @@ class SQLOperations:
         async with self.dialect.exclusive_setup(connection):
             await connection.run_sync(self.table.metadata.create_all)
             found = await connection.run_sync(
-                lambda sync: {column["name"] for column in inspect(sync).get_columns(self.table.name, self.table.schema)}
+                lambda sync: {
+                    column["name"] for column in inspect(sync).get_columns(self.table.name, self.table.schema)
+                }
             )
             if missing := sorted(set(self.table.columns.keys()) - found):
                 raise ConfigurationError(
@@ -183,7 +193,9 @@ class SQLBackend(SQLOperations):
             parsed = make_url(url)
         except (ArgumentError, ValueError):
             # `from None`: the text may hold a password.
-            raise ConfigurationError("the database URL cannot be read; expected scheme://user:password@host:port/database") from None
+            raise ConfigurationError(
+                "the database URL cannot be read; expected scheme://user:password@host:port/database"
+            ) from None
         scheme = parsed.drivername.lower()
         parsers = {**TABLE_OPTIONS, **POOL_OPTIONS, **cls.driver_options}
         values = {**_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}
@@ -205,9 +217,13 @@ class SQLBackend(SQLOperations):
         return float(options.get("lock_timeout", LOCK_TIMEOUT))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.table.fullname} at {self._engine.url.render_as_string(hide_password=True)}>"
+        return (
+            f"<{type(self).__name__} {self.table.fullname} at {self._engine.url.render_as_string(hide_password=True)}>"
+        )
 
     async def setup(self) -> None:
+        self._check_open()
+
         async def create() -> None:
             async with self._checkout(self._locking, transactional=True) as rows:
                 await self._create_table(rows.connection)
@@ -274,10 +290,14 @@ class SQLBackend(SQLOperations):
     @asynccontextmanager
     async def _checkout(self, engine: AsyncEngine, *, transactional: bool) -> AsyncIterator[Rows]:
         self._settle_in()
-        async with engine.connect() as connection:
-            yield Rows(
-                connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned
-            )
+        connection = engine.connect()
+        try:
+            # A checkout that is cancelled half-way, while it sets the isolation level say, never returns to the pool.
+            await finish(connection.start())
+            yield Rows(connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned)
+        finally:
+            if connection.sync_connection is not None:
+                await finish(connection.close())
 
     async def _enqueue(self, queue_key: object, stack: AsyncExitStack) -> None:
         """Wait in this process before taking a connection, so that waiters do not use up the pool."""
@@ -292,8 +312,9 @@ class SQLBackend(SQLOperations):
     @asynccontextmanager
     async def _bounded(self) -> AsyncIterator[None]:
         """The last resort where a server does not end a wait by itself."""
+        scope = asyncio.timeout(self.dialect.lock_timeout + _SERVER_GRACE)
         try:
-            async with asyncio.timeout(self.dialect.lock_timeout + _SERVER_GRACE) as scope:
+            async with scope:
                 yield
         except TimeoutError:
             if scope.expired():
@@ -328,7 +349,9 @@ class SQLBackend(SQLOperations):
         if self._home is not None and self._owned:
             pid, loop = self._home
             if pid == here[0] and not loop.is_closed():
-                raise UnsupportedOperationError("this store serves another event loop, which still runs; open one store a loop")
+                raise UnsupportedOperationError(
+                    "this store serves another event loop, which still runs; open one store a loop"
+                )
             # The connections stay with the parent process, or went with their loop: forget, do not close them.
             self._engine.sync_engine.dispose(close=False)
         self._home = here
@@ -349,7 +372,9 @@ class SQLTransaction:
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         async def lock(rows: Rows) -> SealedRecord | None:
             if not await self._backend.dialect.holds_locks(rows.connection):
-                raise UnsupportedOperationError("the engine's connections are in autocommit mode, which holds no row lock")
+                raise UnsupportedOperationError(
+                    "the engine's connections are in autocommit mode, which holds no row lock"
+                )
             return await rows.lock(key)
 
         return await self._run([key], lock, write=True)

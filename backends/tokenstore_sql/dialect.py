@@ -6,12 +6,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import ColumnElement, Select, Table
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.errors import (
@@ -67,7 +68,7 @@ class Dialect(ABC):
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
-        """Around a statement that may wait for a lock: bounds the wait, and leaves the connection's settings as found."""
+        """Around a statement that may wait for a lock: bounds the wait and leaves the connection's settings alone."""
         yield
 
     @asynccontextmanager
@@ -82,8 +83,8 @@ class Dialect(ABC):
     async def holds_locks(self, connection: AsyncConnection) -> bool:
         """Whether a lock outlives its statement on this connection: not in the driver's autocommit mode."""
         raw = await connection.get_raw_connection()
-        dbapi_connection = raw.dbapi_connection
-        assert dbapi_connection is not None  # it was just checked out
+        # There is one: it was just checked out.
+        dbapi_connection = cast(DBAPIConnection, raw.dbapi_connection)
         return not connection.dialect.detect_autocommit_setting(dbapi_connection)
 
     async def check(self, connection: AsyncConnection) -> None:

@@ -25,7 +25,9 @@ async def mapped(dialect: Dialect, about: str, operation: Callable[[], Awaitable
         return await operation()
     except TokenStoreError:
         raise
-    except (SQLAlchemyError, OSError, *dialect.driver_errors()) as error:
+    except Exception as error:
+        if not isinstance(error, (SQLAlchemyError, OSError, *dialect.driver_errors())):
+            raise
         failure = _translate(dialect, about, error)
     raise failure
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Table, cast, event, func, literal_column, text as sql
+from sqlalchemy import URL, BigInteger, ColumnElement, Table, cast, event, func, literal_column
+from sqlalchemy import text as sql
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -72,7 +72,8 @@ class MySQLDialect(Dialect):
             func.timestampdiff(literal_column("MICROSECOND"), start, end)
             for start, end in (
                 (literal_column("TIMESTAMP'1970-01-01 00:00:00'"), func.utc_timestamp(literal_column("6"))),
-                (func.now(literal_column("6")), func.sysdate(literal_column("6"))),
+                # Not func.sysdate, which SQLAlchemy renders without its argument: whole seconds.
+                (func.now(literal_column("6")), literal_column("SYSDATE(6)")),
             )
         )
         return cast(since_epoch + waited, BigInteger)
@@ -158,7 +159,7 @@ class MySQLBackend(SQLBackend):
         patience = max(1, math.ceil(cls.lock_timeout_of(options)))
 
         @event.listens_for(engine.sync_engine, "connect")
-        def bound_waits(dbapi_connection: Any, record: object) -> None:
+        def bound_waits(dbapi_connection: Any, _record: object) -> None:
             cursor = dbapi_connection.cursor()
             cursor.execute(f"SET SESSION {_WAIT} = {patience}")
             cursor.close()

@@ -159,7 +159,10 @@ def _asyncpg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _psycopg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"connect_timeout": max(1, round(options.get("connect_timeout", 10.0))), **_libpq(options)}
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        **_libpq(options),
+    }
     if "application_name" in options:
         arguments["application_name"] = options["application_name"]
     if not options.get("prepared_statements", True):

@@ -31,7 +31,13 @@ class Rows:
     """
 
     def __init__(
-        self, connection: AsyncConnection, statements: Statements, dialect: Dialect, *, transactional: bool, borrowed: bool
+        self,
+        connection: AsyncConnection,
+        statements: Statements,
+        dialect: Dialect,
+        *,
+        transactional: bool,
+        borrowed: bool,
     ) -> None:
         self.connection = connection
         self.statements = statements
@@ -73,7 +79,7 @@ class Rows:
         for query in self.statements.scan(provider, user_id, after, limit):
             if len(page) < limit:
                 rows = await self._read(query.limit(limit - len(page)), {})
-                page += [ScannedRow(TokenKey(row[0], row[1]), bool(row[2]), *row[3:]) for row in rows]
+                page += [_scanned(row) for row in rows]
         return page
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
@@ -120,6 +126,11 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
         "access_token_expires_at": tokens.access_token_expires_at,
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
     }
+
+
+def _scanned(row: Row[Any]) -> ScannedRow:
+    provider, user_id, has_refresh_token, *rest = cast(tuple[Any, ...], row)
+    return ScannedRow(TokenKey(provider, user_id), bool(has_refresh_token), *rest)
 
 
 def _record(row: Row[Any] | None) -> SealedRecord | None:

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.orm import SessionTransaction
 
 from tokenstore.errors import ConfigurationError, UnsupportedOperationError
 from tokenstore.options import read_options
@@ -45,19 +44,20 @@ class SessionBackend(SQLOperations):
     def __init__(self, session: object, options: Mapping[str, object]) -> None:
         if not isinstance(session, AsyncSession | async_scoped_session):
             raise ConfigurationError(
-                f"db_session must be a SQLAlchemy AsyncSession, not {type(session).__name__}; open_store() takes engines and URLs"
+                f"db_session must be a SQLAlchemy AsyncSession, not {type(session).__name__}; "
+                "open_store() takes engines and URLs"
             )
         values: dict[str, Any] = read_options("a store on a session", TABLE_OPTIONS, {}, options)
-        self._session = session
+        self._source = session
         try:
-            name = session.get_bind().dialect.name
+            name = self._session().get_bind().dialect.name
         except UnboundExecutionError:
             raise ConfigurationError("the session is bound to no engine") from None
         dialect = backend_class(name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
         super().__init__(dialect, **values)
 
     def __repr__(self) -> str:
-        return f"<SessionBackend {self.table.fullname} in {type(self._session).__name__}>"
+        return f"<SessionBackend {self.table.fullname} in {type(self._source).__name__}>"
 
     async def setup(self) -> None:
         async def create(rows: Rows) -> None:
@@ -84,15 +84,15 @@ class SessionBackend(SQLOperations):
     async def _run(
         self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool, keep: bool = False
     ) -> T:
-        session = self._session
+        session = self._session()
         begins = not session.in_transaction()
-        ours = begins or self._is_ours()
+        ours = begins or _is_ours(session)
 
         async def run() -> T:
             options = {"isolation_level": self.dialect.isolation_level} if begins and write else {}
             connection = await session.connection(execution_options=options)
             if begins:
-                self._mark_ours()
+                _mark_ours(session)
             rows = Rows(connection, self.statements, self.dialect, transactional=True, borrowed=True)
             result = await operation(rows)
             # A lock that found no row holds nothing that the caller could mean to keep.
@@ -108,14 +108,20 @@ class SessionBackend(SQLOperations):
                 await finish(session.rollback())
             raise
 
-    def _transaction(self) -> SessionTransaction | None:
-        return self._session.sync_session.get_transaction()
+    def _session(self) -> AsyncSession:
+        """The session, or the current one of a scope."""
+        return self._source if isinstance(self._source, AsyncSession) else self._source()
 
-    def _mark_ours(self) -> None:
-        transaction = self._transaction()
-        assert transaction is not None  # session.connection() began it
-        self._session.info[_BEGUN_HERE] = weakref.ref(transaction)
 
-    def _is_ours(self) -> bool:
-        marked = self._session.info.get(_BEGUN_HERE)
-        return marked is not None and marked() is self._transaction() and not self._session.in_nested_transaction()
+def _mark_ours(session: AsyncSession) -> None:
+    if transaction := session.sync_session.get_transaction():
+        session.info[_BEGUN_HERE] = weakref.ref(transaction)
+
+
+def _is_ours(session: AsyncSession) -> bool:
+    marked = session.info.get(_BEGUN_HERE)
+    return (
+        marked is not None
+        and marked() is session.sync_session.get_transaction()
+        and not session.in_nested_transaction()
+    )

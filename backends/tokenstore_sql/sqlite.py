@@ -163,7 +163,9 @@ class SQLiteBackend(SQLBackend):
         if options.get("schema"):
             raise ConfigurationError("SQLite has no schemas; leave the option `schema` out")
         if url.host or url.username:
-            raise ConfigurationError("a SQLite URL has three slashes before a relative path, four before an absolute one")
+            raise ConfigurationError(
+                "a SQLite URL has three slashes before a relative path, four before an absolute one"
+            )
         _refuse_memory(url)
         require_version(sqlite3.sqlite_version_info)
         path = Path(url.database or "").absolute()  # now, so that a later chdir changes nothing
@@ -191,7 +193,11 @@ def require_version(version: tuple[int, ...]) -> None:
 
 
 def _refuse_memory(url: URL) -> None:
-    if url.database in (None, "", ":memory:") or "mode=memory" in str(url.database) or url.query.get("mode") == "memory":
+    if (
+        url.database in (None, "", ":memory:")
+        or "mode=memory" in str(url.database)
+        or url.query.get("mode") == "memory"
+    ):
         raise UnsupportedOperationError(
             "SQLite in memory has one connection for all tasks, where one task's rollback undoes another's committed "
             "write: use memory:// for a store in memory, or a file"
@@ -203,12 +209,26 @@ async def _in_transaction(connection: AsyncConnection) -> bool:
     return bool(getattr(raw.driver_connection, "in_transaction", False))
 
 
+class _Connection(sqlite3.Connection):
+    """Rolls back when closed.
+
+    A cursor that a cancelled task left behind keeps a closed connection alive inside SQLite, and the write lock with
+    it, until the garbage collector comes by.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
 async def _open(path: Path, patience: float) -> aiosqlite.Connection:
     await asyncio.to_thread(_create_private, path)
-    connection = aiosqlite.connect(path, timeout=_BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+    connection = aiosqlite.connect(path, timeout=_BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=_Connection)
     # Its thread must not keep the interpreter from ending.
-    getattr(connection, "_thread", connection).daemon = True
-    await connection
+    thread: Any = getattr(connection, "_thread", connection)  # before aiosqlite 0.22 it was the thread
+    thread.daemon = True
+    connection = await connection
     try:
         # FULL: a power failure must not undo the commit of a rotated token.
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):

@@ -36,7 +36,7 @@ class Statements:
         def unless_null(moment: ColumnElement[Any]) -> ColumnElement[Any]:
             return moment - now  # NULL stays NULL
 
-        record = select(
+        record: Any = select(  # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select
             c.provider,
             c.user_id,
             c.access_token,
@@ -57,7 +57,9 @@ class Statements:
         self.get_many = record.where(tuple_(c.provider, c.user_id).in_(bindparam("keys", expanding=True)))
         self.lock = dialect.for_update(record.where(*this_row))
 
-        sealed = {name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")}
+        sealed: dict[str, Any] = {
+            name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
+        }
         expiries = {name: _micros(name) for name in ("access_token_expires_at", "refresh_token_expires_at")}
         idle = {"lease_holder": None, "lease_expires_at": None, "failure_code": None, "retry_at": None}
         next_version = {**idle, "generation": c.generation + 1, "updated_at": now}
@@ -97,14 +99,16 @@ class Statements:
         # Changes nothing, yet takes the write lock of SQLite within a transaction that somebody else began.
         self.touch_nothing = update(table).where(c.generation.is_(None)).values(generation=c.generation)
 
-    def scan(self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int) -> Sequence[Select[Any]]:
+    def scan(
+        self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
+    ) -> Sequence[Select[Any]]:
         """The queries whose rows, one after the other up to the limit, are a page.
 
         After a key come first the rest of its provider's rows, then the later providers: two ranges of the primary
         key. MySQL does not use an index for the one comparison ``(provider, user_id) > (…)``.
         """
         c = self.table.c
-        page = select(
+        page: Any = select(
             c.provider,
             c.user_id,
             c.refresh_token.is_not(None).label("has_refresh_token"),

@@ -283,7 +283,9 @@ def _check_generations(history: Sequence[Operation]) -> None:
             continue
         earlier = owner.setdefault(operation.seen.generation, operation)
         if earlier.seen is not None and earlier.seen.value != operation.seen.value:
-            raise _error("wrong generation", [earlier, operation], operation, "one generation names two versions")
+            mixed = isinstance(operation.seen.value, Mixture) or isinstance(earlier.seen.value, Mixture)
+            kind: Kind = "mixed read" if mixed else "wrong generation"
+            raise _error(kind, [earlier, operation], operation, "one generation names two versions")
 
 
 def _explain(history: Sequence[Operation]) -> NotLinearizable:
@@ -324,7 +326,9 @@ def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | 
             blind = replace(culprit, seen=culprit.seen._replace(generation=None))
             if _final_rows([blind if op is culprit else op for op in part]):
                 return "wrong generation"
-        return "stale read" if culprit.name == "get" else "lost update"
+        if culprit.name == "update" or _possible_if_blind("update", part):
+            return "lost update"
+        return "completion by a loser" if _possible_if_blind("complete", part) else "stale read"
     if culprit.name == "delete":
         return "wrong delete"
     if not culprit.ok:
@@ -332,6 +336,11 @@ def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | 
     if culprit.name == "claim":
         return "two live holders" if any(row is not None and row.live for row in before) else "wrong grant"
     return "completion by a loser" if culprit.name == "complete" else "release by a loser"
+
+
+def _possible_if_blind(name: str, part: Sequence[Operation]) -> bool:
+    """Whether these writes are at fault: the history is possible if they did not depend on what they met."""
+    return bool(_final_rows([replace(op, name="put") if op.name == name and op.value else op for op in part]))
 
 
 def _error(kind: Kind, part: Iterable[Operation], culprit: Operation, remark: str) -> NotLinearizable:

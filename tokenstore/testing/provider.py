@@ -35,6 +35,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
+from functools import cache
 from http.client import responses
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, quote_plus, unquote_plus
@@ -42,6 +43,7 @@ from urllib.parse import parse_qsl, quote_plus, unquote_plus
 from tokenstore.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["ProviderError", "ProviderStats", "StrictRotatingProvider", "refresh_over_http"]
@@ -199,7 +201,6 @@ class StrictRotatingProvider:
         self._refreshes: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
         self._shutdown: Callable[[], object] = lambda: None
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def __repr__(self) -> str:
         state = f"at 127.0.0.1:{self._port}" if self._thread else "stopped"
@@ -324,8 +325,9 @@ class StrictRotatingProvider:
 
     def _run(self, listener: socket.socket, ready: Future[Callable[[], object]]) -> None:
         try:
-            with listener:
-                asyncio.run(self._serve(listener, ready))
+            # A loop with a selector whatever the process's policy: `_serve` needs `add_reader`.
+            with listener, asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve(listener, ready))
         except BaseException as exc:
             if ready.done():
                 raise
@@ -333,26 +335,29 @@ class StrictRotatingProvider:
 
     async def _serve(self, listener: socket.socket, ready: Future[Callable[[], object]]) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+        conversations: set[asyncio.Task[None]] = set()
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if stopping.is_set():  # accepted by the kernel before the listener closed
-                writer.transport.abort()
-                return
-            task = loop.create_task(self._converse(reader, writer))
-            self._connections[task] = writer
-            task.add_done_callback(self._connections.pop)
+        # Not `asyncio.start_server`: closing it leaks the connections that it accepted but has not handed over yet.
+        def accept() -> None:
+            with suppress(OSError):  # the client left again
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                task = loop.create_task(self._converse(connection))
+                conversations.add(task)
+                task.add_done_callback(conversations.discard)
 
-        server = await asyncio.start_server(accept, sock=listener, limit=_MAX_BYTES, backlog=_BACKLOG)
+        listener.setblocking(False)
+        loop.add_reader(listener, accept)
         ready.set_result(lambda: loop.call_soon_threadsafe(stopping.set))
         await stopping.wait()
-        server.close()
-        tasks = tuple(self._connections)
-        for task in tasks:
-            self._connections[task].transport.abort()
+        loop.remove_reader(listener)
+        await asyncio.sleep(0)  # every conversation begins, so that it closes its connection when cancelled
+        for task in conversations:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*conversations, return_exceptions=True)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=_MAX_BYTES)
         keep_alive = True
         try:
             while keep_alive:
@@ -377,6 +382,9 @@ class StrictRotatingProvider:
                     pass
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client went away, or (TimeoutError is an OSError) would not
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         finally:
             writer.close()
 
@@ -594,6 +602,14 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     return _Request(method, target.partition("?")[0], headers, keep_alive, body)
 
 
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """The default of httpx, made once: loading the certificates takes longer than a refresh and blocks the loop."""
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
+
+
 async def refresh_over_http(
     token_url: str,
     refresh_token: str,
@@ -622,7 +638,7 @@ async def refresh_over_http(
         import httpx  # here, as the server does without
     except ImportError as exc:
         raise MissingDependencyError("refresh_over_http needs httpx: pip install 'tokenstore[cli]'") from exc
-    async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
+    async with httpx.AsyncClient(verify=_tls_context(), trust_env=False, timeout=timeout) as client:
         answer = await client.post(
             token_url,
             data={"grant_type": "refresh_token", "refresh_token": refresh_token},

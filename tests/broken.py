@@ -1,0 +1,207 @@
+"""Backends with a fault: each is a real one with one method overridden, as somebody in a hurry would have written it.
+
+They are here so that test_broken.py can show that the property tests find such faults. ``_network`` is where a slower
+network would let others in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tokenstore.protocol import BackendTransaction
+from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
+from tokenstore_memory import MemoryBackend
+from tokenstore_sql.base import SQLBackend
+from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.rows import Rows
+from tokenstore_sql.sqlite import SQLiteDialect
+
+__all__ = ["FAULTS", "Fault"]
+
+# The faults are mixins over any of the real classes, which a type checker takes for one of them.
+if TYPE_CHECKING:
+    AnyBackend = MemoryBackend
+    AnySQLBackend = SQLBackend
+    AnyDialect = Dialect
+    AnySQLiteDialect = SQLiteDialect
+else:
+    AnyBackend = AnySQLBackend = AnyDialect = AnySQLiteDialect = object
+
+ALL = ("memory", "sqlite", "postgres", "mysql")
+SERVERS = ("postgres", "mysql")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way to break a backend.
+
+    Attributes:
+        name: What is wrong.
+        kinds: What the property tests may call the violation.
+        marks: The markers of the rows that it is tried on.
+        breaks: From a backend's class to the broken one.
+    """
+
+    name: str
+    kinds: frozenset[str]
+    marks: tuple[str, ...]
+    breaks: Callable[[type[Any]], type[Any]]
+
+
+FAULTS: list[Fault] = []
+
+
+def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[Any]], type[Any]]:
+    """Register a mixin: one for a dialect breaks the dialect of the backend."""
+
+    def register(mixin: type[Any]) -> type[Any]:
+        def breaks(real: type[Any]) -> type[Any]:
+            if "Dialect" in mixin.__name__:
+                return type(f"Broken{real.__name__}", (real,), {"dialect_class": type(name, (mixin, real.dialect_class), {})})
+            return type(f"Broken{real.__name__}", (mixin, real), {})
+
+        FAULTS.append(Fault(name, frozenset(kinds), on, breaks))
+        return mixin
+
+    return register
+
+
+async def _network() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@_fault("no FOR UPDATE", "lost update", on=SERVERS)
+class _NoForUpdateDialect(AnyDialect):
+    def for_update(self, query: Select[Any]) -> Select[Any]:
+        return query
+
+
+@_fault("deferred BEGIN", "unexpected LockTimeoutError", on=("sqlite",))
+class _DeferredDialect(AnySQLiteDialect):
+    async def _begin_immediate(self, connection: AsyncConnection, statement: Any) -> None:
+        await super()._begin_immediate(connection, "BEGIN" if statement == "BEGIN IMMEDIATE" else statement)
+
+
+@_fault("no BEGIN", "lost update", "stale read", on=("sqlite",))
+class _NoBeginDialect(AnySQLiteDialect):
+    @asynccontextmanager
+    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+        yield
+
+
+class _Unlocked:
+    """A transaction whose lock is a plain read."""
+
+    def __init__(self, real: BackendTransaction) -> None:
+        self.get, self.put, self.delete = real.get, real.put, real.delete
+
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        (row,) = await self.get([key])
+        await _network()
+        return row
+
+
+@_fault("lock that only reads", "lost update")
+class _NoLock(AnyBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with super().transaction() as transaction:
+            yield _Unlocked(transaction)
+
+
+@_fault("read-then-write upsert", "wrong generation", on=ALL[1:])
+class _ReadThenWrite(AnySQLBackend):
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        for key, tokens in entries.items():
+            (row,) = await self.get([key])
+            await _network()
+            if row is None:
+                await super().put({key: tokens})
+                continue
+            c = self.table.c
+            fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
+            statement = update(self.table).where(c.provider == key.provider, c.user_id == key.user_id).values(fresh)
+            await self._run([key], lambda rows, statement=statement: rows.connection.execute(statement), write=True)
+
+
+@_fault("read-then-write upsert", "wrong generation", "stale read", "lost update", on=("memory",))
+class _ReadThenWriteInMemory(AnyBackend):
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        for key, tokens in entries.items():
+            row = self._rows.get(key)
+            await _network()
+            if row is None:
+                await super().put({key: tokens})
+            else:
+                self._rows[key] = row.next(tokens, self._now())
+
+
+@_fault("commit in place of rollback", "stale read", "lost update")
+class _CommitsFailures(AnyBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        failure: Exception | None = None
+        async with super().transaction() as transaction:
+            try:
+                yield transaction
+            except Exception as error:  # noqa: BLE001 - the fault itself
+                failure = error
+        if failure is not None:
+            raise failure
+
+
+@_fault("read in two halves", "mixed read")
+class _TornRead(AnyBackend):
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        first = await super().get(keys)
+        await _network()
+        return [
+            replace(b, tokens=replace(b.tokens, access_token=a.tokens.access_token)) if a and b else None
+            for a, b in zip(first, await super().get(keys), strict=True)
+        ]
+
+
+@_fault("lease checked, then taken", "two live holders")
+class _CheckThenClaim(AnyBackend):
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        (row,) = await self.get([key])
+        await _network()
+        if row is not None and row.lease_holder is None and row.failure is None:
+            (now,) = await self.get([key])
+            if now is not None and now.lease_holder is not None:
+                await super().release_lease(key, generation=now.generation, holder=now.lease_holder)
+        return await super().claim_lease(key, generation=generation, holder=holder, duration=duration)
+
+
+@_fault("unconditional release", "release by a loser")
+class _ReleasesAnybody(AnyBackend):
+    async def release_lease(
+        self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
+    ) -> bool:
+        (row,) = await self.get([key])
+        if row is None or row.lease_holder is None:
+            return False
+        return await super().release_lease(key, generation=row.generation, holder=row.lease_holder, failure=failure)
+
+
+@_fault("unconditional completion", "completion by a loser", "wrong generation")
+class _CompletesAnything(AnyBackend):
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        await self.put({key: tokens})
+        return True
+
+
+@_fault("rewrap of whatever is there", "stale read", "mixed read", "lost update")
+class _RewrapsAnything(AnyBackend):
+    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
+        await _network()
+        (row,) = await self.get([key])
+        return row is not None and await super().rewrap(key, tokens, generation=row.generation)

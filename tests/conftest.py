@@ -1,0 +1,126 @@
+"""What all tests have in common: fixtures, leak checks, Hypothesis profiles, and the summary of backends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from matrix import ROWS, Row
+
+from tokenstore import Keyring
+from tokenstore.keyring import KEYS_VARIABLE
+
+_common: dict[str, Any] = {
+    "deadline": None,  # on shared machines a slow example is no finding
+    "print_blob": True,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+# The same examples at each run, so that a change is what turns a check red; new ones come from `dev` and `soak`.
+hypothesis.settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_common)
+hypothesis.settings.register_profile("dev", max_examples=40, **_common)
+hypothesis.settings.register_profile("soak", max_examples=2000, **_common)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+_ABSENT = pytest.StashKey[dict[str, str]]()
+_LEAK_GRACE = 2.0
+
+
+@pytest.fixture
+def url(row: Row, tmp_path: Path) -> str:
+    """A URL of the test's row with nothing behind it yet."""
+    return row.url_for(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def keyring() -> Keyring:
+    return Keyring({"k1": bytes(range(32))})
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    """A test leaves no thread and no socket behind. (Tasks end with their loop, and warnings are errors.)"""
+    threads, sockets = set(threading.enumerate()), _sockets()
+    yield
+    deadline = time.monotonic() + _LEAK_GRACE
+    while (new_threads := set(threading.enumerate()) - threads) | (new_sockets := _sockets() - sockets):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: threads {new_threads or 'none'}, sockets {new_sockets or 'none'}", pytrace=False)
+        time.sleep(0.01)
+
+
+def _sockets() -> set[Any]:
+    found = set()
+    for name in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own descriptor
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def _row_of(item: pytest.Item) -> Row | None:
+    callspec = getattr(item, "callspec", None)
+    return next((value for value in callspec.params.values() if isinstance(value, Row)), None) if callspec else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of rows that cannot be had here: after -m and -k, so that no server starts for nothing."""
+    absent = config.stash.setdefault(_ABSENT, {})
+    rows = {row.name: row for item in items if (row := _row_of(item))}
+    if not config.option.collectonly:
+        absent.update({name: why for name, row in rows.items() if (why := row.why_absent())})
+    kept, left_out = [], []
+    for item in items:
+        row = _row_of(item)
+        if row is not None:
+            item.user_properties.append(("row", row.name))
+        (left_out if row is not None and row.name in absent else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # pytest-xdist: to the controller, which prints
+    if output is not None:
+        output["absent_rows"] = session.config.stash.get(_ABSENT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash.setdefault(_ABSENT, {}).update(getattr(node, "workeroutput", {}).get("absent_rows", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many tests ran on each backend, and why one is missing."""
+    counts: dict[str, Counter[str]] = {row.name: Counter() for row in ROWS}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "row":
+                    counts[value][outcome] += 1
+    absent = config.stash.get(_ABSENT, {})
+    if not absent and not any(counts.values()):
+        return
+    terminalreporter.section("backends")
+    for name, count in counts.items():
+        if count:
+            parts = [f"{number} {outcome}" for outcome, number in count.items()]
+            terminalreporter.write_line(f"{name:20} {', '.join(parts)}")
+        elif name in absent:
+            terminalreporter.write_line(f"{name:20} absent: {absent[name]}")

@@ -1,0 +1,486 @@
+"""Programs for several tasks on one store's data: Hypothesis writes them, `play` runs and records them.
+
+Every write carries an id in each of its parts, so that a read shows whose it is, or that it is a mixture. A program's
+waits are scheduling points, never times; a step can be cancelled at any of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+from zlib import crc32
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
+from hypothesis.errors import Flaky
+
+from tokenstore import Keyring, open_store
+from tokenstore.errors import ConflictError
+from tokenstore.protocol import Backend
+from tokenstore.records import Failure, SealedTokens, TokenKey, TokenRecord
+from tokenstore.store import AuthTokenStore
+from tokenstore.testing.history import Mixture, NotLinearizable, Operation, Version, check_history
+
+T = TypeVar("T")
+Action = Literal["store", "load", "update", "delete", "reseal", "claim", "complete", "release"]
+
+KEYS = STORES = 3
+BRIEF, LASTING = 0.000_001, 3600.0  # leases that may have, and cannot have, expired before the program's end
+_PAUSES = (0, 1, 3, 10, 40)
+_EPOCH = datetime(2100, 1, 1, tzinfo=UTC)
+# Each store seals with another of two keys, so that there is always something for another one to reseal.
+_KEYS = {"north": b"n" * 32, "south": b"s" * 32}
+
+
+class Unexpected(AssertionError):
+    """A step that raised what it never should, or did not see its own write."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class Rollback(Exception):
+    """Raised inside a transaction to undo it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a task does.
+
+    Attributes:
+        action: `update` is a transaction of a locking read and a write; `claim` reads the generation first.
+        keys: Indexes of the rows, ascending; all but `update` use the first alone.
+        pause: How many scheduling points to let pass between the parts of a step.
+        cancel_at: Which of its own suspensions the step is cancelled at.
+        deletes: `update` deletes what it read.
+        rolls_back: `update` is undone.
+        brief: `claim` takes a lease that may expire at once.
+        which: Whose claim to `complete` or `release`, counted from the last one.
+        fails: `release` leaves a failure behind.
+    """
+
+    action: Action
+    keys: tuple[int, ...] = (0,)
+    pause: int = 0
+    cancel_at: int | None = None
+    deletes: bool = False
+    rolls_back: bool = False
+    brief: bool = False
+    which: int = 0
+    fails: bool = False
+
+
+Program = tuple[tuple[Step, ...], ...]
+"""The steps of each task."""
+
+
+# What a program's tasks are busy with. One theme gets deeper than a mixture of everything.
+_THEMES: tuple[tuple[Action, ...], ...] = (
+    ("store", "load", "update", "update", "delete"),
+    ("claim", "claim", "complete", "release", "release"),
+    ("reseal", "reseal", "store", "load", "update"),
+    ("store", "load", "update", "update", "delete", "reseal", "claim", "claim", "complete", "release"),
+)
+
+
+def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
+    """Programs for two or more tasks, over one to three rows."""
+    rarely = st.sampled_from((False, False, False, True))
+    which = st.integers(0, 2)
+    fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
+        "update": {"deletes": rarely, "rolls_back": rarely},
+        "claim": {"brief": st.booleans()},
+        "complete": {"which": which},
+        "release": {"which": which, "fails": rarely},
+    }
+
+    several = ((0, 1), (0, 2))
+
+    def step(action: Action) -> st.SearchStrategy[Step]:
+        return st.builds(
+            Step,
+            st.just(action),
+            keys=st.sampled_from(((0,), (0,), (0,), (0,), (0,), (1,), (2,), *(several if action == "update" else ()))),
+            pause=st.sampled_from(_PAUSES),
+            cancel_at=st.none() | st.none() | st.integers(1, 24),
+            **fields.get(action, {}),
+        )
+
+    def themed(theme: tuple[Action, ...]) -> st.SearchStrategy[Program]:
+        task = st.lists(st.sampled_from(theme).flatmap(step), min_size=1, max_size=steps).map(tuple)
+        return st.lists(task, min_size=2, max_size=tasks).map(tuple)
+
+    return st.sampled_from(_THEMES).flatmap(themed)
+
+
+# Rows 0 and 1 exist and their generations are known; row 2 has to be made by the program. Afterwards each row is
+# locked, written and read: nothing has stayed locked, and no late write has gone unseen.
+BEFORE: Program = (tuple(Step(action, (key,)) for key in (0, 1) for action in get_args(Action)[:2]),)
+AFTER: Program = (tuple(Step(action, (key,)) for key in range(KEYS) for action in ("update", "load")),)
+
+
+class Store(NamedTuple):
+    """A store and the backend under it, which alone has the leases."""
+
+    tokens: AuthTokenStore
+    backend: Backend
+    keyring: Keyring
+
+
+def stores_over(backends: Sequence[Backend]) -> list[Store]:
+    """Stores for the tasks, over these backend objects in turn."""
+    stores = []
+    for index, backend in zip(range(STORES), itertools.cycle(backends), strict=False):
+        keyring = Keyring(dict(sorted(_KEYS.items(), reverse=bool(index % 2))))
+        stores.append(Store(open_store(backend, keyring=keyring), backend, keyring))
+    return stores
+
+
+@dataclass
+class Stage:
+    """What the tasks of one program share in one process.
+
+    Attributes:
+        stores: The tasks take them in turn.
+        user_id: The beginning of the rows' names, fresh for each program.
+        clock: One clock for all who take part.
+        name: The beginning of the tasks' names.
+        history: What happened.
+        claims: The leases asked for, by whom and of which generation.
+    """
+
+    stores: Sequence[Store]
+    user_id: str
+    clock: Callable[[], int]
+    name: str = ""
+    history: list[Operation] = field(default_factory=list)
+    claims: list[tuple[TokenKey, str, int]] = field(default_factory=list)
+
+    async def play(self, program: Program, name: str = "") -> None:
+        """Run the tasks of a program at once; raise `Unexpected` if one fails.
+
+        Args:
+            program: What to do.
+            name: What to call the tasks; default: a, b, c …
+        """
+        actors = [
+            _Actor(self, self.name + (name or chr(ord("a") + index)), self.stores[index % len(self.stores)])
+            for index in range(len(program))
+        ]
+        outcomes = await asyncio.gather(
+            *(actor.perform(steps) for actor, steps in zip(actors, program, strict=True)), return_exceptions=True
+        )
+        for actor, outcome in zip(actors, outcomes, strict=True):
+            if isinstance(outcome, Unexpected):
+                raise outcome
+            if isinstance(outcome, BaseException):
+                kind = f"unexpected {type(outcome).__name__}"
+                raise Unexpected(kind, f"{outcome} (task {actor.name})") from outcome
+
+
+class _Actor:
+    def __init__(self, stage: Stage, name: str, store: Store) -> None:
+        self.stage = stage
+        self.name = name
+        self.tokens, self.backend, self.keyring = store
+        self.ids = (f"{name}{number}" for number in itertools.count(1))
+
+    async def perform(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            task = asyncio.create_task(_cancelled_at(step.cancel_at, self._act(step)))
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
+            elif step.cancel_at is None:
+                raise Unexpected("unexpected CancelledError", f"nobody cancelled {step.action} (task {self.name})")
+
+    async def _act(self, step: Step) -> None:
+        key = self._key(step.keys[0])
+        match step.action:
+            case "store":
+                value = next(self.ids)
+                with self._recorded("put", key, value=value):
+                    await self.tokens.store_tokens(*key, **_tokens(value))
+            case "load":
+                await self._load(key)
+            case "delete":
+                with self._recorded("delete", key) as outcome:
+                    outcome["ok"] = await self.tokens.delete_tokens(*key)
+            case "reseal":
+                await self.tokens.reseal_tokens(*key)  # must show in no history
+            case "update":
+                await self._update(step)
+            case "claim":
+                seen = await self._load(key)
+                if seen is not None and seen.generation is not None:
+                    await _pause(step.pause)
+                    await self._claim(key, seen.generation, brief=step.brief)
+            case "complete" | "release":
+                if claims := self.stage.claims:
+                    await self._end_lease(step, *claims[-1 - step.which % len(claims)])
+
+    async def _load(self, key: TokenKey) -> Version | None:
+        with self._recorded("get", key) as outcome:
+            seen = outcome["seen"] = version(await self.tokens.load_tokens(*key))
+        return seen
+
+    async def _claim(self, key: TokenKey, generation: int, *, brief: bool) -> None:
+        holder = next(self.ids)
+        self.stage.claims.append((key, holder, generation))
+        with self._recorded("claim", key, generation=generation, holder=holder, lasting=not brief) as outcome:
+            duration = BRIEF if brief else LASTING
+            outcome["ok"] = await self.backend.claim_lease(
+                key, generation=generation, holder=holder, duration=duration
+            )
+
+    async def _end_lease(self, step: Step, key: TokenKey, holder: str, generation: int) -> None:
+        of: dict[str, Any] = {"generation": generation, "holder": holder}
+        if step.action == "complete":
+            value = next(self.ids)
+            with self._recorded("complete", key, value=value, **of) as outcome:
+                outcome["ok"] = await self.backend.complete_lease(key, self._sealed(key, value), **of)
+        else:
+            with self._recorded("release", key, failed=step.fails, **of) as outcome:
+                failure = Failure("invalid_grant") if step.fails else None
+                outcome["ok"] = await self.backend.release_lease(key, failure=failure, **of)
+
+    async def _update(self, step: Step) -> None:
+        writes: list[tuple[Literal["update", "put", "delete"], dict[str, Any]]] = []
+        committing = False
+        try:
+            async with self.tokens.transaction() as transaction:
+                for key in map(self._key, step.keys):
+                    begun: dict[str, Any] = {"key": key, "by": self.name, "invoked": self.stage.clock()}
+                    seen = version(await transaction.load_tokens(*key, for_update=True))
+                    self._record("get", **begun, returned=self.stage.clock(), seen=seen)
+                    await _pause(step.pause)
+                    if seen is None:
+                        begun["invoked"] = self.stage.clock()  # no row, no lock
+                    if step.deletes:
+                        ok = await transaction.delete_tokens(*key)
+                        written = None
+                        writes.append(("delete", begun | {"ok": ok}) if seen is None else ("update", begun | {"seen": seen}))
+                    else:
+                        written = next(self.ids)
+                        await transaction.store_tokens(*key, **_tokens(written))
+                        begun["value"] = written
+                        writes.append(("put", begun) if seen is None else ("update", begun | {"seen": seen}))
+                    own = version(await transaction.load_tokens(*key))
+                    if (own and own.value) != written and not (step.deletes and seen is None):
+                        raise Unexpected("own write unseen", f"{self.name} wrote {written} and then read {own}")
+                    await _pause(step.pause)
+                if step.rolls_back:
+                    raise Rollback
+                committing = True
+        except (Rollback, ConflictError):
+            return  # a conflict undoes the transaction, too; InnoDB has dead-locks on one row, around deletes
+        except asyncio.CancelledError:
+            if committing:
+                for name, fields in writes:
+                    self._record(name, **fields | {"ok": None})
+            raise  # before the commit began, a cancelled transaction is an undone one
+        for name, fields in writes:
+            self._record(name, **fields, returned=self.stage.clock())
+
+    @contextmanager
+    def _recorded(
+        self, name: Literal["get", "put", "delete", "claim", "complete", "release"], key: TokenKey, **fields: Any
+    ) -> Iterator[dict[str, Any]]:
+        fields |= {"key": key, "by": self.name, "invoked": self.stage.clock()}
+        outcome: dict[str, Any] = {}
+        try:
+            yield outcome
+        except asyncio.CancelledError:
+            if name != "get":
+                self._record(name, **fields)
+            raise
+        self._record(name, **fields, **outcome, returned=self.stage.clock())
+
+    def _record(
+        self, name: Literal["get", "put", "delete", "update", "claim", "complete", "release"], **fields: Any
+    ) -> None:
+        self.stage.history.append(Operation(name=name, **fields))
+
+    def _key(self, index: int) -> TokenKey:
+        return TokenKey("provider", f"{self.stage.user_id}{index}")
+
+    def _sealed(self, key: TokenKey, value: str) -> SealedTokens:
+        at = stamp(value)
+        return SealedTokens(
+            access_token=self.keyring.seal(key, "access_token", f"access {value}"),
+            refresh_token=self.keyring.seal(key, "refresh_token", f"refresh {value}"),
+            extra=self.keyring.seal(key, "extra", f'{{"write":"{value}"}}'),
+            access_token_expires_at=round(at.timestamp()) * 1_000_000,
+            refresh_token_expires_at=round((at + timedelta(days=1)).timestamp()) * 1_000_000,
+            key_id=self.keyring.primary,
+        )
+
+
+def _tokens(value: str) -> dict[str, Any]:
+    """The arguments of one write: its id in each."""
+    return {
+        "access_token": f"access {value}",
+        "refresh_token": f"refresh {value}",
+        "access_token_expires_at": stamp(value),
+        "refresh_token_expires_at": stamp(value) + timedelta(days=1),
+        "extra": {"write": value},
+    }
+
+
+def version(record: TokenRecord | None) -> Version | None:
+    """Which write a record came from, or the mixture that it is."""
+    if record is None:
+        return None
+    value = record["access_token"].removeprefix("access ")
+    parts = (value, record["refresh_token"].removeprefix("refresh "), record["extra"].get("write"))
+    expiries = (record["access_token_expires_at"], record["refresh_token_expires_at"])
+    if set(parts) != {value} or expiries != (stamp(value), stamp(value) + timedelta(days=1)):
+        return Version(Mixture((*parts, *map(str, expiries))), record["generation"])
+    return Version(value, record["generation"])
+
+
+def stamp(value: str) -> datetime:
+    """A time that stands for a write."""
+    return _EPOCH + timedelta(seconds=crc32(value.encode()))
+
+
+async def _pause(points: int) -> None:
+    for _ in range(points):
+        await asyncio.sleep(0)
+
+
+async def _cancelled_at(point: int | None, work: Coroutine[Any, Any, T]) -> T:
+    return await (work if point is None else _counted(work, point))
+
+
+@types.coroutine
+def _counted(work: Coroutine[Any, Any, T], point: int) -> Generator[Any, Any, T]:
+    """Pass on what the work waits for, and cancel the task as it begins its n-th wait."""
+    resume = functools.partial(work.send, None)
+    for number in itertools.count(1):
+        try:
+            awaited = resume()
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if number == point:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        try:
+            resume = functools.partial(work.send, (yield awaited))
+        except BaseException as error:  # noqa: BLE001 - a wait can end in anything, and the work must get it
+            resume = functools.partial(work.throw, error)
+    raise AssertionError("unreachable")
+
+
+class Lab:
+    """Stores over some backends of one database, and a loop to run programs on them; a context manager.
+
+    Args:
+        backends: Objects over the same data; there are three stores, which take them in turn.
+    """
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._stores = stores_over(backends)
+        self._runner = asyncio.Runner()
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> Self:
+        self._runner.run(self._stores[0].tokens.setup())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        async def close() -> None:
+            for store in self._stores:
+                await store.tokens.aclose()
+
+        with self._runner:
+            self._runner.run(close())
+
+    def run(self, program: Program) -> None:
+        """Run a program on fresh rows and check what happened.
+
+        Raises:
+            NotLinearizable: A race showed.
+            Unexpected: A step raised what it should not.
+        """
+        self._runner.run(self._run(program))
+
+    async def _run(self, program: Program) -> None:
+        stage = Stage(self._stores, f"u{next(self._numbers)}.", itertools.count().__next__)
+        await stage.play(BEFORE, "first")
+        await stage.play(program)
+        await stage.play(AFTER, "last")
+        check_history(stage.history)
+
+
+class Finding(NamedTuple):
+    """What a search found: how the smallest program failed, and after how many programs the first one did."""
+
+    violation: NotLinearizable | Unexpected
+    program: Program
+    examples: int
+
+
+class _Enough(BaseException):
+    """Ends a search; not an `Exception`, so that Hypothesis lets it pass."""
+
+
+def search(
+    run: Callable[[Program], None], strategy: st.SearchStrategy[Program], *, examples: int, shrinks: int = 0
+) -> Finding | None:
+    """Run generated programs until one fails, and then smaller ones.
+
+    Hypothesis takes a failure that does not come again for a mistake in the test. Races are like that, so the smallest
+    failure is kept here.
+
+    Args:
+        run: Runs and checks one program.
+        strategy: Where programs come from.
+        examples: How many programs to try.
+        shrinks: How many more to try once one has failed; 0: none, and the same programs every time.
+    """
+    found: Finding | None = None
+    tried = 0
+
+    @settings(
+        max_examples=examples,
+        derandomize=not shrinks,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def attempt(program: Program) -> None:
+        nonlocal found, tried
+        tried += 1
+        if found is not None and tried > found.examples + shrinks:
+            raise _Enough
+        try:
+            run(program)
+        except (NotLinearizable, Unexpected) as violation:
+            first = tried if found is None else found.examples
+            if found is None or _size(program) <= _size(found.program):
+                found = Finding(violation, program, first)
+            if not shrinks:
+                raise _Enough from None
+            raise
+
+    try:
+        attempt()
+    except (NotLinearizable, Unexpected, Flaky, _Enough):
+        assert found is not None
+    return found
+
+
+def _size(program: Program) -> tuple[int, int]:
+    return sum(map(len, program)), len(repr(program))

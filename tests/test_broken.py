@@ -1,0 +1,38 @@
+"""A checker that finds none of its seeded faults is no checker: the property tests must find each of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from broken import FAULTS, Fault
+from matrix import ROWS, Row
+from programs import STORES, Lab, programs, search
+
+from tokenstore.registry import backend_for_url
+
+# Three times what the slowest find has taken, at least.
+_EXAMPLES = 300
+
+
+def _faulty_rows() -> list[object]:
+    """Each fault on each row of the databases that it fits."""
+    return [
+        pytest.param(fault, row, id=f"{fault.name}-{row.name}", marks=getattr(pytest.mark, row.mark))
+        for fault in FAULTS
+        for row in ROWS
+        if row.mark in fault.marks
+    ]
+
+
+@pytest.mark.parametrize(("fault", "row"), _faulty_rows())
+def test_the_property_tests_find_a_seeded_fault(fault: Fault, row: Row, tmp_path: Path) -> None:
+    """Generated programs on a broken backend show its fault, and the violation is called by its name."""
+    url = row.url_for(tmp_path)
+    broken = fault.breaks(type(backend_for_url(url, {})))
+    backends = [broken.from_url(url, {}) for _ in range(STORES if row.shared else 1)]
+    with Lab(backends) as lab:
+        finding = search(lab.run, programs(), examples=_EXAMPLES)
+    assert finding is not None, f"{_EXAMPLES} programs did not show: {fault.name}"
+    print("FOUND", fault.name, row.name, finding.violation.kind, finding.examples)
+    assert finding.violation.kind in fault.kinds, str(finding.violation)

@@ -1,0 +1,63 @@
+"""The shipped conformance tests on every row, by URL and over an engine of the application's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from matrix import Row, every_row, params, shared_rows
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tokenstore.protocol import Backend
+from tokenstore.registry import backend_for_engine
+from tokenstore.testing.conformance import (
+    BackendConformance,
+    RowLockConformance,
+    SharedBackendConformance,
+    Testbed,
+)
+
+
+class OnRow(Testbed):
+    """Reaches the store of the row that a class is parametrised with."""
+
+    row: Row
+
+    @pytest.fixture(autouse=True)
+    def _take_row(self, row: Row) -> None:
+        self.row = row
+        self.needs_setup = row.name != "memory"  # type: ignore[misc]  # known to each test alone
+
+    def make_url(self, tmp_path: Path) -> str:
+        return self.row.url_for(tmp_path)
+
+
+@every_row
+class TestByUrl(OnRow, BackendConformance, RowLockConformance):
+    """One backend object, as in one process."""
+
+
+@shared_rows
+class TestShared(OnRow, SharedBackendConformance, RowLockConformance):
+    """Two backend objects, as in two processes."""
+
+
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
+class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
+    """Over an engine with SQLAlchemy's defaults, which the backend must leave as found."""
+
+    def open(self, url: str, **options: Any) -> Backend:
+        plain, _, query = url.partition("?")
+        engine = create_async_engine(plain.replace("sqlite:", "sqlite+aiosqlite:"))
+        backend = backend_for_engine(engine, {**dict(parse_qsl(query)), **options})
+        self.engines = {**getattr(self, "engines", {}), backend: engine}
+        return backend
+
+    engines: Mapping[Backend, AsyncEngine]
+
+    async def close(self, backend: Backend) -> None:
+        await backend.aclose()
+        await self.engines[backend].dispose()

@@ -1,0 +1,30 @@
+"""What the backends promise, checked on programs that Hypothesis writes.
+
+Whatever several tasks do at once, over one store or several, cancelled or undone at any point: each row behaves as if
+one caller at a time had used it. No update made under the lock is lost; a lease has one holder; no reader sees parts
+of two writes; each write adds one to the generation; an undone transaction leaves no trace; nothing stays locked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matrix import Row, every_row
+from programs import STORES, Lab, programs, search
+
+from tokenstore.registry import backend_for_url
+
+# Enough programs that the seeded faults of test_broken.py show many times over; SQLite syncs its file at each write.
+_EXAMPLES = {"memory": 200, "sqlite": 40}
+
+
+@every_row
+def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path: Path) -> None:
+    """Programs of stores, loads, locked updates, deletes, leases, cancellations and rollbacks leave possible histories."""
+    url = row.url_for(tmp_path)
+    backends = [backend_for_url(url, {}) for _ in range(STORES if row.shared else 1)]
+    with Lab(backends) as lab:
+        finding = search(lab.run, programs(), examples=_EXAMPLES.get(row.name, 60), shrinks=300)
+    if finding is not None:
+        print(f"after {finding.examples} programs; the smallest that failed:\n{finding.program}")  # noqa: T201
+        raise finding.violation
