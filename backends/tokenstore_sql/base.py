@@ -365,6 +365,7 @@ class SQLTransaction:
         self._stack = AsyncExitStack()
         self._rows: Rows | None = None
         self._queued = False
+        self._turn = asyncio.Lock()
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         return await self._run(keys, lambda rows: rows.get(keys), write=False)
@@ -403,7 +404,8 @@ class SQLTransaction:
             async with backend._bounded():
                 return await backend._on(self._rows, operation)
 
-        return await backend._mapped(keys, run)
+        async with self._turn:  # a connection serves one statement at a time, whatever the tasks in the block do
+            return await backend._mapped(keys, run)
 
     async def _commit(self) -> None:
         if self._rows is not None:
