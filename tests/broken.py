@@ -7,23 +7,25 @@ network would let others in.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, update
+from sqlalchemy import Executable, Select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
+from tokenstore.registry import backend_for_url
 from tokenstore_memory import MemoryBackend
 from tokenstore_sql.base import SQLBackend
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.sqlite import SQLiteDialect
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["FAULTS", "Fault", "fault_named"]
 
 # The faults are mixins over any of the real classes, which a type checker takes for one of them.
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ else:
 
 ALL = ("memory", "sqlite", "postgres", "mysql")
 SERVERS = ("postgres", "mysql")
+# What it looks like depends on who comes next: the first is the usual, and the others are consequences.
+_LOST = ("lost update", "wrong delete", "wrong generation")
+_TAKEN = ("two live holders", "wrong refusal", "completion by a loser", "release by a loser")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,14 @@ class Fault:
     name: str
     kinds: frozenset[str]
     marks: tuple[str, ...]
-    breaks: Callable[[type[Any]], type[Any]]
+    breaks: Callable[[type[Any]], type[Any]] = field(repr=False)
+
+    def backend(self, url: str) -> Any:
+        """The backend of a URL, broken."""
+        return self.breaks(type(backend_for_url(url, {}))).from_url(url, {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fault_named, (self.name, self.marks[0])  # between processes, by name
 
 
 FAULTS: list[Fault] = []
@@ -64,7 +76,8 @@ def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[
     def register(mixin: type[Any]) -> type[Any]:
         def breaks(real: type[Any]) -> type[Any]:
             if "Dialect" in mixin.__name__:
-                return type(f"Broken{real.__name__}", (real,), {"dialect_class": type(name, (mixin, real.dialect_class), {})})
+                dialect = type(f"Broken{real.dialect_class.__name__}", (mixin, real.dialect_class), {})
+                return type(f"Broken{real.__name__}", (real,), {"dialect_class": dialect})
             return type(f"Broken{real.__name__}", (mixin, real), {})
 
         FAULTS.append(Fault(name, frozenset(kinds), on, breaks))
@@ -73,12 +86,18 @@ def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[
     return register
 
 
+def fault_named(name: str, mark: str) -> Fault:
+    """The fault of this name on the rows of this marker."""
+    [fault] = [fault for fault in FAULTS if fault.name == name and mark in fault.marks]
+    return fault
+
+
 async def _network() -> None:
-    for _ in range(20):
+    for _ in range(100):
         await asyncio.sleep(0)
 
 
-@_fault("no FOR UPDATE", "lost update", on=SERVERS)
+@_fault("no FOR UPDATE", *_LOST, on=SERVERS)
 class _NoForUpdateDialect(AnyDialect):
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query
@@ -90,7 +109,7 @@ class _DeferredDialect(AnySQLiteDialect):
         await super()._begin_immediate(connection, "BEGIN" if statement == "BEGIN IMMEDIATE" else statement)
 
 
-@_fault("no BEGIN", "lost update", "stale read", on=("sqlite",))
+@_fault("no BEGIN", "stale read", "own write unseen", *_LOST, on=("sqlite",))
 class _NoBeginDialect(AnySQLiteDialect):
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
@@ -109,7 +128,7 @@ class _Unlocked:
         return row
 
 
-@_fault("lock that only reads", "lost update")
+@_fault("lock that only reads", *_LOST)
 class _NoLock(AnyBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -117,7 +136,11 @@ class _NoLock(AnyBackend):
             yield _Unlocked(transaction)
 
 
-@_fault("read-then-write upsert", "wrong generation", on=ALL[1:])
+async def _execute(statement: Executable, rows: Rows) -> None:
+    await rows.connection.execute(statement)
+
+
+@_fault("read-then-write upsert", "wrong generation", "lost update", on=ALL[1:])
 class _ReadThenWrite(AnySQLBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():
@@ -129,10 +152,10 @@ class _ReadThenWrite(AnySQLBackend):
             c = self.table.c
             fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
             statement = update(self.table).where(c.provider == key.provider, c.user_id == key.user_id).values(fresh)
-            await self._run([key], lambda rows, statement=statement: rows.connection.execute(statement), write=True)
+            await self._run([key], functools.partial(_execute, statement), write=True)
 
 
-@_fault("read-then-write upsert", "wrong generation", "stale read", "lost update", on=("memory",))
+@_fault("read-then-write upsert", "wrong generation", "lost update", "stale read", on=("memory",))
 class _ReadThenWriteInMemory(AnyBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():
@@ -144,7 +167,7 @@ class _ReadThenWriteInMemory(AnyBackend):
                 self._rows[key] = row.next(tokens, self._now())
 
 
-@_fault("commit in place of rollback", "stale read", "lost update")
+@_fault("commit in place of rollback", "stale read", *_LOST)
 class _CommitsFailures(AnyBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -169,7 +192,7 @@ class _TornRead(AnyBackend):
         ]
 
 
-@_fault("lease checked, then taken", "two live holders")
+@_fault("lease checked, then taken", *_TAKEN)
 class _CheckThenClaim(AnyBackend):
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         (row,) = await self.get([key])
@@ -181,7 +204,7 @@ class _CheckThenClaim(AnyBackend):
         return await super().claim_lease(key, generation=generation, holder=holder, duration=duration)
 
 
-@_fault("unconditional release", "release by a loser")
+@_fault("unconditional release", *_TAKEN)
 class _ReleasesAnybody(AnyBackend):
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
@@ -192,14 +215,14 @@ class _ReleasesAnybody(AnyBackend):
         return await super().release_lease(key, generation=row.generation, holder=row.lease_holder, failure=failure)
 
 
-@_fault("unconditional completion", "completion by a loser", "wrong generation")
+@_fault("unconditional completion", "completion by a loser", "stale read", *_LOST)
 class _CompletesAnything(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         await self.put({key: tokens})
         return True
 
 
-@_fault("rewrap of whatever is there", "stale read", "mixed read", "lost update")
+@_fault("rewrap of whatever is there", "mixed read", "stale read", "lost update")
 class _RewrapsAnything(AnyBackend):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         await _network()

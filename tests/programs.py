@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import json
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 from zlib import crc32
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend
-from tokenstore.records import Failure, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import Failure, SealedTokens, TokenKey, TokenRecord, to_epoch_us
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.history import Mixture, NotLinearizable, Operation, Version, check_history
 
@@ -42,8 +44,11 @@ class Unexpected(AssertionError):
     """A step that raised what it never should, or did not see its own write."""
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"{kind}: {message}")
+        super().__init__(kind, message)  # both as args, so that it pickles between processes
         self.kind = kind
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class Rollback(Exception):
@@ -62,6 +67,7 @@ class Step:
         deletes: `update` deletes what it read.
         rolls_back: `update` is undone.
         brief: `claim` takes a lease that may expire at once.
+        ends: How `claim` goes on when it was granted, after the pause.
         which: Whose claim to `complete` or `release`, counted from the last one.
         fails: `release` leaves a failure behind.
     """
@@ -73,6 +79,7 @@ class Step:
     deletes: bool = False
     rolls_back: bool = False
     brief: bool = False
+    ends: Literal["complete", "release"] | None = None
     which: int = 0
     fails: bool = False
 
@@ -84,7 +91,7 @@ Program = tuple[tuple[Step, ...], ...]
 # What a program's tasks are busy with. One theme gets deeper than a mixture of everything.
 _THEMES: tuple[tuple[Action, ...], ...] = (
     ("store", "load", "update", "update", "delete"),
-    ("claim", "claim", "complete", "release", "release"),
+    ("claim", "claim", "claim", "complete", "release"),
     ("reseal", "reseal", "store", "load", "update"),
     ("store", "load", "update", "update", "delete", "reseal", "claim", "claim", "complete", "release"),
 )
@@ -96,7 +103,7 @@ def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
     which = st.integers(0, 2)
     fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
         "update": {"deletes": rarely, "rolls_back": rarely},
-        "claim": {"brief": st.booleans()},
+        "claim": {"brief": st.booleans(), "ends": st.sampled_from((None, "complete", "release"))},
         "complete": {"which": which},
         "release": {"which": which, "fails": rarely},
     }
@@ -207,7 +214,7 @@ class _Actor:
             case "store":
                 value = next(self.ids)
                 with self._recorded("put", key, value=value):
-                    await self.tokens.store_tokens(*key, **_tokens(value))
+                    await self.tokens.store_tokens(*key, **tokens(value))
             case "load":
                 await self._load(key)
             case "delete":
@@ -220,35 +227,38 @@ class _Actor:
             case "claim":
                 seen = await self._load(key)
                 if seen is not None and seen.generation is not None:
-                    await _pause(step.pause)
-                    await self._claim(key, seen.generation, brief=step.brief)
+                    await self._claim(step, key, seen.generation)
             case "complete" | "release":
                 if claims := self.stage.claims:
-                    await self._end_lease(step, *claims[-1 - step.which % len(claims)])
+                    await self._end_lease(step.action, *claims[-1 - step.which % len(claims)], fails=step.fails)
 
     async def _load(self, key: TokenKey) -> Version | None:
         with self._recorded("get", key) as outcome:
             seen = outcome["seen"] = version(await self.tokens.load_tokens(*key))
         return seen
 
-    async def _claim(self, key: TokenKey, generation: int, *, brief: bool) -> None:
+    async def _claim(self, step: Step, key: TokenKey, generation: int) -> None:
         holder = next(self.ids)
         self.stage.claims.append((key, holder, generation))
-        with self._recorded("claim", key, generation=generation, holder=holder, lasting=not brief) as outcome:
-            duration = BRIEF if brief else LASTING
-            outcome["ok"] = await self.backend.claim_lease(
-                key, generation=generation, holder=holder, duration=duration
-            )
+        with self._recorded("claim", key, generation=generation, holder=holder, lasting=not step.brief) as outcome:
+            duration = BRIEF if step.brief else LASTING
+            outcome["ok"] = await self.backend.claim_lease(key, generation=generation, holder=holder, duration=duration)
 
-    async def _end_lease(self, step: Step, key: TokenKey, holder: str, generation: int) -> None:
+        if step.ends is not None and outcome["ok"]:
+            await _pause(step.pause)
+            await self._end_lease(step.ends, key, holder, generation, fails=step.fails)
+
+    async def _end_lease(
+        self, action: Literal["complete", "release"], key: TokenKey, holder: str, generation: int, *, fails: bool
+    ) -> None:
         of: dict[str, Any] = {"generation": generation, "holder": holder}
-        if step.action == "complete":
+        if action == "complete":
             value = next(self.ids)
             with self._recorded("complete", key, value=value, **of) as outcome:
-                outcome["ok"] = await self.backend.complete_lease(key, self._sealed(key, value), **of)
+                outcome["ok"] = await self.backend.complete_lease(key, sealed(self.keyring, key, value), **of)
         else:
-            with self._recorded("release", key, failed=step.fails, **of) as outcome:
-                failure = Failure("invalid_grant") if step.fails else None
+            with self._recorded("release", key, failed=fails, **of) as outcome:
+                failure = Failure("invalid_grant") if fails else None
                 outcome["ok"] = await self.backend.release_lease(key, failure=failure, **of)
 
     async def _update(self, step: Step) -> None:
@@ -266,10 +276,12 @@ class _Actor:
                     if step.deletes:
                         ok = await transaction.delete_tokens(*key)
                         written = None
-                        writes.append(("delete", begun | {"ok": ok}) if seen is None else ("update", begun | {"seen": seen}))
+                        writes.append(
+                            ("delete", begun | {"ok": ok}) if seen is None else ("update", begun | {"seen": seen})
+                        )
                     else:
                         written = next(self.ids)
-                        await transaction.store_tokens(*key, **_tokens(written))
+                        await transaction.store_tokens(*key, **tokens(written))
                         begun["value"] = written
                         writes.append(("put", begun) if seen is None else ("update", begun | {"seen": seen}))
                     own = version(await transaction.load_tokens(*key))
@@ -311,19 +323,8 @@ class _Actor:
     def _key(self, index: int) -> TokenKey:
         return TokenKey("provider", f"{self.stage.user_id}{index}")
 
-    def _sealed(self, key: TokenKey, value: str) -> SealedTokens:
-        at = stamp(value)
-        return SealedTokens(
-            access_token=self.keyring.seal(key, "access_token", f"access {value}"),
-            refresh_token=self.keyring.seal(key, "refresh_token", f"refresh {value}"),
-            extra=self.keyring.seal(key, "extra", f'{{"write":"{value}"}}'),
-            access_token_expires_at=round(at.timestamp()) * 1_000_000,
-            refresh_token_expires_at=round((at + timedelta(days=1)).timestamp()) * 1_000_000,
-            key_id=self.keyring.primary,
-        )
 
-
-def _tokens(value: str) -> dict[str, Any]:
+def tokens(value: str) -> dict[str, Any]:
     """The arguments of one write: its id in each."""
     return {
         "access_token": f"access {value}",
@@ -332,6 +333,18 @@ def _tokens(value: str) -> dict[str, Any]:
         "refresh_token_expires_at": stamp(value) + timedelta(days=1),
         "extra": {"write": value},
     }
+
+
+def sealed(keyring: Keyring, key: TokenKey, value: str) -> SealedTokens:
+    """The same write, as a backend gets it."""
+    return SealedTokens(
+        access_token=keyring.seal(key, "access_token", f"access {value}"),
+        refresh_token=keyring.seal(key, "refresh_token", f"refresh {value}"),
+        extra=keyring.seal(key, "extra", json.dumps({"write": value})),
+        access_token_expires_at=to_epoch_us("", stamp(value)),
+        refresh_token_expires_at=to_epoch_us("", stamp(value) + timedelta(days=1)),
+        key_id=keyring.primary,
+    )
 
 
 def version(record: TokenRecord | None) -> Version | None:
@@ -479,6 +492,8 @@ def search(
         attempt()
     except (NotLinearizable, Unexpected, Flaky, _Enough):
         assert found is not None
+        steps = "\n".join(f"{chr(ord('a') + index)}: {steps}" for index, steps in enumerate(found.program))
+        found.violation.add_note(f"program {found.examples} was the first to fail, and this is the smallest:\n{steps}")
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ import pytest
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
-from matrix import Row, shared_rows
+from matrix import ROWS, Row, shared_rows
 from tokenstore import Keyring, TokenRecord, generate_key, open_store
 from tokenstore._commands import app
 from tokenstore.keyring import KEYS_VARIABLE
@@ -63,7 +64,8 @@ def cli(*arguments: str, url: str | None = None, keys: str | None = KEYS, stdin:
 
 def environment(url: str | None, keys: str | None) -> dict[str, str]:
     variables = {"TOKENSTORE_URL": url, KEYS_VARIABLE: keys}
-    kept = {name: value for name, value in os.environ.items() if name not in variables}
+    # Unbuffered, Python takes a write that a closed pipe cut short for a whole one.
+    kept = {name: value for name, value in os.environ.items() if name not in {*variables, "PYTHONUNBUFFERED"}}
     return kept | {name: value for name, value in variables.items() if value is not None}
 
 
@@ -107,7 +109,7 @@ def filled(sqlite: str) -> str:
 
     async def fill(store: AuthTokenStore) -> None:
         async with store.transaction() as tx:
-            for number in range(1200):
+            for number in range(1500):
                 await tx.store_tokens("github", f"user-{number:04}", ACCESS, REFRESH, None)
 
     on_store(sqlite, fill)
@@ -316,8 +318,11 @@ class Terminal:
         assert self.process.stderr is not None
         heard = ""
         while question not in heard:
-            data = os.read(self.process.stderr.fileno(), 4096).decode()
-            assert data, f"ended without asking {question!r}: {self.asked}{heard}"
+            spoken, _, _ = select.select([self.process.stderr], [], [], 30)
+            data = os.read(self.process.stderr.fileno(), 4096).decode() if spoken else ""
+            if not data:
+                self.process.kill()
+                pytest.fail(f"did not ask {question!r} but said {self.finish()}")
             heard += data
         self.asked += heard
         os.write(self.master, f"{text}\n".encode())
@@ -336,8 +341,8 @@ class Terminal:
 
 def test_put_at_a_terminal_asks_without_echo(sqlite: str) -> None:
     terminal = Terminal("put", "github", "u1", "--expires-in", "60", url=sqlite)
-    terminal.answer("Access token", ACCESS)
-    terminal.answer("Refresh token", REFRESH)
+    terminal.answer("Access token: ", ACCESS)
+    terminal.answer("Refresh token (empty: none): ", REFRESH)
     done = terminal.finish()
     assert done.code == 0
     shows_no_secret(done)
@@ -447,7 +452,7 @@ def test_options_before_the_command_count_too(sqlite: str) -> None:
         (["list"], "oracle://h/d", "no backend for oracle"),
         (["list"], "memory://", "memory:// would be gone"),
         (["demo", "--url", "memory://"], None, "could not share it"),
-        (["list"], "sqlite:///x.db?tabel=t", "unknown option tabel"),
+        (["list"], "sqlite:///x.db?tabel=t", "tabel"),
         (["list", "--provider", ""], "sqlite:///x.db", "provider must not be empty"),
         (["show", "github"], None, "USER"),
         (["shwo"], None, "No such command"),
@@ -463,7 +468,7 @@ def test_usage_errors_are_one_line_and_exit_2(
     first, *more = done.err.splitlines()
     assert first.startswith("error: ")
     assert words in first
-    assert all(line.startswith("try: tokenstore") for line in more)
+    assert all(re.fullmatch(r"try: .+ --help", line) for line in more)
 
 
 def test_without_a_command_it_explains_itself() -> None:
@@ -546,19 +551,21 @@ SECRET_URL = f"postgresql://someone:{PASSWORD}@127.0.0.1:1/db"
 )
 def test_no_mistake_and_no_help_page_repeats_the_password(arguments: list[str]) -> None:
     done = process(*arguments, url=SECRET_URL)
-    assert done.code == (0 if "--help" in arguments else 3 if SECRET_URL in arguments and "--url" in arguments else 2)
+    assert done.code in ({0} if "--help" in arguments else {2, 3})
     assert PASSWORD not in done.out + done.err
     assert "Traceback" not in done.err
 
 
+_servers = [row for row in ROWS if row.shared and row.mark != "sqlite"]
+_on_servers = [pytest.param(row, id=row.name, marks=getattr(pytest.mark, row.mark)) for row in _servers]
+
+
 @pytest.mark.parametrize("wrong", ["password", "host", "port", "database"])
-@shared_rows
+@pytest.mark.parametrize("row", _on_servers)
 def test_a_server_that_refuses_or_cannot_be_found_is_exit_3_without_its_password(
     row: Row, url: str, wrong: str
 ) -> None:
     parts = make_url(url)
-    if parts.password is None:
-        return  # SQLite has none
     changes: dict[str, dict[str, Any]] = {
         "password": {"password": PASSWORD},
         "host": {"host": "nowhere.invalid", "password": PASSWORD},

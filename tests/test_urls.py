@@ -244,7 +244,9 @@ def test_an_unreachable_file_is_a_clear_error(tmp_path: Path, keyring: Keyring) 
         (f"mysql://u:p@{SECRET}@h/db", "mysql://u:***@h/db"),
         (f"redis://:{SECRET}@h/0?password={SECRET}", "redis://:***@h/0?password=***"),
         ("sqlite:///tokens.db", "sqlite:///tokens.db"),
-        (f"postgresql://u:{SECRET}@[bad/db", "<unreadable URL>"),
+        (f"postgresql://u:{SECRET}@[bad/db", "postgresql://u:***@[bad/db"),
+        (f"postgresql://u:p/{SECRET}@h/db", "postgresql://u:***@h/db"),
+        (f"postgresql://u:p?{SECRET}#x@h/db", "postgresql://u:***@h/db"),
         (SECRET, "<unreadable URL>"),
     ],
 )

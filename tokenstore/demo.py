@@ -15,14 +15,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Never, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, cast
 from urllib.parse import parse_qsl, urlencode
 
 from tokenstore.errors import BackendError, ConfigurationError, MissingDependencyError, TokenStoreError
@@ -167,7 +167,7 @@ def run_demo(
     begun = time.monotonic()
     display = _Display(processes * tasks, quiet=quiet)
     with ExitStack() as stack:
-        stack.enter_context(_sigterm_unwinds())
+        interrupts = stack.enter_context(_Interrupts())
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenstore-demo-"))
             url = f"sqlite:///{Path(folder).as_posix()}/demo.db"
@@ -185,7 +185,8 @@ def run_demo(
         display.introduce(plan, processes, tasks, latency)
         stack.enter_context(_own_table(plan))
         asyncio.run(_fill(plan, provider))
-        fleet = stack.enter_context(_Fleet(plan, processes))
+        interrupts.check()
+        fleet = stack.enter_context(_Fleet(plan, processes, interrupts))
         stack.enter_context(display)
         rounds = [_round(plan, provider, fleet, display, locked=locked) for locked in (True, False)]
     report = Report(plan.database, processes, tasks, _USERS, latency, round(time.monotonic() - begun, 3), *rounds)
@@ -268,17 +269,17 @@ async def _contract(
 class _Fleet:
     """The worker processes: one pipe each, no lock or queue between them but the database."""
 
-    def __init__(self, plan: _Plan, processes: int) -> None:
+    def __init__(self, plan: _Plan, processes: int, interrupts: _Interrupts) -> None:
         self._plan = plan
         self._size = processes
+        self._interrupts = interrupts
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
 
     def __enter__(self) -> Self:
         context = get_context("spawn")
         try:
-            # Children inherit it: Ctrl-C reaches the whole terminal, and it is the parent that ends them.
-            with _sigint_ignored():
+            with self._interrupts.kept_from_children():
                 for number in range(self._size):
                     ours, theirs = context.Pipe()
                     self._pipes.append(ours)
@@ -288,23 +289,21 @@ class _Fleet:
                         process.start()
                     self._processes.append(process)
         except BaseException:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with _sigint_ignored():
-            for pipe in self._pipes:
-                pipe.close()  # a worker between rounds ends at that
-            if exc_info and exc_info[0] is not None:
-                for process in self._processes:
-                    process.terminate()
-            deadline = time.monotonic() + _CLEANUP
-            for process in self._processes:
-                process.join(max(0.0, deadline - time.monotonic()))
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+        for pipe in self._pipes:
+            pipe.close()  # a worker between rounds ends at that
+        deadline = time.monotonic() + _CLEANUP
+        for process in self._processes:
+            if any(exc_info):
+                process.terminate()
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
 
     def tell(self, word: object) -> None:
         """Send to all."""
@@ -321,8 +320,9 @@ class _Fleet:
         missing = dict.fromkeys(self._pipes, each)
         deadline = time.monotonic() + _PATIENCE
         while missing:
-            ready = wait(list(missing), timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
+            self._interrupts.check()
+            ready = wait(list(missing), timeout=0.1)
+            if not ready and time.monotonic() > deadline:
                 raise BackendError(f"{len(missing)} of the demo's processes did nothing for {_PATIENCE:g} s")
             for pipe in cast(list[Connection], ready):
                 try:
@@ -421,8 +421,8 @@ def _own_table(plan: _Plan) -> Iterator[None]:
 async def _drop_table(plan: _Plan) -> None:
     backend: Any = backend_for_url(plan.url, {"table": plan.table})
     try:
-        async with asyncio.timeout(_CLEANUP), backend._engine.begin() as connection:
-            await connection.run_sync(backend.table.drop, checkfirst=True)
+        async with asyncio.timeout(_CLEANUP):
+            await backend.drop()
     except TimeoutError:
         raise BackendError(f"the demo's table {plan.table} could not be dropped within {_CLEANUP:g} s") from None
     finally:
@@ -436,30 +436,46 @@ def _without_our_options(url: str) -> str:
     return f"{base}?{urlencode(kept)}" if kept else base
 
 
-@contextmanager
-def _signal(number: int, action: Callable[..., Any] | int) -> Iterator[None]:
-    """A signal's handling for the length of a block; other threads than the first can and need not change it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, action)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+class _Interrupts:
+    """Ctrl-C and SIGTERM, held until all that has been started can be cleaned up. A second one is not held."""
 
+    def __init__(self) -> None:
+        self._caught = 0
+        self._before: dict[int, Any] = {}
 
-def _sigint_ignored() -> AbstractContextManager[None]:
-    return _signal(signal.SIGINT, signal.SIG_IGN)
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others can and need not handle signals
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-def _sigterm_unwinds() -> AbstractContextManager[None]:
-    """A plain SIGTERM would leave the table behind."""
+    def _note(self, number: int, _frame: object) -> None:
+        insists = self._caught != 0
+        self._caught = number
+        if insists:
+            self.check()
 
-    def unwind(number: int, _frame: object) -> Never:
-        sys.exit(128 + number)
+    def check(self) -> None:
+        """Where it is safe: end, if somebody asked for that."""
+        if self._caught == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._caught:
+            sys.exit(128 + self._caught)
 
-    return _signal(signal.SIGTERM, unwind)
+    @contextmanager
+    def kept_from_children(self) -> Iterator[None]:
+        """Processes started inside ignore Ctrl-C, which reaches a whole terminal: it is the parent that ends them."""
+        if not self._before:
+            yield
+            return
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child inherits
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, ours)
 
 
 # -- what there is to see --------------------------------------------------------------------------

@@ -16,7 +16,6 @@ UTF-8 and preceded by its length as two big-endian bytes. A value moved to anoth
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import secrets
@@ -39,6 +38,7 @@ _FORMAT: Final = 1
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
+_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}", re.ASCII)  # padding is optional, as in RFC 7515
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)
 
 
@@ -218,9 +218,11 @@ def _check_name(name: object) -> None:
 
 def _decode_key(name: str, encoded: str, source: str) -> bytes:
     try:
-        # Padding is optional, as RFC 7515 writes base64url; everything else must be exact.
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        if not _BASE64URL.fullmatch(encoded):
+            raise ValueError
+        digits = encoded.rstrip("=")
+        key = base64.urlsafe_b64decode(digits + "=" * (-len(digits) % 4))
+    except ValueError:
         raise ConfigurationError(f"key {name!r} of {source} is not base64url") from None
     if len(key) != _KEY_BYTES:
         raise ConfigurationError(f"key {name!r} of {source} has {len(key)} bytes; {_KEY_BYTES} are needed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, ClassVar, Final, Self, TypeVar
@@ -69,7 +69,7 @@ _ATTEMPTS: Final = 10
 _FINISH_GRACE: Final = 0.5
 
 
-class SQLOperations:
+class SQLOperations(ABC):
     """The backend protocol's operations, each one call of :meth:`_run` on whatever connection that provides."""
 
     def __init__(self, dialect: Dialect, table: str = DEFAULT_TABLE, schema: str | None = None) -> None:
@@ -180,8 +180,6 @@ class SQLBackend(SQLOperations):
         # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
         self._alone = engine if owned else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._locking = engine.execution_options(isolation_level=self.dialect.isolation_level)
-        if owned and self.dialect.isolation_level == "AUTOCOMMIT":
-            self._locking = engine
         self._queue = KeyedLocks()
         self._closed = False
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
@@ -209,8 +207,9 @@ class SQLBackend(SQLOperations):
         return cls(engine, owned=True, **{name: values[name] for name in TABLE_OPTIONS if name in values})
 
     @classmethod
+    @abstractmethod
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
-        raise NotImplementedError
+        """An engine for a URL without its query, with checked options."""
 
     @staticmethod
     def lock_timeout_of(options: Mapping[str, Any]) -> float:
@@ -231,9 +230,21 @@ class SQLBackend(SQLOperations):
 
         await self._retried(lambda: self._mapped([], create))
 
+    async def drop(self) -> None:
+        """Drop the table, with every token in it."""
+        self._check_open()
+
+        async def drop() -> None:
+            async with self._checkout(self._alone, transactional=False) as rows:
+                await rows.connection.run_sync(self.table.drop, checkfirst=True)
+                await rows.connection.commit()
+
+        await self._mapped([], drop)
+
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
+            await finish(self.dialect.aclose())
             if self._owned:
                 self._settle_in()
                 await finish(self._engine.dispose())
@@ -277,9 +288,6 @@ class SQLBackend(SQLOperations):
         """Run an operation, and see to its connection where it fails."""
         try:
             return await operation(rows)
-        except asyncio.CancelledError:
-            self.dialect.abandon(rows.connection)
-            raise
         except DBAPIError as error:
             # A server that became read-only answers pings; its connections are finished all the same.
             kind, _ = self.dialect.classify(error.orig or error)
@@ -293,7 +301,7 @@ class SQLBackend(SQLOperations):
         connection = engine.connect()
         try:
             # A checkout that is cancelled half-way, while it sets the isolation level say, never returns to the pool.
-            await finish(connection.start())
+            connection = await finish(connection.start())
             yield Rows(connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned)
         finally:
             if connection.sync_connection is not None:
@@ -435,6 +443,7 @@ async def finish(action: Coroutine[Any, Any, T]) -> T:
 def pool_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``create_async_engine`` that every engine of ours has."""
     return {
+        "isolation_level": "AUTOCOMMIT",  # for statements on their own; a transaction asks for its level
         "hide_parameters": True,
         "max_overflow": 0,  # pool_size is the bound
         # The most recently used first, so that what is no longer needed goes idle; a ping, because what is idle may be

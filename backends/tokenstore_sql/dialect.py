@@ -90,8 +90,8 @@ class Dialect(ABC):
     async def check(self, connection: AsyncConnection) -> None:
         """Refuse a database that cannot serve as a store, before it is set up."""
 
-    def abandon(self, connection: AsyncConnection) -> None:
-        """After a cancelled statement: see to it that the server does not go on with it."""
+    async def aclose(self) -> None:
+        """Wait for what the dialect does in the background, which is never long."""
 
     # Errors
 

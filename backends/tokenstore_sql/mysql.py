@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from contextlib import asynccontextmanager, suppress
+from typing import Any, ClassVar, Final, NamedTuple
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Table, cast, event, func, literal_column
+from sqlalchemy import URL, BigInteger, ColumnElement, Engine, Table, cast, event, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -28,7 +29,19 @@ from tokenstore_sql.rows import Rows
 
 __all__ = ["MySQLBackend", "MySQLDialect"]
 
-_WAIT = "innodb_lock_wait_timeout"
+_WAIT: Final = "innodb_lock_wait_timeout"
+# In a pooled connection's info: which thread of which server it is.
+_THREAD: Final = "tokenstore.thread"
+# How long to try to reach a server on which a cancelled statement goes on.
+_KILL_TIMEOUT: Final = 5.0
+
+
+class _Thread(NamedTuple):
+    """A connection as its server knows it."""
+
+    id: int
+    hostname: str
+    port: int
 
 
 class MySQLDialect(Dialect):
@@ -65,6 +78,10 @@ class MySQLDialect(Dialect):
         "4031": BackendUnavailableError,
     }
 
+    def __init__(self, lock_timeout: float) -> None:
+        super().__init__(lock_timeout)
+        self._kills: set[asyncio.Task[None]] = set()
+
     def now(self) -> ColumnElement[int]:
         # UTC_TIMESTAMP stands still while a statement waits for a lock; SYSDATE goes on, but in the session's time
         # zone. So: the one, plus how far the other is ahead of NOW.
@@ -86,18 +103,39 @@ class MySQLDialect(Dialect):
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
-        # Connections of our own got the setting when they were made.
-        if not rows.borrowed:
-            yield
-            return
         connection = rows.connection
-        found = (await connection.execute(sql(f"SELECT @@SESSION.{_WAIT}"))).scalar_one()
-        await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": self._whole_seconds()})
+        thread = await _thread(connection)
+        # Connections of our own got the setting when they were made.
+        found = await self._set_patience(connection, self._whole_seconds()) if rows.borrowed else None
         try:
             yield
         finally:
-            if not connection.invalidated:
-                await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": found})
+            if connection.invalidated:
+                self._kill(connection.engine, thread)
+            elif found is not None:
+                await self._set_patience(connection, found)
+
+    async def _set_patience(self, connection: AsyncConnection, seconds: int) -> int:
+        """Set how long the session waits for a lock; returns what it was."""
+        found = (await connection.execute(sql(f"SELECT @@SESSION.{_WAIT}"))).scalar_one()
+        if found != seconds:
+            await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": seconds})
+        return int(found)
+
+    def _kill(self, engine: AsyncEngine, thread: _Thread | None) -> None:
+        """End a thread whose connection was given up in the middle of a statement: cancelled, that is, or cut.
+
+        The drivers just close the socket, which the server does not notice while it waits for a lock: when it gets the
+        lock it would still write what nobody waits for any more, over whatever was stored meanwhile.
+        """
+        if thread is not None:
+            task = asyncio.create_task(_kill_thread(engine, thread))
+            self._kills.add(task)
+            task.add_done_callback(self._kills.discard)
+
+    async def aclose(self) -> None:
+        if self._kills:
+            await asyncio.wait(self._kills)
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -121,6 +159,33 @@ class MySQLDialect(Dialect):
 
     def _whole_seconds(self) -> int:
         return max(1, math.ceil(self.lock_timeout))
+
+
+async def _thread(connection: AsyncConnection) -> _Thread | None:
+    """The server's thread behind a connection; None where something between us hides it."""
+    raw = await connection.get_raw_connection()
+    if _THREAD not in raw.info:
+        found = (await connection.execute(sql("SELECT CONNECTION_ID(), @@hostname, @@port"))).one()
+        # A proxy greets us with a number of its own, and may give the server's thread to somebody else.
+        driver_connection: Any = raw.driver_connection
+        raw.info[_THREAD] = _Thread(*found) if found[0] == driver_connection.thread_id() else None
+    thread: _Thread | None = raw.info[_THREAD]
+    return thread
+
+
+async def _kill_thread(engine: AsyncEngine, thread: _Thread) -> None:
+    """Over a connection beside the pool, all of whose connections may be waiting."""
+    aside = AsyncEngine(Engine(engine.sync_engine.pool.recreate(), engine.dialect, engine.url))
+    # Whatever goes wrong here: what is not killed ends with its own lock wait timeout.
+    with suppress(Exception):
+        try:
+            async with asyncio.timeout(_KILL_TIMEOUT), aside.connect() as connection:
+                here = await _thread(connection)
+                # Not on another server behind the same address, nor after a restart, when numbers begin anew.
+                if here is not None and here[1:] == thread[1:] and here.id > thread.id:
+                    await connection.execute(sql("KILL :id"), {"id": thread.id})
+        finally:
+            await aside.dispose()
 
 
 class MySQLBackend(SQLBackend):
@@ -155,7 +220,7 @@ class MySQLBackend(SQLBackend):
             connect["unix_socket"] = options["unix_socket"]
         if context := _tls(options):
             connect["ssl"] = context
-        engine = create_async_engine(url, connect_args=connect, isolation_level="AUTOCOMMIT", **pool_arguments(options))
+        engine = create_async_engine(url, connect_args=connect, **pool_arguments(options))
         patience = max(1, math.ceil(cls.lock_timeout_of(options)))
 
         @event.listens_for(engine.sync_engine, "connect")

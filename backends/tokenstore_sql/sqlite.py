@@ -176,7 +176,6 @@ class SQLiteBackend(SQLBackend):
         return create_async_engine(
             URL.create("sqlite+aiosqlite", database=str(path)),
             async_creator=connect,
-            isolation_level="AUTOCOMMIT",
             **pool_arguments(options),
         )
 

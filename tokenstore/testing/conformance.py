@@ -97,7 +97,12 @@ def sealed(tag: str = "a", **changes: Any) -> SealedTokens:
 class Testbed:
     """How the tests reach a backend. Override :meth:`make_url`; the rest has defaults."""
 
-    __test__ = False  # not a test class by itself, although its name begins like one
+    __test__ = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # pytest would also collect the classes that a test's module imports to inherit from.
+        cls.__test__ = cls.make_url is not Testbed.make_url
 
     needs_setup: ClassVar[bool] = True
     """Whether the backend fails with TableMissingError until ``setup()`` has run."""
@@ -339,8 +344,6 @@ DISTINCT_TEXTS = [
 
 class BackendConformance(Testbed):
     """Every sentence of :class:`tokenstore.protocol.Backend`."""
-
-    __test__ = True
 
     @_on_backend
     async def test_is_a_backend(self, backend: Backend) -> None:
@@ -934,8 +937,6 @@ class SharedBackendConformance(Testbed):
     give each of them a backend object of its own.
     """
 
-    __test__ = True
-
     @asynccontextmanager
     async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:
         async with self.opened(url, **options) as other:
@@ -983,8 +984,6 @@ class RowLockConformance(Testbed):
 
     The backend must take the option ``lock_timeout``, in seconds.
     """
-
-    __test__ = True
 
     @_on_two()
     async def test_is_a_backend_with_row_locks(self, backend: LockingBackend, other: LockingBackend) -> None:

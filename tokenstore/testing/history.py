@@ -320,15 +320,18 @@ def _until(history: Sequence[Operation], end: int) -> list[Operation]:
 
 def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | None]) -> Kind:
     if culprit.name in {"get", "update"}:
+        if culprit.name == "get":
+            if _possible_if_blind("update", part):
+                return "lost update"
+            if _possible_if_blind("complete", part):
+                return "completion by a loser"
         if culprit.seen is not None:
             if isinstance(culprit.seen.value, Mixture):
                 return "mixed read"
-            blind = replace(culprit, seen=culprit.seen._replace(generation=None))
-            if _final_rows([blind if op is culprit else op for op in part]):
+            unnumbered = replace(culprit, seen=culprit.seen._replace(generation=None))
+            if _final_rows([unnumbered if op is culprit else op for op in part]):
                 return "wrong generation"
-        if culprit.name == "update" or _possible_if_blind("update", part):
-            return "lost update"
-        return "completion by a loser" if _possible_if_blind("complete", part) else "stale read"
+        return "stale read" if culprit.name == "get" else "lost update"
     if culprit.name == "delete":
         return "wrong delete"
     if not culprit.ok:
@@ -340,7 +343,8 @@ def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | 
 
 def _possible_if_blind(name: str, part: Sequence[Operation]) -> bool:
     """Whether these writes are at fault: the history is possible if they did not depend on what they met."""
-    return bool(_final_rows([replace(op, name="put") if op.name == name and op.value else op for op in part]))
+    writes = [replace(op, name="put") if op.name == name and op.value is not None else op for op in part]
+    return bool(_final_rows(writes))
 
 
 def _error(kind: Kind, part: Iterable[Operation], culprit: Operation, remark: str) -> NotLinearizable:

@@ -1,0 +1,323 @@
+"""A tokenstore backend over one JSON file, to show what a backend is.
+
+``jsonfile:///relative.json``, ``jsonfile:////absolute.json``. One process at a time may have the file open; its tasks
+share it. Every write replaces the whole file, so this is for a handful of users. Without row locks: compare-and-set is
+all there is, and ``for_update=True`` is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tokenstore.errors import BackendUnavailableError, ConfigurationError, StoreClosedError, TableMissingError
+from tokenstore.options import OptionParser, read_options, switch
+from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+
+__all__ = ["JsonFileBackend"]
+
+T = TypeVar("T")
+
+_OPTIONS: Final[Mapping[str, OptionParser]] = {"sync": switch}
+_US: Final = 1_000_000
+_BLOBS: Final = ("access_token", "refresh_token", "extra")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    tokens: SealedTokens
+    generation: int
+    created_at: int
+    updated_at: int
+    lease_holder: str | None = None
+    lease_expires_at: int | None = None
+    failure_code: str | None = None
+    retry_at: int | None = None
+
+    def next(self, tokens: SealedTokens) -> _Row:
+        """The row after a write: the next generation, without lease and failure."""
+        return _Row(tokens, self.generation + 1, self.created_at, _now())
+
+
+_Rows = dict[TokenKey, _Row]
+
+
+class JsonFileBackend:
+    """Rows in one JSON file.
+
+    Args:
+        path: The file.
+        sync: Whether a write is on the disk when it returns, so that a power failure does not undo it.
+    """
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
+        self._path = path
+        self._sync = sync
+        self._rows: _Rows | None = None  # what the file holds, once it has been read
+        self._owner: int | None = None  # the descriptor whose lock says that the file is ours
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
+        """What the entry point is called for; nothing is opened yet."""
+        parts = urlsplit(url)
+        if parts.netloc or not parts.path[1:]:
+            raise ConfigurationError("expected jsonfile:///relative.json or jsonfile:////absolute.json")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        checked: dict[str, Any] = read_options("jsonfile://", _OPTIONS, query, options)
+        return cls(Path(unquote(parts.path[1:])).absolute(), **checked)
+
+    def __repr__(self) -> str:
+        return f"<JsonFileBackend {self._path}>"
+
+    async def setup(self) -> None:
+        """Create the file, unless it is there."""
+
+        def create(rows: _Rows) -> None:
+            pass
+
+        await self._change(create, create=True)
+
+    async def aclose(self) -> None:
+        """Finish what is being written, and let the file go."""
+        self._closed = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._owner is not None:
+            os.close(self._owner)
+            self._owner = None
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        """No lock: a write puts a new dict in place of the old one."""
+        rows, now = await self._read(), _now()
+        return [_record(key, rows[key], now) if key in rows else None for key in keys]
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        """Insert or replace."""
+
+        def put(rows: _Rows) -> bool:
+            for key, tokens in entries.items():
+                row = rows.get(key)
+                rows[key] = _Row(tokens, new_generation(), _now(), _now()) if row is None else row.next(tokens)
+            return bool(entries)
+
+        await self._change(put)
+
+    async def delete(self, key: TokenKey) -> bool:
+        """Delete, lease and all."""
+        return await self._change(lambda rows: rows.pop(key, None) is not None)
+
+    async def scan(
+        self, *, provider: str | None = None, user_id: str | None = None, after: TokenKey | None = None, limit: int
+    ) -> list[ScannedRow]:
+        """Sort all there is: it fits into memory anyway."""
+        found = [
+            (key, row)
+            for key, row in (await self._read()).items()
+            if provider in (None, key.provider)
+            and user_id in (None, key.user_id)
+            and (after is None or _order(key) > _order(after))
+        ]
+        return [_scanned(key, row) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
+
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        """Free of lease and failure, or neither counts any more."""
+
+        def claim(row: _Row) -> _Row | None:
+            now = _now()
+            leased = row.lease_expires_at is not None and row.lease_expires_at > now
+            failed = row.failure_code is not None and (row.retry_at is None or row.retry_at > now)
+            if leased or failed:
+                return None
+            return replace(row, lease_holder=holder, lease_expires_at=now + round(duration * _US))
+
+        return await self._compare_and_set(key, generation, claim)
+
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        """The holder's write, even if its lease has expired."""
+        return await self._compare_and_set(
+            key, generation, lambda row: row.next(tokens) if row.lease_holder == holder else None
+        )
+
+    async def release_lease(
+        self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
+    ) -> bool:
+        """The holder's retreat, with its reason."""
+
+        def release(row: _Row) -> _Row | None:
+            if row.lease_holder != holder:
+                return None
+            code = retry_at = None
+            if failure is not None:
+                code = failure.code
+                retry_at = None if failure.retry_in is None else _now() + round(failure.retry_in * _US)
+            return replace(row, lease_holder=None, lease_expires_at=None, failure_code=code, retry_at=retry_at)
+
+        return await self._compare_and_set(key, generation, release)
+
+    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
+        """The sealed fields alone; the expiries beside them stay."""
+
+        def rewrap(row: _Row) -> _Row:
+            fields = {name: getattr(tokens, name) for name in (*_BLOBS, "key_id")}
+            return replace(row, tokens=replace(row.tokens, **fields))
+
+        return await self._compare_and_set(key, generation, rewrap)
+
+    # Every change goes through these two.
+
+    async def _compare_and_set(self, key: TokenKey, generation: int, change: Callable[[_Row], _Row | None]) -> bool:
+        def compare(rows: _Rows) -> bool:
+            row = rows.get(key)
+            changed = change(row) if row is not None and row.generation == generation else None
+            if changed is None:
+                return False
+            rows[key] = changed
+            return True
+
+        return await self._change(compare)
+
+    async def _change(self, change: Callable[[_Rows], T], *, create: bool = False) -> T:
+        """Change a copy of the rows and write it, one caller after the other; if that fails nothing has changed.
+
+        It is a task of the backend's, not of the caller's: a caller that is cancelled must not leave a thread behind
+        that writes while the next one does.
+        """
+        if self._closed:
+            raise StoreClosedError("this store is closed")
+        task = asyncio.create_task(self._change_alone(change, create=create))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _change_alone(self, change: Callable[[_Rows], T], *, create: bool) -> T:
+        async with self._writing:
+            if self._rows is None:
+                self._rows = await asyncio.to_thread(self._load, create=create)
+            rows = dict(self._rows)
+            result = change(rows)
+            if result:
+                await asyncio.to_thread(self._save, rows)
+                self._rows = rows
+            return result
+
+    async def _read(self) -> _Rows:
+        if self._rows is None or self._closed:
+            await self._change(lambda _rows: None)
+        assert self._rows is not None  # noqa: S101  # for the type checkers
+        return self._rows
+
+    # In a thread, as files block.
+
+    def _load(self, *, create: bool) -> _Rows:
+        try:
+            if not self._path.exists():
+                if not create:
+                    raise TableMissingError(f"{self._path} does not exist: create it with `await store.setup()`")
+                self._take_ownership()
+                self._save({})
+            self._take_ownership()
+            return dict(map(_from_json, json.loads(self._path.read_bytes())))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            # `from None`: the text may hold a row.
+            reason = error.strerror if isinstance(error, OSError) else "it is not a file of this backend's"
+            raise BackendUnavailableError(f"{self._path} cannot be read: {reason}") from None
+
+    def _take_ownership(self) -> None:
+        """Lock a file beside it, as the file itself is replaced by every write."""
+        if self._owner is not None:
+            return
+        descriptor = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BackendUnavailableError(f"{self._path} is open in another process, or twice in this one") from None
+        self._owner = descriptor
+
+    def _save(self, rows: _Rows) -> None:
+        """Replace the file: a reader, or the next process after a crash, finds the old one or the new one."""
+        try:
+            descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # mode 0600
+            try:
+                with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                    json.dump([_to_json(key, row) for key, row in rows.items()], file)
+                    file.flush()
+                    if self._sync:
+                        os.fsync(descriptor)
+                Path(draft).replace(self._path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    Path(draft).unlink()
+                raise
+            if self._sync:
+                folder = os.open(self._path.parent, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
+        except OSError as error:
+            raise BackendUnavailableError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _now() -> int:
+    return int(time.time() * _US)
+
+
+def _order(key: TokenKey) -> tuple[bytes, bytes]:
+    return key.provider.encode(), key.user_id.encode()
+
+
+def _record(key: TokenKey, row: _Row, now: int) -> SealedRecord:
+    failure = None
+    if row.failure_code is not None:
+        failure = Failure(row.failure_code, None if row.retry_at is None else (row.retry_at - now) / _US)
+    return SealedRecord(
+        key=key,
+        tokens=row.tokens,
+        generation=row.generation,
+        lease_holder=row.lease_holder,
+        lease_expires_in=None if row.lease_expires_at is None else (row.lease_expires_at - now) / _US,
+        failure=failure,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _scanned(key: TokenKey, row: _Row) -> ScannedRow:
+    return ScannedRow(
+        key=key,
+        has_refresh_token=row.tokens.refresh_token is not None,
+        access_token_expires_at=row.tokens.access_token_expires_at,
+        refresh_token_expires_at=row.tokens.refresh_token_expires_at,
+        key_id=row.tokens.key_id,
+        generation=row.generation,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _to_json(key: TokenKey, row: _Row) -> dict[str, Any]:
+    document = {**key._asdict(), **asdict(row)}
+    for name in _BLOBS:
+        blob = document["tokens"][name]
+        document["tokens"][name] = None if blob is None else base64.b64encode(blob).decode()
+    return document
+
+
+def _from_json(document: dict[str, Any]) -> tuple[TokenKey, _Row]:
+    key = TokenKey(document.pop("provider"), document.pop("user_id"))
+    tokens = document.pop("tokens")
+    for name in _BLOBS:
+        tokens[name] = None if tokens[name] is None else base64.b64decode(tokens[name])
+    return key, _Row(SealedTokens(**tokens), **document)

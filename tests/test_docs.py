@@ -1,0 +1,592 @@
+"""README.md, docs/ and examples/ say what is so: their code runs, their tables are the code's, their links resolve.
+
+The info string of a fenced block decides what happens to it. The blocks of a page run in order in one new folder, with
+the environment that the blocks before them left:
+
+* ``python``: a whole program, run with warnings as errors. ``console``: commands, run by bash.
+* ``… jsonfile``: the same, with the example backend installed.
+* ``console install``: needs the package index, so its commands are looked at but not run (test_packaging.py installs).
+* ``python file=PATH``: what the reader writes into that file, used by later blocks.
+* ``python from=PATH``, ``toml from=PATH``: an excerpt of that file of the repository, word for word.
+* ``python contract``: the contract's example, run on every database in a session of its own.
+* ``text demo``: lines that ``tokenstore demo`` prints, whatever the numbers.
+
+Everything else is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import builtins
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import servers
+import typer
+from matrix import Row, params, shared_rows
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+import tokenstore_memory
+from tokenstore import AuthTokenStore, ConfigurationError, Keyring, errors, generate_key, open_store
+from tokenstore import _commands as commands
+from tokenstore.keyring import KEYS_VARIABLE
+from tokenstore.protocol import Backend
+from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
+from tokenstore.registry import _BUILT_IN, schemes
+from tokenstore.testing import conformance
+from tokenstore_sql import base, token_table
+from tokenstore_sql import mysql as mysql_backend
+from tokenstore_sql import postgres as postgres_backend
+from tokenstore_sql import sqlite as sqlite_backend
+from tokenstore_sql.schema import DEFAULT_TABLE
+from tokenstore_sql.statements import Statements
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BACKENDS, LOCKING, SCHEMA, SEALING = (
+    ROOT / "docs" / f"{name}.md" for name in ("backends", "locking", "schema", "sealing")
+)
+EXAMPLE = ROOT / "examples" / "tokenstore-jsonfile"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "examples").rglob("*.md"))]
+KINDS = [
+    "python",
+    "python jsonfile",
+    "python contract",
+    "python file=",
+    "python from=",
+    "toml from=",
+    "console",
+    "console jsonfile",
+    "console install",
+    "text demo",
+]
+# Absolute, as programs run in folders of their own.
+PYTHONPATH = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# -- reading the pages -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its place, its kind as in ``KINDS``, the path after ``=`` in its info string, and its lines."""
+
+    place: str
+    kind: str
+    path: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    lines = enumerate(page.read_text("utf-8").splitlines(), start=1)
+    for number, line in lines:
+        if not line.startswith("```"):
+            continue
+        before, equals, path = line.removeprefix("```").partition("=")
+        body = []
+        for _, inner in lines:
+            if inner.startswith("```"):
+                break
+            body.append(inner)
+        found.append(Block(f"{named(page)}:{number}", before + equals, path, "\n".join([*body, ""])))
+    return found
+
+
+def of_kind(page: Path, *kinds: str) -> list[Block]:
+    return [block for block in blocks(page) if block.kind in kinds]
+
+
+def table(page: Path, header: str) -> list[list[str]]:
+    """The cells of the one table whose first header cell is this, without its two header lines."""
+    rows = []
+    inside = False
+    for line in page.read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells and not inside:
+            inside = cells[0] == header
+        elif inside and cells:
+            rows.append(cells)
+        elif not cells:
+            inside = False
+    assert rows, f"{named(page)} has no table that begins with {header!r}"
+    return rows[1:]
+
+
+def codes(text: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks, in one line."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_block_is_of_a_known_kind(page: Path) -> None:
+    for block in blocks(page):
+        assert block.kind in KINDS, f"{block.place}: {block.kind!r}"
+        assert bool(block.path) is block.kind.endswith("="), block.place
+        assert block.text.strip(), block.place
+
+
+# -- running them ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Reader:
+    """Somebody who follows a page: a folder, an environment that goes on from block to block, and their programs."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        programs = self.folder / "bin"
+        programs.mkdir()
+        for name in ("tokenstore", "alembic", "pytest"):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name} "$@"\n')
+            program.chmod(0o755)
+        (self.folder / "work").mkdir()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENSTORE_", "PYTEST_"))}
+        self.environment = {
+            **kept,
+            "PATH": f"{programs}{os.pathsep}{kept['PATH']}",
+            "PYTHONPATH": os.pathsep.join(PYTHONPATH),
+            **self.environment,
+        }
+
+    def run(self, block: Block) -> str:
+        script = self.folder / "block"
+        if block.kind == "python file=":
+            path = self.folder / "work" / block.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, "utf-8")
+            return ""
+        if block.kind.startswith("python"):
+            script.write_text(block.text, "utf-8")
+            return self._run(block, sys.executable, "-W", "error", str(script))
+        state = self.folder / "environment"
+        script.write_text(f'set -euo pipefail\n{block.text}env -0 > "{state}"\n', "utf-8")
+        printed = self._run(block, "bash", str(script))
+        self.environment = dict(line.split("=", 1) for line in state.read_text().split("\0") if line)
+        return printed
+
+    def _run(self, block: Block, *command: str) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.folder / "work",
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block.place}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+
+def follow(page: Path, reader: Reader, *kinds: str) -> list[str]:
+    """Run the blocks of these kinds, and give what each printed."""
+    return [reader.run(block) for block in of_kind(page, *kinds)]
+
+
+@pytest.mark.sqlite
+def test_the_readme_runs(tmp_path: Path) -> None:
+    """From the key to the command line; nothing that it prints holds a token."""
+    reader = Reader(tmp_path)
+    quick_start, *rest = [text for text in follow(README, reader, "console", "python") if text]
+    assert "'access_token': '<redacted>'" in quick_start
+    assert not [text for text in (quick_start, *rest) if "gho_abc" in text or "ghr_xyz" in text]
+    assert re.fullmatch(r"k2:\S{44},k1:\S{44}", reader.environment[KEYS_VARIABLE])
+    keyring = Keyring.from_string(reader.environment[KEYS_VARIABLE])
+
+    async def key_ids() -> list[str]:
+        async with open_store(f"sqlite:///{tmp_path}/work/tokens.db", keyring=keyring) as store:
+            return [entry["key_id"] async for entry in store.list_tokens()]
+
+    assert asyncio.run(key_ids()) == []  # the last command deleted the row
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("page", [LOCKING, SEALING], ids=named)
+def test_a_page_runs(page: Path, tmp_path: Path) -> None:
+    assert follow(page, Reader(tmp_path), "console", "python")
+
+
+@contextmanager
+def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
+    """An empty database of its own, as an asynchronous driver's URL and as a synchronous one's."""
+    if row.mark == "sqlite":
+        yield (f"sqlite:///{folder}/own.db",) * 2
+        return
+    start: dict[str, Callable[[], servers.Server | None]] = {
+        "postgresql": servers.postgres,
+        "mariadb": servers.mariadb,
+        "mysql9": servers.mysql,
+    }
+    kind, _, driver = row.name.partition("+")
+    server = start[kind]()
+    assert server is not None
+    name = f"docs_{token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server.url(driver, name), server.url("psycopg" if kind == "postgresql" else "pymysql", name)
+    finally:
+        server.execute(f"DROP DATABASE {name}{' WITH (FORCE)' * (kind == 'postgresql')}")
+
+
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+psycopg", "mariadb+aiomysql"]))
+def test_alembic_creates_the_table(row: Row, tmp_path: Path) -> None:
+    """Autogenerate finds the table, finds nothing more to do once it is there, and the store uses it."""
+    with new_database(row, tmp_path) as (url, synchronous):
+        reader = Reader(tmp_path, {"TOKENSTORE_URL": url, "DATABASE_URL": synchronous})
+        *_, migrated, used = follow(SCHEMA, reader, "console", "python", "python file=")
+        assert "No new upgrade operations detected" in migrated
+        assert "user-123" in used
+
+
+def test_the_contract_is_the_contract() -> None:
+    """The example stands in the README word for word."""
+    [block] = of_kind(README, "python contract")
+    assert block.text == CONTRACT
+
+
+CONTRACT = """\
+store = AuthTokenStore(db_session=session)
+await store.store_tokens(provider="github", user_id="user-123", access_token="gho_abc", refresh_token="ghr_xyz",
+                         access_token_expires_at=datetime.utcnow() + timedelta(hours=8),
+                         refresh_token_expires_at=datetime.utcnow() + timedelta(days=180))
+record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
+if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
+    new = await provider.refresh(record["refresh_token"])
+    await store.store_tokens(provider="github", user_id="user-123", access_token=new["access_token"],
+                             refresh_token=new["refresh_token"], access_token_expires_at=new["expires_at"])
+"""
+
+
+class NineHoursAgo(datetime):
+    """A clock by which the example's access token has expired since."""
+
+    @classmethod
+    def utcnow(cls) -> datetime:  # type: ignore[override]
+        return datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=9)
+
+
+class Provider:
+    """Refreshes once."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def refresh(self, refresh_token: str) -> dict[str, Any]:
+        self.seen.append(refresh_token)
+        return {"access_token": "new", "refresh_token": "next", "expires_at": datetime.now(UTC) + timedelta(hours=8)}
+
+
+@pytest.mark.parametrize("clock", [datetime, NineHoursAgo], ids=["valid", "expired"])
+@shared_rows
+def test_the_contract_runs_in_a_session(
+    row: Row, clock: type[datetime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every database: the token is there from another connection, and no lock remains."""
+    [block] = of_kind(README, "python contract")
+    program = compile(block.text, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    monkeypatch.setenv(KEYS_VARIABLE, generate_key())
+    provider = Provider()
+
+    async def main(url: str) -> dict[str, Any] | None:
+        engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
+        async with open_store(url, lock_timeout=1) as other:
+            await other.setup()
+            async with AsyncSession(engine) as session:
+                names = {"AuthTokenStore": AuthTokenStore, "session": session, "provider": provider}
+                await eval(program, {**names, "datetime": clock, "timedelta": timedelta})
+                assert session.in_transaction() is (clock is datetime)  # a lock that nothing was stored under
+            async with other.transaction() as tx:
+                record = await tx.load_tokens("github", "user-123", for_update=True)
+        await engine.dispose()
+        return record
+
+    with new_database(row, tmp_path) as (url, _), warnings.catch_warnings():
+        # Deprecated since Python 3.12, and still what is passed.
+        warnings.filterwarnings("ignore", r"datetime.datetime.utcnow", DeprecationWarning)
+        record = asyncio.run(main(url))
+    assert record is not None
+    expected = ("gho_abc", "ghr_xyz", []) if clock is datetime else ("new", "next", ["ghr_xyz"])
+    assert (record["access_token"], record["refresh_token"], provider.seen) == expected
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """The README's lines are the demo's; a smaller demo here, so other numbers."""
+
+    def shape(text: str) -> set[str]:
+        lines = (re.sub(r"─+", "─", re.sub(r"\d+(\.\d+)?", "0", line)) for line in text.splitlines())
+        return {" ".join(line.split()) for line in lines} - {""}
+
+    [block] = of_kind(README, "text demo")
+    smaller = Block(block.place, "console", "", "tokenstore demo --processes 2 --tasks 4 --latency 0.2\n")
+    assert shape(block.text) <= shape(Reader(tmp_path).run(smaller))
+
+
+def test_what_is_to_be_installed_can_be() -> None:
+    """The lines that need the package index: known commands, extras of the project, paths that exist."""
+    extras = PROJECT["optional-dependencies"].keys()
+    for page in PAGES:
+        for block in of_kind(page, "console install"):
+            for command in " && ".join(block.text.splitlines()).split(" && "):
+                what = re.fullmatch(r'(?:\.venv/bin/)?pip install "?([a-z./-]+)(?:\[([a-z,]+)\])?"?', command)
+                if what is None:
+                    assert command in ("python3 -m venv .venv", ".venv/bin/tox", ".venv/bin/tokenstore demo"), (
+                        block.place
+                    )
+                elif what[1].startswith("."):
+                    assert (ROOT / what[1] / "pyproject.toml").is_file(), block.place
+                    assert {*(what[2] or "").split(",")} - {""} <= extras, block.place
+                else:
+                    assert what[1] in {"tox", "alembic"}, block.place
+    assert PROJECT["scripts"].keys() == {"tokenstore"}
+
+
+# -- examples/ -------------------------------------------------------------------------------------
+
+
+def install_example(site: Path, **more: str) -> None:
+    """The example backend as an installer would leave it in ``site``; with further entry points."""
+    site.mkdir()
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
+    shutil.copy(EXAMPLE / "tokenstore_jsonfile.py", site)
+    metadata = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir()
+    metadata.joinpath("METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in {**points, **more}.items())
+        for group, points in project["entry-points"].items()
+    ]
+    metadata.joinpath("entry_points.txt").write_text("\n".join(lines))
+
+
+def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> None:
+    """The guide's programs, and the five lines that are the example's whole test."""
+    install_example(tmp_path / "site")
+    reader = Reader(tmp_path, {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *PYTHONPATH])})
+    shutil.copy(EXAMPLE / "test_tokenstore_jsonfile.py", tmp_path / "work")
+    *_, tested, _ = follow(BACKENDS, reader, "python jsonfile", "console jsonfile")
+    passed = re.search(r"^(\d+) passed in", tested, re.MULTILINE)
+    assert passed, tested
+    tests = {name for name in dir(conformance.BackendConformance) if name.startswith("test_")}
+    assert int(passed[1]) == len(tests)
+
+
+@pytest.mark.sqlite
+def test_the_example_backend_is_found_and_shadows_nothing(
+    tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scheme is known once it is installed; a scheme that tokenstore ships stays tokenstore's."""
+    with pytest.raises(errors.UnknownBackendError):
+        open_store("jsonfile:///x.json", keyring=keyring)
+    install_example(tmp_path / "site", sqlite="tokenstore_jsonfile:JsonFileBackend")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    try:
+        assert "jsonfile" in schemes()
+        assert "JsonFileBackend" in repr(open_store(f"jsonfile:///{tmp_path}/x.json", keyring=keyring))
+        with pytest.raises(ConfigurationError, match=r"unknown: colour; the options of jsonfile:// are sync"):
+            open_store("jsonfile:///x.json?colour=red", keyring=keyring)
+        assert "SQLiteBackend" in repr(open_store(f"sqlite:///{tmp_path}/x.db", keyring=keyring))
+    finally:
+        sys.modules.pop("tokenstore_jsonfile", None)
+
+
+@pytest.mark.sqlite
+def test_the_example_of_a_refresh_runs(tmp_path: Path) -> None:
+    program = (ROOT / "examples" / "refresh.py").read_text("utf-8")
+    printed = Reader(tmp_path).run(Block("examples/refresh.py", "python", "", program))
+    assert printed == "50 tasks, 1 token, 1 refresh, 0 reuses\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_excerpts_are_word_for_word(page: Path) -> None:
+    for block in of_kind(page, "python from=", "toml from="):
+        assert block.text in (ROOT / block.path).read_text("utf-8"), block.place
+
+
+# -- what the pages say ----------------------------------------------------------------------------
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the usual renderers of Markdown make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.is_relative_to(ROOT), target
+        assert there.exists(), target
+        if anchor:
+            assert anchor in slugs(there), target
+
+
+def test_the_picture_is_small_and_refers_to_nothing() -> None:
+    [picture] = (ROOT / "docs").glob("*.svg")
+    assert picture.stat().st_size < 4096
+    root = ElementTree.fromstring(picture.read_text("utf-8"))
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
+    assert not [name for element in root.iter() for name in element.attrib if name.endswith(("href", "src"))]
+    for page in (README, LOCKING):
+        assert f"{picture.name})" in page.read_text("utf-8")
+
+
+def test_the_readme_stays_short_and_speaks_of_what_there_is() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= 250
+    for page in PAGES:
+        assert "load_fresh_tokens" not in page.read_text("utf-8")
+    if (ROOT / ".ci" / "run").is_file():
+        *_, command = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+        assert command in text.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_errors_that_are_named_exist(page: Path) -> None:
+    names = set(re.findall(r"\b[A-Z]\w+Error\b", page.read_text("utf-8")))
+    assert names <= {*errors.__all__, *dir(builtins)}
+
+
+SQL = {
+    "SQLite": sqlite_backend.SQLiteBackend,
+    "PostgreSQL": postgres_backend.PostgresBackend,
+    "MySQL": mysql_backend.MySQLBackend,
+}
+
+
+def test_the_table_of_urls_is_the_registry() -> None:
+    """Every built-in scheme with its driver and the extra that brings it."""
+    found = {}
+    for schemes_cell, driver, install in table(README, "URL scheme"):
+        for scheme in codes(schemes_cell):
+            found[scheme.removesuffix("://")] = (driver, "".join(codes(install)).strip("[]"))
+    expected = {}
+    for backend in SQL.values():
+        for scheme, url_driver in backend.drivers.items():
+            expected[scheme] = (url_driver.partition("+")[2], backend.extras.get(url_driver, ""))
+    memory = found.pop("memory")
+    assert found == expected
+    assert memory[1] == ""
+    assert {*found, "memory"} == _BUILT_IN.keys()
+    assert {extra for _, extra in found.values()} - {""} <= PROJECT["optional-dependencies"].keys()
+
+
+def test_the_table_of_options_is_the_code() -> None:
+    """Every option, for every database that takes it, with its default."""
+    every = {"memory", *SQL}
+    groups = {"all": every, "SQL": {*SQL}, "SQL, but not SQLite": {*SQL} - {"SQLite"}}
+    found: dict[str, set[str]] = {name: set() for name in every}
+    defaults = {}
+    for names, where, default, _ in table(README, "option"):
+        for name in codes(names):
+            defaults[name] = default.strip("`")
+            for place in groups.get(where) or set(where.split(", ")):
+                found[place].add(name)
+    expected = {
+        name: {*base.TABLE_OPTIONS, *base.POOL_OPTIONS, *backend.driver_options} for name, backend in SQL.items()
+    }
+    expected["SQLite"].remove("schema")  # known there, to be refused with the reason
+    expected["memory"] = {*tokenstore_memory._OPTIONS}
+    assert found == expected
+    assert list(defaults)[:3] == list(base.TABLE_OPTIONS), "an engine or session of yours takes the first three"
+
+    assert defaults["table"] == DEFAULT_TABLE
+    for name, value in {**base._DEFAULTS, "lock_timeout": base.LOCK_TIMEOUT}.items():
+        assert float(defaults[name]) == value
+    assert float(defaults["connect_timeout"]) == postgres_backend._asyncpg_arguments({})["timeout"]
+    assert (defaults["prepared_statements"], defaults["ssl"]) == ("true", "false")
+    assert "statement_cache_size" not in postgres_backend._asyncpg_arguments({})
+    assert mysql_backend._tls({}) is None
+
+
+def test_the_exit_codes_and_commands_are_those_of_the_command_line() -> None:
+    told = dict(re.findall(r"(\d+) ([^;.]+)", commands._EXIT_CODES))
+    found = dict(table(README, "exit code"))
+    assert found.keys() == told.keys()
+    assert not [code for code, meaning in found.items() if not meaning.startswith(told[code])]
+    names = getattr(typer.main.get_command(commands.app), "commands").keys()  # noqa: B009  # Click's, not in typer's types
+    assert set(names) <= set(codes(prose(README).partition("## Command line")[2]))
+
+
+def test_the_table_of_columns_is_the_schema() -> None:
+    kinds = [module.dialect() for module in (postgresql, mysql, sqlite)]
+    expected = [
+        [column.name, *(column.type.compile(dialect=kind) for kind in kinds), "yes" if column.nullable else "no"]
+        for column in token_table(MetaData()).columns
+    ]
+    assert [[cell.strip("`") for cell in row[:5]] for row in table(SCHEMA, "column")] == expected
+
+
+def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
+    names = ("PostgreSQL", "MySQL", "SQLite")
+    found = {what: dict(zip(names, cells, strict=True)) for what, *cells in table(LOCKING, "")}
+    dialects = {name: backend.dialect_class(1.0) for name, backend in SQL.items()}
+    compilers = {"PostgreSQL": postgresql.dialect(), "MySQL": mysql.dialect(), "SQLite": sqlite.dialect()}
+    for name in ("PostgreSQL", "MySQL"):
+        statement = str(Statements(token_table(MetaData()), dialects[name]).lock.compile(dialect=compilers[name]))
+        [clause] = codes(found["the lock"][name])
+        assert statement.endswith(f" {clause}")
+        assert f"`SELECT … {clause}` at {dialects[name].isolation_level}" in prose(README)
+        assert found["isolation"][name] == dialects[name].isolation_level
+        code = found["when it ends in vain"][name].partition(" ")[0]
+        assert dialects[name].error_classes[code] is errors.LockTimeoutError
+    assert codes(found["the lock"]["SQLite"]) == ["BEGIN IMMEDIATE"]
+
+
+def test_numbers_in_the_prose() -> None:
+    """Constants of the code that the pages tell."""
+    locking, readme = prose(LOCKING), prose(README)
+    assert f"a busy timeout of {sqlite_backend._BUSY_TIMEOUT_MS} ms" in locking
+    assert base._SERVER_GRACE == 1.0
+    assert "one second after `lock_timeout`" in locking
+    assert base._FINISH_GRACE == 0.5
+    assert "half a second" in locking
+    assert f"version {'.'.join(map(str, sqlite_backend._MIN_VERSION[:2]))} or later" in readme
+    assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, user ids 1 to {MAX_USER_ID_BYTES}" in readme
+    assert f"at most {MAX_TOKEN_BYTES}" in readme
+
+
+def test_the_guide_names_every_method_and_every_class() -> None:
+    methods = [name for cells in table(BACKENDS, "method") for name in codes(cells[0])]
+    assert sorted(methods) == sorted(name for name in vars(Backend) if not name.startswith("_"))
+    classes = [name for cells in table(BACKENDS, "class") for name in codes(cells[0])]
+    assert {*classes, "Testbed", "sealed"} == {*conformance.__all__}

@@ -1,0 +1,124 @@
+"""Every backend agrees with the in-memory one over any sequence of operations; and the machine finds seeded faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from hypothesis import Phase, settings
+from matrix import Row, every_row
+
+from tokenstore.records import ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.registry import backend_for_url
+from tokenstore.testing.machine import check_agreement
+from tokenstore_memory import MemoryBackend, MemoryTransaction
+
+
+@every_row
+def test_agrees_with_the_model(row: Row, url: str) -> None:
+    # Fewer than of a cheap test: each example is dozens of round trips.
+    few = settings(max_examples=max(10, settings().max_examples // 4), stateful_step_count=20)
+    check_agreement(lambda: backend_for_url(url, {}), few)
+
+
+class MixesUpTheOrder(MemoryBackend):
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        return await super().get(sorted(keys))
+
+
+class FoldsCase(MemoryBackend):
+    async def delete(self, key: TokenKey) -> bool:
+        return await super().delete(TokenKey(key.provider.lower(), key.user_id))
+
+
+class StartsOver(MemoryBackend):
+    """A row that was deleted comes back with the generations it had."""
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        new = [key for key in entries if key not in self._rows]
+        await super().put(entries)
+        for key in new:
+            self._rows[key] = replace(self._rows[key], generation=1)
+
+
+class ForgetsToCheckTheHolder(MemoryBackend):
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        row = self._rows.get(key)
+        holder = row.lease_holder or holder if row else holder
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+
+
+class ClaimsInTwoSteps(MemoryBackend):
+    """Reads, is interrupted, and writes: alone it is right."""
+
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        before = self._rows.get(key)
+        granted = await super().claim_lease(key, generation=generation, holder=holder, duration=duration)
+        if granted and before is not None:
+            after, self._rows[key] = self._rows[key], before
+            await asyncio.sleep(0)
+            self._rows[key] = after
+        return granted
+
+
+class LosesConcurrentWrites(MemoryBackend):
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        before = {key: self._rows[key] for key in entries if key in self._rows}
+        await asyncio.sleep(0)
+        for key, row in before.items():
+            self._rows[key] = row
+        await super().put(entries)
+
+
+class RewrapsAsAWrite(MemoryBackend):
+    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
+        done = await super().rewrap(key, tokens, generation=generation)
+        if done:
+            self._rows[key] = replace(self._rows[key], generation=generation + 1)
+        return done
+
+
+class KeepsTheFailure(MemoryBackend):
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        before = {key: self._rows[key].failure_code for key in entries if key in self._rows}
+        await super().put(entries)
+        for key, code in before.items():
+            self._rows[key] = replace(self._rows[key], failure_code=code)
+
+
+class CommitsOnError(MemoryBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        transaction = MemoryTransaction(self)
+        try:
+            yield transaction
+        finally:
+            transaction.commit()
+            transaction.release()
+
+
+class SkipsARow(MemoryBackend):
+    """After a key that does not exist, the page begins one row late."""
+
+    async def scan(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> list[ScannedRow]:
+        page = await super().scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        return page[1:] if after is not None and after not in self._rows else page
+
+
+@pytest.mark.parametrize("broken", MemoryBackend.__subclasses__(), ids=lambda broken: broken.__name__)
+def test_finds_a_fault(broken: type[MemoryBackend]) -> None:
+    enough = settings(
+        max_examples=400, stateful_step_count=25, database=None, derandomize=True, report_multiple_bugs=False
+    )
+    with pytest.raises(AssertionError):
+        check_agreement(broken, enough)

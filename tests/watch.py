@@ -1,0 +1,140 @@
+"""A row's database seen from outside: who waits for a lock, what is left open, and connections of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qsl
+
+import servers
+from matrix import Row
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from tokenstore import AuthTokenStore
+
+__all__ = ["Place", "app_engine", "engine_of", "until"]
+
+_PATIENCE = 10.0
+# InnoDB renews what it shows only when nobody has looked for 100 ms.
+_INNODB_PACE = 0.11
+
+_WAITING = {
+    "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    "mysql": """SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p
+        ON p.id = t.trx_mysql_thread_id WHERE p.db = database() AND t.trx_state = 'LOCK WAIT'""",
+}
+_OPEN = {
+    "postgres": """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL""",
+    "mysql": """SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p
+        ON p.id = t.trx_mysql_thread_id WHERE p.db = database()""",
+}
+
+
+async def until(condition: Callable[[], bool], pace: float = 0.005) -> None:
+    """Poll until the condition holds, for a bounded time."""
+    deadline = time.monotonic() + _PATIENCE
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline, "what the test waits for has not come about"
+        await asyncio.sleep(pace)
+
+
+class Place:
+    """One table of one row's database.
+
+    Attributes:
+        url: What ``open_store`` takes.
+        engine_url: What SQLAlchemy takes.
+        table: The table's name.
+        options: The options that name the table to a store on an engine or a session.
+    """
+
+    def __init__(self, row: Row, url: str) -> None:
+        self.row = row
+        self.url = url
+        plain, _, query = url.partition("?")
+        self.engine_url = plain.replace("sqlite:", "sqlite+aiosqlite:")
+        self.options: dict[str, Any] = dict(parse_qsl(query))
+        self.table = self.options.get("table", "oauth_tokens")
+
+    def server(self) -> servers.Server:
+        found = {
+            "postgres": servers.postgres,
+            "mysql": servers.mysql if self.row.name.startswith("mysql9") else servers.mariadb,
+        }[self.row.mark]()
+        assert found is not None
+        return found
+
+    def waiting(self) -> int:
+        """How many sessions wait for a lock, as the server tells (SQLite has nothing to tell)."""
+        [[count]] = self.server().execute(_WAITING[self.row.mark])
+        return int(count)
+
+    def open_transactions(self) -> int:
+        """How many transactions are open; for SQLite whether one holds the write lock or a snapshot."""
+        if self.row.mark == "sqlite":
+            connection = sqlite3.connect(make_url(self.url).database or "", timeout=0)
+            try:
+                [(busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+            return int(busy)
+        [[count]] = self.server().execute(_OPEN[self.row.mark])
+        return int(count)
+
+    @property
+    def pace(self) -> float:
+        return _INNODB_PACE if self.row.mark == "mysql" else 0.005
+
+    async def until_waiting(self, store: AuthTokenStore | None = None, count: int = 1) -> None:
+        """Until so many sessions wait for a lock; on SQLite, until ``store`` has taken a connection to wait on."""
+        if self.row.mark == "sqlite":
+            assert store is not None
+            pool: Any = engine_of(store).sync_engine.pool
+            await until(lambda: pool.checkedout() >= count)
+        else:
+            await until(lambda: self.waiting() >= count, self.pace)
+
+    async def until_idle(self) -> None:
+        """Until no transaction is open."""
+        await until(lambda: self.open_transactions() == 0, self.pace)
+
+    @asynccontextmanager
+    async def held(self, user_id: str = "u1") -> AsyncIterator[AsyncConnection]:
+        """Another connection's transaction, which has the row written and not committed; rolled back at the end."""
+        async with app_engine(self) as engine, engine.connect() as connection:
+            if self.row.mark == "sqlite":
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            await connection.execute(
+                text(f"UPDATE {self.table} SET retry_at = NULL WHERE user_id = :u"),
+                {"u": user_id.encode() if self.row.mark == "mysql" else user_id},
+            )
+            if self.row.mark == "mysql":  # an update that changes nothing need not lock
+                await connection.execute(text(f"SELECT 1 FROM {self.table} WHERE user_id = :u FOR UPDATE"), {"u": user_id})
+            yield connection
+            await connection.rollback()
+
+
+@asynccontextmanager
+async def app_engine(place: Place, **arguments: Any) -> AsyncIterator[AsyncEngine]:
+    """An engine as an application makes it, disposed of at the end with every connection returned."""
+    engine = create_async_engine(place.engine_url, **arguments)
+    try:
+        yield engine
+        pool: Any = engine.sync_engine.pool
+        if hasattr(pool, "checkedout"):
+            assert pool.checkedout() == 0
+    finally:
+        await engine.dispose()
+
+
+def engine_of(store: AuthTokenStore) -> AsyncEngine:
+    """The engine that a store made for itself, to look at its pool."""
+    backend: Any = store._backend
+    engine: AsyncEngine = backend._engine
+    return engine

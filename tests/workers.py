@@ -1,0 +1,319 @@
+"""Real processes for tests: each has a loop and stores of its own, and runs the jobs that the test sends it.
+
+A job is a coroutine function of this module. It starts by calling `Link.meet`, so that everybody begins at once and no
+test waits by time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
+from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
+from typing import Any, NamedTuple
+
+from broken import Fault
+from programs import Program, Stage, Store, sealed, stores_over, tokens, version
+from tokenstore.errors import LockTimeoutError
+from tokenstore.records import TokenKey
+from tokenstore.registry import backend_for_url
+from tokenstore.testing.history import Operation, Version
+from tokenstore.testing.provider import refresh_over_http
+
+_PATIENCE = 120.0
+KEY = TokenKey("provider", "user")
+
+
+@dataclass
+class Link:
+    """A worker's end of the line to the test, and the stores that it keeps open between jobs."""
+
+    commands: Connection
+    answers: Connection
+    opened: object = None
+    stores: list[Store] = field(default_factory=list)
+
+    def meet(self, value: object = None) -> None:
+        """Tell the test where this job stands, and wait until it says to go on. Blocks the whole process."""
+        self.answers.send(("here", value))
+        self.commands.recv()
+
+    async def open(self, url: str, fault: Fault | None = None, **options: object) -> list[Store]:
+        """Stores at a URL, on new connections unless the last job wanted the same."""
+        if (wanted := (url, fault, options)) != self.opened:
+            await self.close()
+            backend = backend_for_url(url, options) if fault is None else fault.backend(url)
+            self.opened, self.stores = wanted, stores_over([backend])
+        return self.stores
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.tokens.aclose()
+        self.opened, self.stores = None, []
+
+
+Job = Callable[..., Awaitable[Any]]
+
+
+def _serve(commands: Connection, answers: Connection) -> None:
+    link = Link(commands, answers)
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                job, args = commands.recv()
+            except EOFError:
+                return runner.run(link.close())
+            try:
+                answers.send(("done", runner.run(job(link, *args))))
+            except BaseException as error:  # noqa: BLE001 - the test is told, and raises it
+                error.add_note(traceback.format_exc())
+                answers.send(("failed", error))
+
+
+class Worker:
+    """The test's handle of one process."""
+
+    _context = multiprocessing.get_context("spawn")
+
+    def __init__(self) -> None:
+        # Pipes of one direction each: they are no sockets, which every test is checked not to leave behind.
+        theirs, self._commands = self._context.Pipe(duplex=False)
+        self._answers, answers = self._context.Pipe(duplex=False)
+        self._process = self._context.Process(target=_serve, args=(theirs, answers), daemon=True)
+        self._process.start()
+        # With the test's copies closed, a worker's end is the end of its pipe.
+        theirs.close()
+        answers.close()
+
+    def start(self, job: Job, *args: object) -> None:
+        """Send a job."""
+        self._commands.send((job, args))
+
+    def met(self) -> Any:
+        """Wait until the job calls `meet`, and return what it says."""
+        return self._answer("here")
+
+    def go_on(self) -> None:
+        """Let it go on from there."""
+        self._commands.send(None)
+
+    def result(self) -> Any:
+        """Wait for the job's end and return its result, or raise its error."""
+        return self._answer("done")
+
+    def call(self, job: Job, *args: object) -> Any:
+        """Run a job without waiting at its `meet`."""
+        self.start(job, *args)
+        self.met()
+        self.go_on()
+        return self.result()
+
+    def signal(self, signal: Signals) -> None:
+        """Send a signal, and return when it has taken effect."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal)
+        if signal == SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)
+        elif signal == SIGKILL:
+            self._process.join(_PATIENCE)
+
+    def close(self) -> None:
+        """Let the process end, or make it."""
+        self._commands.close()
+        if self._process.is_alive():
+            self.signal(SIGCONT)
+            self._process.join(10)
+            self._process.kill()
+        self._process.join()
+        self._answers.close()
+        self._process.close()
+
+    def _answer(self, expected: str) -> Any:
+        assert self._answers.poll(_PATIENCE), f"no answer from a worker within {_PATIENCE} s"
+        kind, value = self._answers.recv()
+        if kind == "failed":
+            raise value
+        assert kind == expected, f"a worker is {kind}, not {expected}"
+        return value
+
+
+class Team:
+    """Workers, started when first needed and kept for the next test."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def __getitem__(self, index: int) -> Worker:
+        return self.first(index + 1)[index]
+
+    def first(self, count: int) -> list[Worker]:
+        """This many of them."""
+        self._workers += [Worker() for _ in range(count - len(self._workers))]
+        return self._workers[:count]
+
+    def all_at_once(self, job: Job, *args: object, count: int) -> list[Any]:
+        """Run one job in this many processes, from its `meet` on at the same time."""
+        return self.together([(job, *args)] * count)
+
+    def together(self, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run a job in each process, from their `meet` on at the same time."""
+        workers = self.first(len(jobs))
+        for worker, (job, *args) in zip(workers, jobs, strict=True):
+            worker.start(job, *args)
+        for worker in workers:
+            worker.met()
+        for worker in workers:
+            worker.go_on()
+        return [worker.result() for worker in workers]
+
+    def dismiss(self, worker: Worker) -> None:
+        """Take leave of one that was killed."""
+        self._workers.remove(worker)
+        worker.close()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+
+# Jobs
+
+
+async def set_up(link: Link, url: str) -> None:
+    """Create the table."""
+    (store, *_) = await link.open(url)
+    link.meet()
+    await store.tokens.setup()
+
+
+async def play(
+    link: Link, url: str, name: str, user_id: str, program: Program, fault: Fault | None = None
+) -> list[Operation]:
+    """Perform tasks of a program, and return what happened; the clock is one for all processes of a machine."""
+    stores = await link.open(url, fault)
+    stage = Stage(stores, user_id, time.monotonic_ns, name)
+    link.meet()
+    await stage.play(program)
+    return stage.history
+
+
+async def store(link: Link, url: str, value: str) -> None:
+    """Store the tokens of one write."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    await one.tokens.store_tokens(*KEY, **tokens(value))
+
+
+async def load(link: Link, url: str) -> Version | None:
+    """Which write the row comes from."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    return version(await one.tokens.load_tokens(*KEY))
+
+
+async def store_grant(link: Link, url: str, refresh_token: str) -> None:
+    """Store what a provider granted, with an access token that has expired."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    await one.tokens.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - timedelta(hours=1))
+
+
+async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], tasks: int) -> list[str]:
+    """Many tasks that want a valid token, as the contract says: load for update, refresh if need be, store."""
+    (one, *_) = await link.open(url)
+    link.meet()
+
+    async def valid_token() -> str:
+        async with one.tokens.transaction() as transaction:
+            record = await transaction.load_tokens(*KEY, for_update=True)
+            assert record is not None
+            if one.tokens.is_access_token_valid(record):
+                return str(record["access_token"])
+            new = await refresh_over_http(token_url, record["refresh_token"], **client, timeout=60)
+            expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
+            await transaction.store_tokens(*KEY, new["access_token"], new["refresh_token"], expires_at)
+            return str(new["access_token"])
+
+    return await asyncio.gather(*(valid_token() for _ in range(tasks)))
+
+
+async def hold_lock(link: Link, url: str) -> None:
+    """Lock the row, overwrite it, and stand still before the commit."""
+    (one, *_) = await link.open(url)
+    async with one.tokens.transaction() as transaction:
+        await transaction.load_tokens(*KEY, for_update=True)
+        await transaction.store_tokens(*KEY, **tokens("doomed"))
+        link.meet()
+
+
+async def wait_for_lock(link: Link, url: str, seconds: float) -> Version | None:
+    """Find the row locked, then wait for the lock for so long, and return what the row holds."""
+
+    async def lock() -> Version | None:
+        async with one.tokens.transaction() as transaction:
+            return version(await transaction.load_tokens(*KEY, for_update=True))
+
+    (one, *_) = await link.open(url, lock_timeout=0.1)
+    try:
+        found = await lock()
+    except LockTimeoutError:
+        pass
+    else:
+        raise AssertionError(f"the row was not locked, and held {found}")
+    (one, *_) = await link.open(url, lock_timeout=seconds)
+    link.meet()
+    return await lock()
+
+
+class Grant(NamedTuple):
+    """A lease that was granted: after which generation, and when at the earliest and at the latest, in nanoseconds."""
+
+    holder: str
+    generation: int
+    asked_at: int
+    granted_at: int
+
+
+async def hold_lease(link: Link, url: str, holder: str, duration: float) -> list[bool]:
+    """Claim, stand still, and then try to complete and to release: whether that worked."""
+    (one, *_) = await link.open(url)
+    (row,) = await one.backend.get([KEY])
+    assert row is not None
+    asked_at = time.monotonic_ns()
+    of: dict[str, Any] = {"generation": row.generation, "holder": holder}
+    assert await one.backend.claim_lease(KEY, **of, duration=duration)
+    link.meet(Grant(holder, row.generation, asked_at, time.monotonic_ns()))
+    return [
+        await one.backend.complete_lease(KEY, sealed(one.keyring, KEY, f"by {holder}"), **of),
+        await one.backend.release_lease(KEY, **of),
+    ]
+
+
+async def take_over(link: Link, url: str, holder: str, lost: Grant) -> Grant | None:
+    """Claim again and again, until granted or somebody else was."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    for _ in itertools.count():
+        asked_at = time.monotonic_ns()
+        if await one.backend.claim_lease(KEY, generation=lost.generation, holder=holder, duration=3600):
+            return Grant(holder, lost.generation, asked_at, time.monotonic_ns())
+        (row,) = await one.backend.get([KEY])
+        assert row is not None
+        if row.lease_holder != lost.holder:
+            break
+    return None
+
+
+async def complete(link: Link, url: str, grant: Grant) -> bool:
+    """Write new tokens under a lease."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    new = sealed(one.keyring, KEY, f"by {grant.holder}")
+    return await one.backend.complete_lease(KEY, new, generation=grant.generation, holder=grant.holder)

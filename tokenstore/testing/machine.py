@@ -1,0 +1,434 @@
+"""A Hypothesis state machine that holds a backend against the in-memory one, operation by operation.
+
+It tries sequences of every operation of :class:`tokenstore.protocol.Backend`, alone, concurrently and in transactions
+that commit or roll back, and compares each answer and, after each step, every row. Where they differ Hypothesis prints
+the shortest sequence that shows it::
+
+    def test_agreement(tmp_path):
+        check_agreement(lambda: backend_for_url(f"mine://{tmp_path}", {}))
+
+Generations start at random numbers, so they are compared by how they go on; times are compared by what changes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from tokenstore.errors import MissingDependencyError
+from tokenstore.protocol import Backend, SupportsRowLocks
+from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.registry import backend_for_url
+
+try:
+    from hypothesis import settings as hypothesis_settings
+    from hypothesis import strategies as st
+    from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+except ImportError:
+    raise MissingDependencyError(
+        'tokenstore.testing.machine needs Hypothesis: pip install "tokenstore[testing]"'
+    ) from None
+
+__all__ = ["agreement_machine", "check_agreement"]
+
+T = TypeVar("T")
+
+_LONG = 10_000.0
+"""Seconds: longer than any run."""
+_SHORT = 0.002
+"""Seconds: a lease, or a failure, that the machine waits out."""
+_PATIENCE = 20.0
+
+# Few, so that operations meet; they differ in what collations drop, and in their order as UTF-8, UTF-16 and by letters.
+_KEYS = [
+    TokenKey("github", "bob"),
+    TokenKey("GitHub", "bob"),
+    TokenKey("github", "bob "),
+    TokenKey("github", "e\u0301"),
+    TokenKey("\ufb00", "é"),
+    TokenKey("\ufb00", "😀"),
+]
+_HOLDERS = ["h1", "h2", "H1"]
+
+_keys = st.sampled_from(_KEYS)
+_holders = st.sampled_from(_HOLDERS)
+_ages = st.sampled_from([0, 0, 0, 1, 2])  # 0: the newest generation seen of a key
+_times = st.one_of(
+    st.none(), st.sampled_from([-62_135_596_800_000_000, -1, 0, 253_402_300_799_999_999]), st.integers(0, 2**51)
+)
+_blobs = st.binary(min_size=1, max_size=40)
+_tokens = st.builds(SealedTokens, _blobs, st.none() | _blobs, st.none() | _blobs, _times, _times, st.sampled_from("kK"))
+_failures = st.none() | st.builds(
+    Failure, st.sampled_from(["invalid_grant", "unavailable"]), st.sampled_from([None, _SHORT, _LONG])
+)
+_operations = st.one_of(
+    st.tuples(st.just("lock"), _keys),
+    st.tuples(st.just("get"), st.lists(_keys, max_size=3)),
+    st.tuples(st.just("put"), st.dictionaries(_keys, _tokens, min_size=1, max_size=3)),
+    st.tuples(st.just("delete"), _keys),
+)
+
+
+class _ModelBackend(Backend, SupportsRowLocks, Protocol):
+    """What the model is: a backend with both capabilities."""
+
+
+class _RolledBack(Exception):  # noqa: N818  # a signal
+    pass
+
+
+@dataclass
+class _Clock:
+    """The model's clock, which moves when the machine says so."""
+
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _model(clock: _Clock) -> _ModelBackend:
+    # By URL, as the core knows no backend's class; the clock has no place in a URL.
+    backend: Any = backend_for_url("memory://", {})
+    backend._clock = clock
+    model: _ModelBackend = backend
+    return model
+
+
+def check_agreement(open_backend: Callable[[], Backend], settings: hypothesis_settings | None = None) -> None:
+    """Run the machine as a test.
+
+    Args:
+        open_backend: Makes a backend whose rows may be deleted. It is called once; setup and closing are done here.
+        settings: Hypothesis's settings; default: those of the loaded profile.
+    """
+    with asyncio.Runner() as runner:
+
+        async def opened() -> Backend:
+            backend = open_backend()
+            await backend.setup()
+            return backend
+
+        backend = runner.run(opened())
+        try:
+            run_state_machine_as_test(agreement_machine(runner, backend), settings=settings)  # type: ignore[no-untyped-call]
+        finally:
+            runner.run(backend.aclose())
+
+
+def agreement_machine(runner: asyncio.Runner, backend: Backend) -> type[RuleBasedStateMachine]:
+    """The machine's class, for a backend that has been set up and runs on the runner's loop."""
+
+    class AgreementMachine(_Machine):
+        _runner = runner
+        _backend = backend
+
+    return AgreementMachine
+
+
+class _Machine(RuleBasedStateMachine):
+    _runner: asyncio.Runner
+    _backend: Backend
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = _Clock()
+        self._model = _model(self._clock)
+        # Every generation seen of a key, newest last, as the model's and the backend's number.
+        self._generations: dict[TokenKey, list[tuple[int, int]]] = {}
+        self._created: dict[tuple[TokenKey, int], int] = {}
+        self._updated: dict[tuple[TokenKey, int], int] = {}
+        self._run(self._clear())
+
+    def teardown(self) -> None:
+        self._run(self._model.aclose())
+
+    # One operation
+
+    @rule(entries=st.dictionaries(_keys, _tokens, max_size=4))
+    def put(self, entries: dict[TokenKey, SealedTokens]) -> None:
+        self._agree(lambda backend, _: backend.put(entries))
+
+    @rule(key=_keys)
+    def delete(self, key: TokenKey) -> None:
+        self._agree(lambda backend, _: backend.delete(key))
+
+    @rule(keys=st.lists(_keys, max_size=6))
+    def get(self, keys: list[TokenKey]) -> None:
+        self._agree(lambda backend, _: backend.get(keys))
+
+    @rule(
+        provider=st.none() | st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
+        user_id=st.none() | st.sampled_from([*{key.user_id for key in _KEYS}, "nobody"]),
+        after=st.none() | _keys | st.builds(TokenKey, st.text("gGhz\U0001f600", min_size=1), st.text("abé", min_size=1)),
+        limit=st.integers(1, 16),
+    )
+    def scan(self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int) -> None:
+        self._agree(lambda backend, _: backend.scan(provider=provider, user_id=user_id, after=after, limit=limit))
+
+    @rule(key=_keys, age=_ages, holder=_holders, brief=st.booleans())
+    def claim(self, key: TokenKey, age: int, holder: str, brief: bool) -> None:
+        """A brief lease has expired when the next step begins."""
+        duration = _SHORT if brief else _LONG
+        granted = self._agree(
+            lambda backend, which: backend.claim_lease(
+                key, generation=self._generation(key, age)[which], holder=holder, duration=duration
+            )
+        )
+        if granted and brief:
+            self._wait_out(key)
+
+    @rule(key=_keys, age=_ages, holder=_holders, tokens=_tokens)
+    def complete(self, key: TokenKey, age: int, holder: str, tokens: SealedTokens) -> None:
+        self._agree(
+            lambda backend, which: backend.complete_lease(
+                key, tokens, generation=self._generation(key, age)[which], holder=holder
+            )
+        )
+
+    @rule(key=_keys, age=_ages, holder=_holders, failure=_failures)
+    def release(self, key: TokenKey, age: int, holder: str, failure: Failure | None) -> None:
+        released = self._agree(
+            lambda backend, which: backend.release_lease(
+                key, generation=self._generation(key, age)[which], holder=holder, failure=failure
+            )
+        )
+        if released and failure is not None and failure.retry_in == _SHORT:
+            self._wait_out(key)
+
+    @rule(key=_keys, age=_ages, tokens=_tokens)
+    def rewrap(self, key: TokenKey, age: int, tokens: SealedTokens) -> None:
+        self._agree(
+            lambda backend, which: backend.rewrap(key, tokens, generation=self._generation(key, age)[which])
+        )
+
+    @rule(
+        data=st.data(),
+        brief=st.booleans(),
+        tokens=_tokens,
+        failure=_failures,
+        ending=st.sampled_from("cr-"),
+        ended_by=st.sampled_from(["h1", "h1", "h2"]),
+    )
+    def refresh(
+        self,
+        data: st.DataObject,
+        brief: bool,
+        tokens: SealedTokens,
+        failure: Failure | None,
+        ending: str,
+        ended_by: str,
+    ) -> None:
+        """What a refresh does to a row that exists: single steps would seldom make it this far."""
+        existing = [key for key in _KEYS if self._run(self._model.get([key])) != [None]]
+        if existing:
+            key = data.draw(st.sampled_from(existing))
+            self.claim(key, 0, "h1", brief)
+            if ending == "c":
+                self.complete(key, 0, ended_by, tokens)
+            elif ending == "r":
+                self.release(key, 0, ended_by, failure)
+
+    # Operations at once, whose order does not matter or can be told afterwards
+
+    @rule(entries=st.dictionaries(_keys, _tokens, min_size=2, max_size=6), reads=st.lists(_keys, max_size=3))
+    def put_different_rows_at_once(self, entries: dict[TokenKey, SealedTokens], reads: list[TokenKey]) -> None:
+        self._at_once(
+            *(self._backend.put({key: tokens}) for key, tokens in entries.items()),
+            *(self._backend.get([key]) for key in reads),
+            self._backend.scan(limit=3),
+        )
+        self._run(self._model.put(entries))
+
+    @rule(key=_keys, versions=st.lists(_tokens, min_size=2, max_size=5))
+    def put_one_row_at_once(self, key: TokenKey, versions: list[SealedTokens]) -> None:
+        self._at_once(*(self._backend.put({key: tokens}) for tokens in versions))
+        self._catch_up(key, versions)
+
+    @rule(key=_keys, age=_ages, brief=st.booleans(), number=st.integers(2, 6))
+    def claim_at_once(self, key: TokenKey, age: int, brief: bool, number: int) -> None:
+        of_model, of_backend = self._generation(key, age)
+        holders = [f"claimer-{i}" for i in range(number)]
+        duration = _SHORT if brief else _LONG
+
+        def claim(backend: Backend, generation: int, holder: str) -> Awaitable[bool]:
+            # Long enough that none expires before all have been claimed; brief ones end by release.
+            return backend.claim_lease(key, generation=generation, holder=holder, duration=_LONG)
+
+        granted = self._at_once(*(claim(self._backend, of_backend, holder) for holder in holders))
+        winner = holders[granted.index(True)] if True in granted else holders[0]
+        expected = self._run(claim(self._model, of_model, winner))
+        assert granted.count(True) == expected, f"{granted.count(True)} of {number} claims were granted"
+        if expected and duration == _SHORT:
+            self._agree(
+                lambda backend, which: backend.release_lease(
+                    key, generation=(of_model, of_backend)[which], holder=winner
+                )
+            )
+
+    @rule(key=_keys, number=st.integers(2, 4))
+    def delete_at_once(self, key: TokenKey, number: int) -> None:
+        deleted = self._at_once(*(self._backend.delete(key) for _ in range(number)))
+        assert deleted.count(True) == self._run(self._model.delete(key)), f"deleted: {deleted}"
+
+    @rule(key=_keys, age=_ages, tokens=st.lists(_tokens, min_size=3, max_size=3))
+    def complete_and_put_at_once(self, key: TokenKey, age: int, tokens: list[SealedTokens]) -> None:
+        """A lease that meets a put is completed before it or not at all."""
+        of_model, of_backend = self._generation(key, age)
+        completed, _ = self._at_once(
+            self._backend.complete_lease(key, tokens[0], generation=of_backend, holder="h1"),
+            self._backend.put({key: tokens[1]}),
+        )
+        if completed:
+            assert self._run(self._model.complete_lease(key, tokens[0], generation=of_model, holder="h1"))
+        self._run(self._model.put({key: tokens[1]}))
+
+    # Transactions
+
+    @precondition(lambda self: isinstance(self._backend, SupportsRowLocks))
+    @rule(operations=st.lists(_operations, min_size=1, max_size=5), commits=st.booleans())
+    def transaction(self, operations: list[tuple[str, Any]], commits: bool) -> None:
+        async def run(backend: SupportsRowLocks) -> list[object]:
+            answers: list[object] = []
+            try:
+                async with backend.transaction() as transaction:
+                    for name, argument in operations:
+                        answer = await getattr(transaction, name)(argument)
+                        answers.append(_outline(answer))
+                    if not commits:
+                        raise _RolledBack
+            except _RolledBack:
+                pass
+            return answers
+
+        assert isinstance(self._backend, SupportsRowLocks)
+        found, expected = self._run(run(self._backend)), self._run(run(self._model))
+        assert found == expected, f"{found} where the model says {expected}"
+
+    @precondition(lambda self: isinstance(self._backend, SupportsRowLocks))
+    @rule(key=_keys, versions=st.lists(_tokens, min_size=2, max_size=4))
+    def lock_and_put_at_once(self, key: TokenKey, versions: list[SealedTokens]) -> None:
+        async def one(backend: SupportsRowLocks, tokens: SealedTokens) -> tuple[SealedTokens | None, SealedTokens]:
+            async with backend.transaction() as transaction:
+                record = await transaction.lock(key)
+                await transaction.put({key: tokens})
+                return record and record.tokens, tokens
+
+        assert isinstance(self._backend, SupportsRowLocks)
+        known = self._run(self._model.get([key]))[0]
+        steps = self._at_once(*(one(self._backend, tokens) for tokens in versions))
+        self._catch_up(key, versions)
+        if known is not None:  # a row that exists serialises them: each read what the one before it stored
+            before, after = [step[0] for step in steps], [known.tokens, *(step[1] for step in steps)]
+            assert all(tokens in after for tokens in before), "a locked read of something never stored"
+
+    # What must hold after each step
+
+    @invariant()
+    def same_rows(self) -> None:
+        self._clock.now += 1  # so that every step of the model has a time of its own
+        self._agree(lambda backend, _: backend.scan(limit=1000))
+        self._agree(lambda backend, _: backend.get(_KEYS))
+
+    # Machinery
+
+    def _run(self, operation: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(_PATIENCE):
+                return await operation
+
+        return self._runner.run(bounded())
+
+    def _at_once(self, *operations: Awaitable[Any]) -> list[Any]:
+        async def gathered() -> list[Any]:
+            return list(await asyncio.gather(*operations))
+
+        return self._run(gathered())
+
+    async def _clear(self) -> None:
+        for row in await self._backend.scan(limit=1000):
+            await self._backend.delete(row.key)
+        assert await self._backend.scan(limit=1) == [], "rows that were deleted are still there"
+
+    def _agree(self, operation: Callable[[Backend, int], Awaitable[T]]) -> T:
+        """Call both, the model first (0) and the backend next (1); compare; the backend's answer."""
+        expected = self._run(operation(self._model, 0))
+        found = self._run(operation(self._backend, 1))
+        assert _outline(found) == _outline(expected), f"{found} where the model says {expected}"
+        if isinstance(found, list) and isinstance(expected, list):
+            for record, model_record in zip(found, expected, strict=True):
+                if record is not None:
+                    self._compare_numbers(record, model_record)
+        return found
+
+    def _compare_numbers(
+        self, record: SealedRecord | ScannedRow, expected: SealedRecord | ScannedRow
+    ) -> None:
+        key = record.key
+        seen = self._generations.setdefault(key, [])
+        pair = (expected.generation, record.generation)
+        if pair not in seen:
+            assert pair[1] not in {number for _, number in seen}, f"generation {pair[1]} of {key} came back"
+            if seen and self._created.get((key, expected.created_at)) is not None:
+                advanced = (pair[0] - seen[-1][0], pair[1] - seen[-1][1])
+                assert advanced[0] == advanced[1], f"the generation of {key} went on by {advanced[1]}, not {advanced[0]}"
+            seen.append(pair)
+        # The model's times are all different, so they stand for what the backend's must be equal to.
+        assert record.created_at == self._created.setdefault((key, expected.created_at), record.created_at)
+        assert record.updated_at == self._updated.setdefault((key, expected.generation), record.updated_at)
+        assert record.created_at <= record.updated_at
+
+    def _generation(self, key: TokenKey, age: int) -> tuple[int, int]:
+        seen = self._generations.get(key, [])
+        return seen[-1 - age] if age < len(seen) else (1, 1)
+
+    def _wait_out(self, key: TokenKey) -> None:
+        """Wait until the key's lease and failure have lapsed by the database's clock; let the model's jump."""
+
+        async def lapsed() -> None:
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                (record,) = await self._backend.get([key])
+                assert record is not None
+                left = [record.lease_expires_in, record.failure and record.failure.retry_in]
+                if all(seconds is None or seconds < 0 or seconds > 1 for seconds in left):
+                    return
+                assert time.monotonic() < deadline, f"within {_PATIENCE} s the lease or failure did not lapse"
+                await asyncio.sleep(_SHORT)
+
+        self._run(lapsed())
+        self._clock.now += 1
+
+    def _catch_up(self, key: TokenKey, versions: Sequence[SealedTokens]) -> None:
+        """Bring the model to where concurrent puts of one row have left the backend: any of them may be the last."""
+        (record,) = self._run(self._backend.get([key]))
+        assert record is not None
+        assert record.tokens in versions, "what is stored is none of the concurrent writes"
+        others = list(versions)
+        others.remove(record.tokens)
+        for tokens in (*others, record.tokens):
+            self._run(self._model.put({key: tokens}))
+
+
+def _outline(answer: object) -> object:
+    """An answer without numbers that differ from backend to backend."""
+    if isinstance(answer, list):
+        return [_outline(element) for element in answer]
+    if isinstance(answer, ScannedRow):
+        return replace(answer, generation=0, created_at=0, updated_at=0)
+    if isinstance(answer, SealedRecord):
+        lease, failure = answer.lease_expires_in, answer.failure
+        return replace(
+            answer,
+            generation=0,
+            created_at=0,
+            updated_at=0,
+            lease_expires_in=None if lease is None else float(lease > 0),
+            failure=failure and Failure(failure.code, None if failure.retry_in is None else float(failure.retry_in > 0)),
+        )
+    return answer
+
+
