@@ -12,8 +12,8 @@ from typing import Any
 
 import hypothesis
 import pytest
-from matrix import ROWS, Row
 
+from matrix import ROWS, Row
 from tokenstore import Keyring
 from tokenstore.keyring import KEYS_VARIABLE
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 
 import pytest
+
 import servers
 
 __all__ = ["ROWS", "Row", "every_row", "params", "row_named", "shared_rows"]

@@ -34,5 +34,4 @@ def test_the_property_tests_find_a_seeded_fault(fault: Fault, row: Row, tmp_path
     with Lab(backends) as lab:
         finding = search(lab.run, programs(), examples=_EXAMPLES)
     assert finding is not None, f"{_EXAMPLES} programs did not show: {fault.name}"
-    print("FOUND", fault.name, row.name, finding.violation.kind, finding.examples)  # noqa: T201
     assert finding.violation.kind in fault.kinds, str(finding.violation)

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from matrix import Row, every_row, params, shared_rows
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from matrix import Row, every_row, params, shared_rows
 from tokenstore.protocol import Backend
 from tokenstore.registry import backend_for_engine
 from tokenstore.testing.conformance import (

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
-from matrix import Row, shared_rows
+from matrix import Row, params
 from tokenstore import Keyring, open_store
 from tokenstore.registry import backend_for_url
 
@@ -71,7 +71,7 @@ def check(report: dict[str, Any], total: int) -> None:
     assert unlocked["refreshed"] + unlocked["waited"] + sum(unlocked["errors"].values()) == total
 
 
-@shared_rows
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+aiomysql"]))  # one a database
 def test_one_refresh_with_the_lock_a_lost_grant_without_it_and_no_table_left(
     row: Row, url: str, tmp_path: Path, keyring: Keyring
 ) -> None:
@@ -116,7 +116,7 @@ def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("after", ["processes", "With the lock"], ids=["early", "between-rounds"])
-@shared_rows
+@pytest.mark.parametrize("row", params(names=["sqlite", "mariadb+asyncmy"]))
 def test_interrupted_it_leaves_no_table_and_no_process(
     row: Row, url: str, tmp_path: Path, after: str, ending: signal.Signals
 ) -> None:

@@ -7,10 +7,11 @@ of two writes; each write adds one to the generation; an undone transaction leav
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from matrix import Row, every_row
-from programs import STORES, Lab, programs, search
+from programs import STORES, Lab, Step, programs, search
 from tokenstore.registry import backend_for_url
 
 # Enough programs that the seeded faults of test_broken.py show many times over.
@@ -26,3 +27,17 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
         finding = search(lab.run, programs(), examples=_EXAMPLES.get(row.name, 100), shrinks=300)
     if finding is not None:
         raise finding.violation
+
+
+@every_row
+def test_a_transaction_cancelled_anywhere_leaves_nothing_locked(row: Row, tmp_path: Path) -> None:
+    """Others can lock the row at once, with no help from the garbage collector; so they can after a cancelled write."""
+    url = row.url_for(tmp_path)
+    backends = [backend_for_url(url, {"lock_timeout": 5.0}) for _ in range(STORES if row.shared else 1)]
+    gc.disable()
+    try:
+        with Lab(backends) as lab:
+            for point in range(1, 40):
+                lab.run(((Step("update", pause=1, cancel_at=point),), (Step("store", cancel_at=point),)))
+    finally:
+        gc.enable()

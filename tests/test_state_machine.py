@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import Phase, settings
-from matrix import Row, every_row
 
+from matrix import Row, every_row
 from tokenstore.records import ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.machine import check_agreement
@@ -30,8 +30,8 @@ class MixesUpTheOrder(MemoryBackend):
 
 
 class FoldsCase(MemoryBackend):
-    async def delete(self, key: TokenKey) -> bool:
-        return await super().delete(TokenKey(key.provider.lower(), key.user_id))
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        await super().put({TokenKey(key.provider.lower(), key.user_id): tokens for key, tokens in entries.items()})
 
 
 class StartsOver(MemoryBackend):
@@ -118,7 +118,11 @@ class SkipsARow(MemoryBackend):
 @pytest.mark.parametrize("broken", MemoryBackend.__subclasses__(), ids=lambda broken: broken.__name__)
 def test_finds_a_fault(broken: type[MemoryBackend]) -> None:
     enough = settings(
-        max_examples=400, stateful_step_count=25, database=None, derandomize=True, report_multiple_bugs=False
+        max_examples=150,
+        stateful_step_count=30,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],  # the shortest example would be nice to read, and nobody reads it
     )
     with pytest.raises(AssertionError):
         check_agreement(broken, enough)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import logging
 import subprocess
 import sys
@@ -236,19 +237,19 @@ def test_a_nested_call_on_the_only_connection_ends_in_an_error(
 
 _SETTINGS = {
     "postgres": ["SHOW lock_timeout", "SHOW transaction_isolation", "SHOW statement_timeout"],
-    "mysql": ["SELECT @@innodb_lock_wait_timeout", "SHOW VARIABLES WHERE variable_name RLIKE '^t.*x_isolation'", "SELECT @@autocommit"],
+    "mysql": ["SELECT @@innodb_lock_wait_timeout", "SHOW VARIABLES WHERE variable_name RLIKE '^(tx|transaction)_isolation$'", "SELECT @@autocommit"],
     "sqlite": ["PRAGMA busy_timeout"],
 }
 
 
-async def _settings(engine: AsyncEngine, row: Row, connections: int) -> list[list[object]]:
+async def _settings(engine: AsyncEngine, row: Row, connections: int) -> list[list[list[tuple[object, ...]]]]:
     """Each connection's settings, several at a time so that all of a pool are seen."""
     async with AsyncExitStack() as stack:
-        found = []
+        queries, found = _SETTINGS[row.mark], []
         for _ in range(connections):
             connection = await stack.enter_async_context(engine.connect())
-            found.append([tuple((await connection.exec_driver_sql(query)).one()) for query in _SETTINGS[row.mark]])
-        return found  # type: ignore[return-value]
+            found.append([[tuple(row) for row in await connection.exec_driver_sql(query)] for query in queries])
+        return found
 
 
 async def _in_transaction(store: AuthTokenStore) -> None:
@@ -302,7 +303,8 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
                 if action is _in_transaction:
                     assert tags[0] == tags[1], "half of a transaction"
             await place.until_idle()
-            assert await _settings(engine, place.row, 2) == before
+            if not own:  # which has settings of its own making
+                assert await _settings(engine, place.row, 2) == before
             await asyncio.gather(*(action(store) for _ in range(4)))
 
     asyncio.run(main())
@@ -352,7 +354,7 @@ def test_a_cancelled_waiter_is_gone_from_the_server_too(
                 await asyncio.wait([waiter])
                 assert waiter.cancelled()
                 assert time.monotonic() - started < 1
-                await until(lambda: place.waiting() == 0, place.pace)
+                await until(lambda: place.waiting() == 0)
             assert await _tag(other) == "old"
             await _store(other, "next")
             await place.until_idle()
@@ -402,7 +404,7 @@ def test_an_unreachable_database_is_unavailable(place: Place, what: str, keyring
                     await action
                 _silent(caught.value, secret, _password(place))
                 if what != "port":
-                    assert caught.value.code in ("28P01", "3D000", "1045", "1049", "1044", None)
+                    assert caught.value.code in ("28P01", "3D000", "08000", "1045", "1049", "1044")
 
     asyncio.run(main())
 
@@ -583,6 +585,7 @@ async def _refuse_writes(place: Place) -> None:
 # ---- Loops, forks, tasks
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @shared_rows
 def test_a_store_serves_one_event_loop_after_the_other(place: Place, keyring: Keyring) -> None:
     """A second ``asyncio.run`` on the same store object finds new connections by itself."""
@@ -606,6 +609,7 @@ def test_a_store_serves_one_event_loop_after_the_other(place: Place, keyring: Ke
     asyncio.run(then("two"))
     asyncio.run(then("three"))
     asyncio.run(last())
+    gc.collect()  # here, where connections that went with their loop may say that nobody closed them
 
 
 _FORK = """

@@ -135,9 +135,14 @@ class Worker:
         self._answers.close()
         self._process.close()
 
-    def _answer(self, expected: str) -> Any:
+    def receive(self) -> tuple[str, Any]:
+        """Wait for the next message: ("here", …) from `meet`, ("done", result) or ("failed", error)."""
         assert self._answers.poll(_PATIENCE), f"no answer from a worker within {_PATIENCE} s"
-        kind, value = self._answers.recv()
+        message: tuple[str, Any] = self._answers.recv()
+        return message
+
+    def _answer(self, expected: str) -> Any:
+        kind, value = self.receive()
         if kind == "failed":
             raise value
         assert kind == expected, f"a worker is {kind}, not {expected}"
@@ -167,11 +172,18 @@ class Team:
         workers = self.first(len(jobs))
         for worker, (job, *args) in zip(workers, jobs, strict=True):
             worker.start(job, *args)
-        for worker in workers:
-            worker.met()
-        for worker in workers:
-            worker.go_on()
-        return [worker.result() for worker in workers]
+        # Everybody's last word is heard before an error is raised: the next test meets workers with nothing to say.
+        stands = [worker.receive() for worker in workers]
+        for worker, (kind, _) in zip(workers, stands, strict=True):
+            if kind == "here":
+                worker.go_on()
+        ends = [
+            worker.receive() if stand[0] == "here" else stand for worker, stand in zip(workers, stands, strict=True)
+        ]
+        for kind, value in ends:
+            if kind == "failed":
+                raise value
+        return [value for _, value in ends]
 
     def dismiss(self, worker: Worker) -> None:
         """Take leave of one that was killed."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from sqlalchemy import ColumnElement, Select, Table
+from sqlalchemy import ColumnElement, CursorResult, Executable, Select, Table
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
@@ -65,6 +65,12 @@ class Dialect(ABC):
         return query.with_for_update()
 
     # Sessions
+
+    async def execute(
+        self, connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
+    ) -> CursorResult[Any]:
+        """Run a statement; cancelled, it leaves nothing behind in the client."""
+        return await connection.execute(statement, parameters)
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:

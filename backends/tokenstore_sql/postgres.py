@@ -100,6 +100,8 @@ class PostgresDialect(Dialect):
         code = getattr(error, "sqlstate", None)
         if code is None and type(error).__name__ == "InvalidCachedStatementError":
             return "0A000"  # asyncpg's adapter drops it
+        if code is None and any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
+            return "08000"  # libpq has none where it cannot connect, or loses the connection
         return code if isinstance(code, str) else None
 
     def error_text(self, error: BaseException, code: str) -> str:

@@ -106,11 +106,11 @@ class Rows:
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
 
     async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
-        return await self.connection.execute(statement, parameters)
+        return await self.dialect.execute(self.connection, statement, parameters)
 
     async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> int:
         async with self.dialect.waiting(self):
-            return (await self.connection.execute(statement, parameters)).rowcount
+            return (await self.dialect.execute(self.connection, statement, parameters)).rowcount
 
 
 def _where(key: TokenKey) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import aiosqlite
-from sqlalchemy import URL, ColumnElement, Integer, Select, Table, cast, func
+from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Integer, Select, Table, cast, func
+from sqlalchemy import text as sql
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,13 +24,14 @@ from tokenstore.errors import (
     BackendError,
     BackendUnavailableError,
     ConfigurationError,
+    ConflictError,
     LockTimeoutError,
     TableMissingError,
     UnsupportedOperationError,
 )
 from tokenstore.options import OptionParser
 from tokenstore.records import TokenKey
-from tokenstore_sql.base import SQLBackend, pool_arguments
+from tokenstore_sql.base import SQLBackend, finish, pool_arguments
 from tokenstore_sql.dialect import Dialect, Upsert
 from tokenstore_sql.rows import Rows
 
@@ -50,6 +52,7 @@ class SQLiteDialect(Dialect):
     driver_error_names = ("sqlite3.Error",)
     error_classes: ClassVar[Mapping[str, type[BackendError]]] = {
         "SQLITE_BUSY": LockTimeoutError,
+        "SQLITE_BUSY_SNAPSHOT": ConflictError,  # this transaction has read what somebody changed since
         "SQLITE_LOCKED": LockTimeoutError,
         "SQLITE_READONLY": BackendUnavailableError,
         "SQLITE_CANTOPEN": BackendUnavailableError,
@@ -79,6 +82,13 @@ class SQLiteDialect(Dialect):
     def queue_key(self, key: TokenKey) -> Hashable:
         return None  # whichever row it is, the lock is the database's
 
+    async def execute(
+        self, connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
+    ) -> CursorResult[Any]:
+        # A statement cancelled half-way stays open inside SQLite, with its locks, even when its connection is closed,
+        # until the garbage collector finds its cursor. None takes long.
+        return await finish(connection.execute(statement, parameters))
+
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
         if not rows.wait_is_bounded:
@@ -89,7 +99,7 @@ class SQLiteDialect(Dialect):
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         if not await _in_transaction(connection):
-            await self._begin_immediate(connection, "BEGIN IMMEDIATE")
+            await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
         yield
 
     async def holds_locks(self, connection: AsyncConnection) -> bool:
@@ -103,31 +113,29 @@ class SQLiteDialect(Dialect):
         _refuse_memory(connection.engine.url)
         # With a driver that begins by itself, or a "begin" hook that does, a transaction may be open already: a
         # statement that writes nothing then takes its write lock.
-        statement = rows.statements.touch_nothing if await _in_transaction(connection) else "BEGIN IMMEDIATE"
+        begun = await _in_transaction(connection)
+        statement = rows.statements.touch_nothing if begun else sql("BEGIN IMMEDIATE")
         if not rows.borrowed:
             await self._begin_immediate(connection, statement)
             return
-        patience = (await connection.exec_driver_sql("PRAGMA busy_timeout")).scalar_one()
-        await connection.exec_driver_sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        patience = (await self.execute(connection, sql("PRAGMA busy_timeout"), {})).scalar_one()
         try:
+            await self.execute(connection, sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}"), {})
             await self._begin_immediate(connection, statement)
         finally:
             if not connection.invalidated:
-                await connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+                await self.execute(connection, sql(f"PRAGMA busy_timeout = {int(patience)}"), {})
 
-    async def _begin_immediate(self, connection: AsyncConnection, statement: Any) -> None:
+    async def _begin_immediate(self, connection: AsyncConnection, statement: Executable) -> None:
         """Take the write lock, waiting in asyncio rather than in SQLite."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.lock_timeout
         while True:
             try:
-                if isinstance(statement, str):
-                    await connection.exec_driver_sql(statement)
-                else:
-                    await connection.execute(statement)
+                await self.execute(connection, statement, {})
                 return
             except DBAPIError as error:
-                # SQLITE_BUSY_SNAPSHOT never passes: the open transaction has read what somebody changed since.
+                # SQLITE_BUSY_SNAPSHOT never passes.
                 if self.error_code(error.orig or error) != "SQLITE_BUSY" or loop.time() >= deadline:
                     raise
             await asyncio.sleep(random.uniform(0.001, 0.010))

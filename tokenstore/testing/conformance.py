@@ -1296,7 +1296,9 @@ class RowLockConformance(Testbed):
             await lock_both(other, [KEY, OTHER], "next")
 
     @_on_two()
-    async def test_an_idle_transaction_takes_no_connection(self, backend: LockingBackend, other: LockingBackend) -> None:
+    async def test_an_idle_transaction_takes_no_connection(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
         """Before its first call: many more than a pool has can be open at once."""
         await _stored(backend)
         async with contextlib.AsyncExitStack() as stack:
