@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" i
 
 _ABSENT = pytest.StashKey[dict[str, str]]()
 _LEAK_GRACE = 2.0
+_DESCRIPTORS = Path("/proc/self/fd")  # on Linux
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> Iterator[None]:
-    """A test leaves no thread and no socket behind. (Tasks end with their loop, and warnings are errors.)"""
+    """A test leaves no thread and no socket behind; tasks end with their loop, and warnings are errors."""
     threads, sockets = set(threading.enumerate()), _sockets()
     yield
     deadline = time.monotonic() + _LEAK_GRACE
@@ -60,16 +62,12 @@ def _nothing_leaks() -> Iterator[None]:
         time.sleep(0.01)
 
 
-def _sockets() -> set[Any]:
+def _sockets() -> set[str]:
     found = set()
-    for name in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue  # the listing's own descriptor
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
+    for link in _DESCRIPTORS.iterdir() if _DESCRIPTORS.exists() else ():
+        with suppress(OSError):  # the listing's own descriptor is gone
+            found.add(str(link.readlink()))
+    return {target for target in found if target.startswith("socket:")}
 
 
 def _row_of(item: pytest.Item) -> Row | None:
@@ -84,7 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rows = {row.name: row for item in items if (row := _row_of(item))}
     if not config.option.collectonly:
         absent.update({name: why for name, row in rows.items() if (why := row.why_absent())})
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         row = _row_of(item)
         if row is not None:

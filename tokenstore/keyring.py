@@ -141,10 +141,14 @@ class Keyring:
             ConfigurationError: It cannot be read or is malformed.
         """
         try:
-            text = Path(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ConfigurationError(f"the key file {os.fspath(path)!r} cannot be read: {reason}") from None
+            text, reason = Path(path).read_text("utf-8"), None
+        except OSError as error:
+            text, reason = "", error.strerror
+        except UnicodeDecodeError:
+            # Raised below, outside of this block: as its context, the decoding error would carry the file.
+            text, reason = "", "not UTF-8 text"
+        if reason is not None:
+            raise ConfigurationError(f"the key file {os.fspath(path)!r} cannot be read: {reason}")
         return cls.from_string(text, source=f"the key file {os.fspath(path)!r}")
 
     @property

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from tokenstore.errors import InvalidInputError
 
@@ -218,15 +218,13 @@ def _text(name: str, value: object, limit: int) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        # `from None`: the encoding error's own text carries the value.
-        _not_utf8(name)
+        # Raised below, outside of this block: as its context, the encoding error would carry the value.
+        size = -1
+    if size < 0:
+        raise InvalidInputError(f"{name} holds a lone surrogate and cannot be encoded as UTF-8")
     if size > limit:
         raise InvalidInputError(f"{name} has {size} bytes as UTF-8; at most {limit} are allowed")
     return text
-
-
-def _not_utf8(name: str) -> NoReturn:
-    raise InvalidInputError(f"{name} holds a lone surrogate and cannot be encoded as UTF-8") from None
 
 
 def to_epoch_us(name: str, value: object) -> int:
@@ -265,8 +263,9 @@ def extra_json(value: object) -> str | None:
     try:
         text = json.dumps(dict(value), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
-        # `from None`: json's message may carry a value.
-        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime, bytes or cycles)") from None
+        text = ""  # raised below, for the same reason: json's message may carry a value
+    if not text:
+        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime, bytes or cycles)")
     if len(text) > MAX_TOKEN_BYTES:
         raise InvalidInputError(f"extra has {len(text)} bytes as JSON; at most {MAX_TOKEN_BYTES} are allowed")
     return None if text == "{}" else text

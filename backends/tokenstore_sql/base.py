@@ -84,6 +84,10 @@ class SQLOperations(ABC):
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         """Run an operation on these rows; a write is committed, or left to the transaction's owner."""
 
+    def _about(self, keys: Sequence[TokenKey]) -> str:
+        """What an error is about."""
+        return str(keys[0]) if len(keys) == 1 else f"the table {self.table.fullname}"
+
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         return await self._run(keys, lambda rows: rows.get(keys), write=False)
 
@@ -175,6 +179,7 @@ class SQLBackend(SQLOperations):
         owned: bool = False,
     ) -> None:
         super().__init__(self.dialect_class(lock_timeout), table, schema)
+        self.dialect.check_url(engine.url)
         self._engine = engine
         self._owned = owned
         # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
@@ -276,10 +281,9 @@ class SQLBackend(SQLOperations):
         self, engine: AsyncEngine, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]]
     ) -> T:
         async with AsyncExitStack() as stack:
-            for queue_key in dict.fromkeys(map(self.dialect.queue_key, sorted(keys))):
-                await self._enqueue(queue_key, stack)
+            await self._enqueue(keys, stack)
             rows = await stack.enter_async_context(self._checkout(engine, transactional=engine is self._locking))
-            async with self._bounded():
+            async with self._bounded(keys):
                 result = await self._on(rows, operation)
                 await finish(rows.connection.commit())
                 return result
@@ -307,18 +311,20 @@ class SQLBackend(SQLOperations):
             if connection.sync_connection is not None:
                 await finish(connection.close())
 
-    async def _enqueue(self, queue_key: object, stack: AsyncExitStack) -> None:
+    async def _enqueue(self, keys: Sequence[TokenKey], stack: AsyncExitStack) -> None:
         """Wait in this process before taking a connection, so that waiters do not use up the pool."""
-        try:
-            lock = await self._queue.acquire(queue_key, self.dialect.lock_timeout)
-        except TimeoutError:
-            raise LockTimeoutError(
-                f"the lock was not free within {self.dialect.lock_timeout:g} s: a task of this process holds it"
-            ) from None
-        stack.callback(lock.release)
+        for queue_key in dict.fromkeys(map(self.dialect.queue_key, sorted(keys))):
+            try:
+                lock = await self._queue.acquire(queue_key, self.dialect.lock_timeout)
+            except TimeoutError:
+                raise LockTimeoutError(
+                    f"{self._about(keys)}: the lock was not free within {self.dialect.lock_timeout:g} s: "
+                    "a task of this process holds it"
+                ) from None
+            stack.callback(lock.release)
 
     @asynccontextmanager
-    async def _bounded(self) -> AsyncIterator[None]:
+    async def _bounded(self, keys: Sequence[TokenKey]) -> AsyncIterator[None]:
         """The last resort where a server does not end a wait by itself."""
         scope = asyncio.timeout(self.dialect.lock_timeout + _SERVER_GRACE)
         try:
@@ -327,14 +333,13 @@ class SQLBackend(SQLOperations):
         except TimeoutError:
             if scope.expired():
                 raise LockTimeoutError(
-                    f"the statement had no answer within {self.dialect.lock_timeout + _SERVER_GRACE:g} s; "
-                    "a lock is held, or the server is stuck"
+                    f"{self._about(keys)}: the statement had no answer within "
+                    f"{self.dialect.lock_timeout + _SERVER_GRACE:g} s; a lock is held, or the server is stuck"
                 ) from None
             raise
 
     async def _mapped(self, keys: Sequence[TokenKey], operation: Callable[[], Awaitable[T]]) -> T:
-        about = str(keys[0]) if len(keys) == 1 else f"the table {self.table.fullname}"
-        return await mapped(self.dialect, about, operation)
+        return await mapped(self.dialect, self._about(keys), operation)
 
     async def _retried(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Send a lone statement again where a dead-lock or serialization failure has undone it whole."""
@@ -402,14 +407,13 @@ class SQLTransaction:
             if write and not self._queued:
                 # For the first lock alone: who waits here with a lock in hand escapes the server's dead-lock detector.
                 self._queued = True
-                for queue_key in dict.fromkeys(map(backend.dialect.queue_key, sorted(keys)[:1])):
-                    await backend._enqueue(queue_key, self._stack)
+                await backend._enqueue(sorted(keys)[:1], self._stack)
             if self._rows is None:
                 checkout = backend._checkout(backend._locking, transactional=True)
                 self._rows = await self._stack.enter_async_context(checkout)
             if not write:
                 return await backend._on(self._rows, operation)
-            async with backend._bounded():
+            async with backend._bounded(keys):
                 return await backend._on(self._rows, operation)
 
         async with self._turn:  # a connection serves one statement at a time, whatever the tasks in the block do

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Executable, Select, Table
+from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Select, Table, Update
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
@@ -64,6 +64,10 @@ class Dialect(ABC):
         """Add the row lock."""
         return query.with_for_update()
 
+    def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
+        """Let an update of one row read the clock only when it has the row's lock."""
+        return update
+
     # Sessions
 
     async def execute(
@@ -92,6 +96,10 @@ class Dialect(ABC):
         # There is one: it was just checked out.
         dbapi_connection = cast(DBAPIConnection, raw.dbapi_connection)
         return not connection.dialect.detect_autocommit_setting(dbapi_connection)
+
+    @staticmethod
+    def check_url(url: URL) -> None:
+        """Refuse what cannot serve as a store, by its URL."""
 
     async def check(self, connection: AsyncConnection) -> None:
         """Refuse a database that cannot serve as a store, before it is set up."""

@@ -44,6 +44,6 @@ def _translate(dialect: Dialect, about: str, error: BaseException) -> BackendErr
         kind = BackendUnavailableError
     words = dialect.error_text(cause, code) if code else ""
     if isinstance(cause, OSError):
-        words = words or cause.strerror or type(cause).__name__
+        words = words or cause.strerror or str(cause)
     details = f"{code}: {words}" if code and words else code or words or type(cause).__name__
     return kind(f"{about}: {EXPLANATIONS[kind]} ({details})", code=code)

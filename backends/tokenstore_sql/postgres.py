@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Select, Table, cast, func, select
+from sqlalchemy import URL, BigInteger, ColumnElement, Select, Table, Update, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -69,6 +69,13 @@ class PostgresDialect(Dialect):
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes
+
+    def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
+        # New values are computed before the wait, and once more only if the row has changed meanwhile. A subquery that
+        # locks is done with before anything is computed from its rows.
+        key = list(table.primary_key)
+        locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
+        return update.where(*(column == locked.c[column.name] for column in key))
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:

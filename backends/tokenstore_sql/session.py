@@ -50,10 +50,11 @@ class SessionBackend(SQLOperations):
         values: dict[str, Any] = read_options("a store on a session", TABLE_OPTIONS, {}, options)
         self._source = session
         try:
-            name = self._session().get_bind().dialect.name
+            bind = self._session().get_bind()
         except UnboundExecutionError:
             raise ConfigurationError("the session is bound to no engine") from None
-        dialect = backend_class(name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
+        dialect = backend_class(bind.dialect.name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
+        dialect.check_url(bind.engine.url)
         super().__init__(dialect, **values)
 
     def __repr__(self) -> str:
@@ -100,9 +101,8 @@ class SessionBackend(SQLOperations):
                 await finish(session.commit())
             return result
 
-        about = str(keys[0]) if len(keys) == 1 else f"the table {self.table.fullname}"
         try:
-            return await mapped(self.dialect, about, run)
+            return await mapped(self.dialect, self._about(keys), run)
         except BaseException:
             if ours and session.in_transaction():
                 await finish(session.rollback())

@@ -98,6 +98,8 @@ class SQLiteDialect(Dialect):
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        if not connection.in_transaction():
+            await connection.begin()
         if not await _in_transaction(connection):
             await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
         yield
@@ -105,20 +107,31 @@ class SQLiteDialect(Dialect):
     async def holds_locks(self, connection: AsyncConnection) -> bool:
         return True  # the write lock is taken by an explicit BEGIN IMMEDIATE, whatever the driver's mode
 
+    @staticmethod
+    def check_url(url: URL) -> None:
+        if (
+            url.database in (None, "", ":memory:")
+            or "mode=memory" in str(url.database)
+            or url.query.get("mode") == "memory"
+        ):
+            raise UnsupportedOperationError(
+                "SQLite in memory has one connection for all tasks, where one task's rollback undoes another's "
+                "committed write: use memory:// for a store in memory, or a file"
+            )
+
     async def check(self, connection: AsyncConnection) -> None:
         require_version(sqlite3.sqlite_version_info)
 
     async def _take_write_lock(self, rows: Rows) -> None:
         connection = rows.connection
-        _refuse_memory(connection.engine.url)
-        # With a driver that begins by itself, or a "begin" hook that does, a transaction may be open already: a
-        # statement that writes nothing then takes its write lock.
-        begun = await _in_transaction(connection)
-        statement = rows.statements.touch_nothing if begun else sql("BEGIN IMMEDIATE")
         if not rows.borrowed:
-            await self._begin_immediate(connection, statement)
+            await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
             return
         patience = (await self.execute(connection, sql("PRAGMA busy_timeout"), {})).scalar_one()
+        # By now a transaction is open where the driver, or a "begin" hook, begins by itself: a statement that writes
+        # nothing then takes its write lock.
+        begun = await _in_transaction(connection)
+        statement = rows.statements.touch_nothing if begun else sql("BEGIN IMMEDIATE")
         try:
             await self.execute(connection, sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}"), {})
             await self._begin_immediate(connection, statement)
@@ -174,7 +187,7 @@ class SQLiteBackend(SQLBackend):
             raise ConfigurationError(
                 "a SQLite URL has three slashes before a relative path, four before an absolute one"
             )
-        _refuse_memory(url)
+        cls.dialect_class.check_url(url)
         require_version(sqlite3.sqlite_version_info)
         path = Path(url.database or "").absolute()  # now, so that a later chdir changes nothing
 
@@ -197,18 +210,6 @@ def require_version(version: tuple[int, ...]) -> None:
     if version < _MIN_VERSION:
         found, needed = (".".join(map(str, numbers)) for numbers in (version, _MIN_VERSION))
         raise UnsupportedOperationError(f"this Python has SQLite {found}; {needed} or later is needed")
-
-
-def _refuse_memory(url: URL) -> None:
-    if (
-        url.database in (None, "", ":memory:")
-        or "mode=memory" in str(url.database)
-        or url.query.get("mode") == "memory"
-    ):
-        raise UnsupportedOperationError(
-            "SQLite in memory has one connection for all tasks, where one task's rollback undoes another's committed "
-            "write: use memory:// for a store in memory, or a file"
-        )
 
 
 async def _in_transaction(connection: AsyncConnection) -> bool:

@@ -78,7 +78,7 @@ class Statements:
             also=next_version,
         )
         self.delete = delete(table).where(*this_row)
-        self.claim = (
+        claim = (
             update(table)
             .where(
                 *this_version,
@@ -88,13 +88,15 @@ class Statements:
             )
             .values(lease_holder=bindparam("h"), lease_expires_at=now + _micros("duration"))
         )
+        self.claim = dialect.lock_first(claim, table, this_row)
         self.complete = update(table).where(*held).values(**sealed, **expiries, **next_version)
         self.release = update(table).where(*held).values(**idle)
-        self.fail = (
+        fail = (
             update(table)
             .where(*held)
             .values({**idle, "failure_code": bindparam("code"), "retry_at": now + _micros("retry_in")})
         )
+        self.fail = dialect.lock_first(fail, table, this_row)
         self.rewrap = update(table).where(*this_version).values(**sealed)
         # Changes nothing, yet takes the write lock of SQLite within a transaction that somebody else began.
         self.touch_nothing = update(table).where(c.generation.is_(None)).values(generation=c.generation)

@@ -14,8 +14,8 @@ A backend's whole test is a subclass that says how to reach a store with nothing
         make_url = TestMine.make_url
 
 :class:`BackendConformance` is for all, :class:`RowLockConformance` for those with ``transaction()``.
-:class:`SharedBackendConformance` is for data that several processes can open: beside it the row locks are tested between
-two backend objects, which share nothing but the database.
+:class:`SharedBackendConformance` is for data that several processes can open: beside it the row locks are tested
+between two backend objects, which share nothing but the database.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Testbed:
             await self.close(backend)
 
     @asynccontextmanager
-    async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:
+    async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:  # noqa: ARG002
         """The backend of the second caller: the same object, unless the data is shared."""
         yield backend
 
@@ -175,7 +175,7 @@ def _on_url(test: Callable[[Any, str], Coroutine[Any, Any, None]]) -> Callable[[
     """A test that opens backends by itself."""
 
     @asynccontextmanager
-    async def arguments(bed: Testbed, url: str) -> AsyncIterator[tuple[str]]:
+    async def arguments(_bed: Testbed, url: str) -> AsyncIterator[tuple[str]]:
         yield (url,)
 
     return _check(arguments, test)
@@ -301,7 +301,7 @@ DISTINCT_TEXTS = [
     "e",
     "ß",
     "ss",
-    "ı",
+    "\u0131",  # dotless
     "i",
     "İ",
     "K",
@@ -938,7 +938,8 @@ class SharedBackendConformance(Testbed):
     """
 
     @asynccontextmanager
-    async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:
+    async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:  # noqa: ARG002
+        """An object of its own."""
         async with self.opened(url, **options) as other:
             yield other
 
@@ -987,9 +988,10 @@ class RowLockConformance(Testbed):
 
     @_on_two()
     async def test_is_a_backend_with_row_locks(self, backend: LockingBackend, other: LockingBackend) -> None:
-        assert isinstance(backend, SupportsRowLocks)
-        async with backend.transaction() as transaction:
-            assert isinstance(transaction, BackendTransaction)
+        for each in (backend, other):
+            assert isinstance(each, SupportsRowLocks)
+            async with each.transaction() as transaction:
+                assert isinstance(transaction, BackendTransaction)
 
     @_on_two()
     async def test_a_transaction_sees_its_own_writes_and_others_see_them_once_committed(

@@ -125,7 +125,7 @@ def check_agreement(open_backend: Callable[[], Backend], settings: hypothesis_se
 
         backend = runner.run(opened())
         try:
-            run_state_machine_as_test(agreement_machine(runner, backend), settings=settings)  # type: ignore[no-untyped-call]
+            run_state_machine_as_test(agreement_machine(runner, backend), settings=settings)
         finally:
             runner.run(backend.aclose())
 
@@ -329,7 +329,7 @@ class _Machine(RuleBasedStateMachine):
             async with backend.transaction() as transaction:
                 record = await transaction.lock(key)
                 await transaction.put({key: tokens})
-                return record and record.tokens, tokens
+                return (None if record is None else record.tokens), tokens
 
         assert isinstance(self._backend, SupportsRowLocks)
         known = self._run(self._model.get([key]))[0]
@@ -408,7 +408,7 @@ class _Machine(RuleBasedStateMachine):
             while True:
                 (record,) = await self._backend.get([key])
                 assert record is not None
-                left = [record.lease_expires_in, record.failure and record.failure.retry_in]
+                left = [record.lease_expires_in, None if record.failure is None else record.failure.retry_in]
                 if all(seconds is None or seconds < 0 or seconds > 1 for seconds in left):
                     return
                 assert time.monotonic() < deadline, f"within {_PATIENCE} s the lease or failure did not lapse"
