@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Executable, Select, update
+from sqlalchemy import Executable, Select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.protocol import BackendTransaction
@@ -105,8 +105,9 @@ class _NoForUpdateDialect(AnyDialect):
 
 @_fault("deferred BEGIN", "unexpected LockTimeoutError", on=("sqlite",))
 class _DeferredDialect(AnySQLiteDialect):
-    async def _begin_immediate(self, connection: AsyncConnection, statement: Any) -> None:
-        await super()._begin_immediate(connection, "BEGIN" if statement == "BEGIN IMMEDIATE" else statement)
+    async def _begin_immediate(self, connection: AsyncConnection, statement: Executable) -> None:
+        deferred = text("BEGIN") if str(statement) == "BEGIN IMMEDIATE" else statement
+        await super()._begin_immediate(connection, deferred)
 
 
 @_fault("no BEGIN", "stale read", "own write unseen", *_LOST, on=("sqlite",))

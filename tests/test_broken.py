@@ -10,6 +10,8 @@ from broken import FAULTS, Fault
 from matrix import Row, row_named
 from programs import STORES, Lab, programs, search
 
+pytestmark = pytest.mark.seeded
+
 # Most are found within 50 programs.
 _EXAMPLES = 500
 # A fault is the database's, whatever the driver.

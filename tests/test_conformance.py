@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,21 @@ class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
     async def close(self, backend: Backend) -> None:
         await backend.aclose()
         await self.engines[backend].dispose()
+
+
+@pytest.mark.parametrize(("module", "needs"), [("conformance", "pytest"), ("machine", "hypothesis")])
+def test_without_its_requirements_a_module_says_what_to_install(module: str, needs: str) -> None:
+    program = f"""
+import sys
+sys.modules[{needs!r}] = None
+import tokenstore.testing
+from tokenstore import MissingDependencyError
+try:
+    import tokenstore.testing.{module}
+except MissingDependencyError as error:
+    assert {needs!r} in str(error).lower(), error
+    assert 'pip install "tokenstore[testing]"' in str(error), error
+else:
+    raise AssertionError("imported")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

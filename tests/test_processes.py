@@ -73,6 +73,7 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
         raise finding.violation
 
 
+@pytest.mark.seeded
 @one_row_a_database
 @pytest.mark.parametrize("name", ["lock that only reads", "read-then-write upsert"])
 def test_the_programs_find_a_seeded_fault_between_processes(name: str, row: Row, tmp_path: Path, team: Team) -> None:

@@ -179,60 +179,6 @@ def test_the_session_s_time_zone_shifts_nothing(place: Place, zone: str, keyring
 
 
 @mysql_rows
-def test_the_clock_does_not_jump_with_summer_time(place: Place, keyring: Keyring) -> None:
-    """In a zone whose clocks change, in the hour when they go back and the one that they leave out."""
-
-    async def main() -> None:
-        await _set_up(place, keyring)
-        dialect = MySQLDialect(1)
-        # The last Sundays of October and of March 2026 in Berlin, a quarter of an hour around each change.
-        changes = [datetime(2026, 10, 25, 1, tzinfo=UTC), datetime(2026, 3, 29, 1, tzinfo=UTC)]
-        async with app_engine(place) as engine, engine.connect() as connection:
-            if not await _knows_zones(connection):
-                await _teach_berlin(connection)
-            await connection.execute(text("SET time_zone = 'Europe/Berlin'"))
-            for change in changes:
-                for minutes in (-61, -15, 0, 15, 61):
-                    moment = change + timedelta(minutes=minutes)
-                    await connection.execute(text(f"SET timestamp = {moment.timestamp()}"))
-                    # With `timestamp` set SYSDATE goes on telling the real time, so only NOW's part is looked at.
-                    since = await _ask(
-                        connection,
-                        "SELECT TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))",
-                    )
-                    assert since == round(moment.timestamp() * 1e6)
-            await connection.execute(text("SET timestamp = DEFAULT"))
-            found = (await connection.execute(dialect.now().select())).scalar_one()
-            assert abs(found / 1e6 - time.time()) < 5
-
-    asyncio.run(main())
-
-
-async def _knows_zones(connection: AsyncConnection) -> bool:
-    return await _ask(connection, "SELECT CONVERT_TZ('2026-01-01', 'UTC', 'Europe/Berlin')") is not None
-
-
-async def _teach_berlin(connection: AsyncConnection) -> None:
-    """The zone's rules around this year, as mysql_tzinfo_to_sql would load them for all."""
-    from zoneinfo import ZoneInfo
-
-    zone, known = ZoneInfo("Europe/Berlin"), 7001
-    moments = [datetime(2025, 10, 26, 1), datetime(2026, 3, 29, 1), datetime(2026, 10, 25, 1), datetime(2027, 3, 28, 1)]
-    await connection.execute(text(f"INSERT INTO mysql.time_zone VALUES ({known}, 'N')"))
-    await connection.execute(text(f"INSERT INTO mysql.time_zone_name VALUES ('Europe/Berlin', {known})"))
-    for kind, offset in ((0, 3600), (1, 7200)):
-        await connection.execute(
-            text(f"INSERT INTO mysql.time_zone_transition_type VALUES ({known}, {kind}, {offset}, {kind}, 'X')")
-        )
-    for moment in (moment.replace(tzinfo=UTC) for moment in moments):
-        kind = int(bool(moment.astimezone(zone).dst()))
-        await connection.execute(
-            text(f"INSERT INTO mysql.time_zone_transition VALUES ({known}, {int(moment.timestamp())}, {kind})")
-        )
-    await connection.commit()
-
-
-@mysql_rows
 def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -> None:
     """A claim that waited 0.6 s for the row's lock is granted in full from then on, not from its start."""
 
@@ -354,7 +300,7 @@ def test_killing_a_ghost_needs_no_connection_of_the_pool(place: Place, keyring: 
         await _set_up(place, keyring)
         async with open_store(place.url, keyring=keyring, pool_size=2) as store:
             await _store(store, "old", "u2")
-            async with place.held(), _second_held(place):
+            async with place.held(), place.held("u2"):
                 waiters = [asyncio.create_task(_store(store, "ghost", user_id)) for user_id in ("u1", "u2")]
                 await place.until_waiting(count=2)
                 started = time.monotonic()
@@ -366,10 +312,6 @@ def test_killing_a_ghost_needs_no_connection_of_the_pool(place: Place, keyring: 
             assert [await _tag(store), await _tag(store, "u2")] == ["old", "old"]
 
     asyncio.run(main())
-
-
-def _second_held(place: Place) -> Any:
-    return place.held("u2")
 
 
 @mysql_rows

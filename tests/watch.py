@@ -108,17 +108,18 @@ class Place:
 
     @asynccontextmanager
     async def held(self, user_id: str = "u1") -> AsyncIterator[AsyncConnection]:
-        """Another connection's transaction, which has the row written and not committed; rolled back at the end."""
-        async with app_engine(self) as engine, engine.connect() as connection:
+        """Another connection's transaction, which has locked the row; rolled back at the end."""
+        level = "AUTOCOMMIT" if self.row.mark == "sqlite" else "READ COMMITTED"  # no more than the row
+        async with app_engine(self, isolation_level=level) as engine, engine.connect() as connection:
             if self.row.mark == "sqlite":
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            await connection.execute(
-                text(f"UPDATE {self.table} SET retry_at = NULL WHERE user_id = :u"),
-                {"u": user_id.encode() if self.row.mark == "mysql" else user_id},
-            )
-            if self.row.mark == "mysql":  # an update that changes nothing need not lock
-                await connection.execute(text(f"SELECT 1 FROM {self.table} WHERE user_id = :u FOR UPDATE"), {"u": user_id})
+                await connection.execute(text(f"DELETE FROM {self.table} WHERE user_id = :u"), {"u": user_id})
+            else:
+                query = f"SELECT 1 FROM {self.table} WHERE provider = 'github' AND user_id = :u FOR UPDATE"
+                assert (await connection.execute(text(query), {"u": user_id})).all()
             yield connection
+            if self.row.mark == "sqlite":
+                await connection.exec_driver_sql("ROLLBACK")
             await connection.rollback()
 
 
