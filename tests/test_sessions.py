@@ -10,14 +10,14 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-from matrix import Row, params, shared_rows
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import String
-from watch import Place, app_engine
 
+from matrix import Row, params, shared_rows
 from tokenstore import AuthTokenStore, Keyring, TableMissingError, TokenStoreError, open_store
+from watch import Place, app_engine
 
 three_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
 """One row of each database."""
@@ -82,7 +82,10 @@ async def _store_as_in_the_contract(store: AuthTokenStore, *, expired: bool = Tr
 @asynccontextmanager
 async def _app(place: Place, keyring: Keyring, **arguments: Any) -> AsyncIterator[tuple[AsyncEngine, AuthTokenStore]]:
     """An application's engine, and another process's store to look with; the table exists."""
-    async with open_store(place.url, keyring=keyring, lock_timeout=2) as other, app_engine(place, **arguments) as engine:
+    async with (
+        open_store(place.url, keyring=keyring, lock_timeout=2) as other,
+        app_engine(place, **arguments) as engine,
+    ):
         await other.setup()
         yield engine, other
 
@@ -212,7 +215,7 @@ def test_twenty_sessions_at_once_call_the_provider_once(place: Place, keyring: K
                     await _refresh_as_in_the_contract(store, provider)
                     record = await store.load_tokens("github", "user-123")
                     assert record is not None
-                    return record["access_token"]
+                    return str(record["access_token"])
 
             async with AsyncSession(engine) as session:
                 await _store_as_in_the_contract(AuthTokenStore(session, keyring=keyring, **place.options))
@@ -300,7 +303,7 @@ def test_the_caller_s_rollback_undoes_the_store_s_part(place: Place, keyring: Ke
                         await _refresh_as_in_the_contract(store, _Provider())
                         raise KeyError
                 assert await _seen(other) == "gho_abc"
-                await session.begin()
+                _ = await session.begin()
                 await store.store_tokens("github", "user-123", "undone", None, None)
                 await session.rollback()
                 assert await _seen(other) == "gho_abc"
@@ -310,7 +313,7 @@ def test_the_caller_s_rollback_undoes_the_store_s_part(place: Place, keyring: Ke
                     await store.store_tokens("github", "user-123", "undone", None, None)
                     await savepoint.rollback()
                 assert [await _seen(other), await _seen(other, "kept")] == ["gho_abc", "t"]
-                await session.begin()
+                _ = await session.begin()
                 await store.store_tokens("github", "user-123", "undone", None, None)
             assert await _seen(other) == "gho_abc"
 
@@ -364,7 +367,10 @@ def test_reads_that_begin_the_transaction_give_the_connection_back(place: Place,
     """A plain load, a listing and a lock on no row leave nothing open; a lock on a row keeps it until the write."""
 
     async def main() -> None:
-        async with _app(place, keyring, pool_size=1, max_overflow=0) as (engine, other), AsyncSession(engine) as session:
+        async with (
+            _app(place, keyring, pool_size=1, max_overflow=0) as (engine, other),
+            AsyncSession(engine) as session,
+        ):
             pool: Any = engine.sync_engine.pool
             store = AuthTokenStore(session, keyring=keyring, **place.options)
             await _store_as_in_the_contract(store)

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
-from matrix import ROWS, Row, params, shared_rows
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from watch import Place, app_engine, engine_of, until
 
+import servers
+from matrix import ROWS, Row, params, shared_rows
 from tokenstore import (
     AuthTokenStore,
     BackendError,
@@ -33,6 +32,7 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
+from watch import Place, app_engine, engine_of, until
 
 SECRETS = ("gho_plaintext_access", "ghr_plaintext_refresh")
 ACCESS, REFRESH = SECRETS
@@ -133,7 +133,7 @@ def test_a_session_of_any_isolation_level_never_shows_old_tokens_under_the_lock(
             AsyncSession(engine) as session,
             session.begin(),
         ):
-            await session.connection()
+            _ = await session.connection()
             store = AuthTokenStore(session, keyring=keyring, **place.options)
             assert await _tag(store) == "old"
             newest = "new"
@@ -237,7 +237,11 @@ def test_a_nested_call_on_the_only_connection_ends_in_an_error(
 
 _SETTINGS = {
     "postgres": ["SHOW lock_timeout", "SHOW transaction_isolation", "SHOW statement_timeout"],
-    "mysql": ["SELECT @@innodb_lock_wait_timeout", "SHOW VARIABLES WHERE variable_name RLIKE '^(tx|transaction)_isolation$'", "SELECT @@autocommit"],
+    "mysql": [
+        "SELECT @@innodb_lock_wait_timeout",
+        "SHOW VARIABLES WHERE variable_name RLIKE '^(tx|transaction)_isolation$'",
+        "SELECT @@autocommit",
+    ],
     "sqlite": ["PRAGMA busy_timeout"],
 }
 
@@ -298,7 +302,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
                 task.cancel()
                 await asyncio.wait([task])
                 await until(lambda: _whole(engine))
-                tags = await _tag(other), await _tag(other, "u2")
+                tags = [await _tag(other), await _tag(other, "u2")]
                 assert tags[0] in ("old", "new")
                 if action is _in_transaction:
                     assert tags[0] == tags[1], "half of a transaction"
@@ -454,9 +458,7 @@ def test_a_terminated_connection_fails_its_transaction_and_no_other_call(place: 
 
 @shared_rows
 @pytest.mark.parametrize("on", ["url", "engine", "session"])
-def test_a_lock_that_is_held_too_long_is_a_timeout_that_leaves_nothing(
-    place: Place, on: str, keyring: Keyring
-) -> None:
+def test_a_lock_that_is_held_too_long_is_a_timeout_that_leaves_nothing(place: Place, on: str, keyring: Keyring) -> None:
     """Both a lock and a write end with LockTimeoutError about when they should, and everything is as before."""
 
     async def main() -> None:

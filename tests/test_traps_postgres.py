@@ -14,13 +14,11 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-import servers
-from matrix import Row, params
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from tokenstore_sql.postgres import PostgresDialect
-from watch import Place, app_engine, engine_of
 
+import servers
+from matrix import Row, params
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -31,6 +29,8 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import TokenKey
+from tokenstore_sql.postgres import PostgresDialect
+from watch import Place, app_engine, engine_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
 
@@ -230,18 +230,17 @@ def test_a_transaction_that_the_server_ends_for_idling(place: Place, keyring: Ke
         async with open_store(place.url, keyring=keyring) as store:
             await store.setup()
             await _store(store, "old")
-        async with app_engine(place) as engine:
-            async with AsyncSession(engine) as session:
-                await session.execute(text("SET idle_in_transaction_session_timeout = '50ms'"))
-                await session.commit()
-                borrowed = AuthTokenStore(session, keyring=keyring, **place.options)
-                await _tag(borrowed, for_update=True)
-                await place.until_idle()
-                with pytest.raises(BackendUnavailableError, match="provider 'github', user 'u1'"):
-                    await _store(borrowed, "new")
-                assert await _tag(borrowed) == "old"
+        async with app_engine(place) as engine, AsyncSession(engine) as session:
+            await session.execute(text("SET idle_in_transaction_session_timeout = '50ms'"))
+            await session.commit()
+            borrowed = AuthTokenStore(session, keyring=keyring, **place.options)
+            await _tag(borrowed, for_update=True)
+            await place.until_idle()
+            with pytest.raises(BackendUnavailableError, match="provider 'github', user 'u1'"):
                 await _store(borrowed, "new")
-                assert await _tag(borrowed) == "new"
+            assert await _tag(borrowed) == "old"
+            await _store(borrowed, "new")
+            assert await _tag(borrowed) == "new"
 
     asyncio.run(main())
 
@@ -274,7 +273,9 @@ def test_a_server_that_became_read_only_is_left(place: Place, keyring: Keyring) 
     async def read_only(value: str) -> None:
         async with app_engine(place, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
             await connection.execute(text("SET default_transaction_read_only = off"))
-            await connection.execute(text(f'ALTER DATABASE "{server.database}" SET default_transaction_read_only = {value}'))
+            await connection.execute(
+                text(f'ALTER DATABASE "{server.database}" SET default_transaction_read_only = {value}')
+            )
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, pool_size=1) as store:

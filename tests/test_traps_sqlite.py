@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import row_named
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from tokenstore_sql.sqlite import require_version
-from watch import Place, app_engine, until
 
+from matrix import row_named
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -31,6 +29,8 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
+from tokenstore_sql.sqlite import require_version
+from watch import Place, app_engine, until
 
 pytestmark = pytest.mark.sqlite
 
@@ -250,9 +250,9 @@ def test_engines_that_begin_in_their_own_way(place: Place, make: Any, keyring: K
 def test_memory_is_refused_on_engines_and_sessions(url: str, keyring: Keyring) -> None:
     """One connection for all tasks cannot serve: the error says so, and what to use instead."""
     engine = create_async_engine(url)
-    with pytest.raises(UnsupportedOperationError, match="one task's rollback .* memory://"):
+    with pytest.raises(UnsupportedOperationError, match=r"one task's rollback .* memory://"):
         open_store(engine, keyring=keyring)
-    with pytest.raises(UnsupportedOperationError, match="one task's rollback .* memory://"):
+    with pytest.raises(UnsupportedOperationError, match=r"one task's rollback .* memory://"):
         AuthTokenStore(AsyncSession(engine), keyring=keyring)
 
 

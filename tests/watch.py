@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
-import servers
-from matrix import Row
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+import servers
+from matrix import Row
 from tokenstore import AuthTokenStore
 
 __all__ = ["Place", "app_engine", "engine_of", "until"]

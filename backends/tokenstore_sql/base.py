@@ -192,13 +192,14 @@ class SQLBackend(SQLOperations):
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
         """Make a backend with an engine of its own; see :class:`tokenstore.protocol.BackendFactory`."""
-        try:
+        parsed = None
+        with suppress(ArgumentError, ValueError):
             parsed = make_url(url)
-        except (ArgumentError, ValueError):
-            # `from None`: the text may hold a password.
+        if parsed is None:
+            # Raised here, where the error has no context: that one's text may hold a password.
             raise ConfigurationError(
                 "the database URL cannot be read; expected scheme://user:password@host:port/database"
-            ) from None
+            )
         scheme = parsed.drivername.lower()
         parsers = {**TABLE_OPTIONS, **POOL_OPTIONS, **cls.driver_options}
         values = {**_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}

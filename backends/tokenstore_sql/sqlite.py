@@ -99,7 +99,7 @@ class SQLiteDialect(Dialect):
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         if not connection.in_transaction():
-            await connection.begin()
+            _ = await connection.begin()  # or the first statement would, after the look at what is open
         if not await _in_transaction(connection):
             await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
         yield
