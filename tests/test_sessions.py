@@ -469,7 +469,7 @@ def test_cancelled_in_the_middle_of_the_three_steps(place: Place, keyring: Keyri
 
 @three_rows
 def test_setup_on_a_session(place: Place, keyring: Keyring) -> None:
-    """Creates the table and commits; before that a missing table is a clear error, after which the session is usable."""
+    """Creates the table and commits; until then its absence is a clear error that leaves the session usable."""
 
     async def main() -> None:
         async with app_engine(place) as engine, AsyncSession(engine) as session:

