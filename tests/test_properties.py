@@ -15,7 +15,7 @@ from programs import STORES, Lab, Step, programs, search
 from tokenstore.registry import backend_for_url
 
 # Enough programs that the seeded faults of test_broken.py show many times over.
-_EXAMPLES = {"memory": 300}
+_EXAMPLES = {"memory": 200}
 
 
 @every_row
@@ -24,7 +24,7 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
     url = row.url_for(tmp_path)
     backends = [backend_for_url(url, {}) for _ in range(STORES if row.shared else 1)]
     with Lab(backends) as lab:
-        finding = search(lab.run, programs(), examples=_EXAMPLES.get(row.name, 100), shrinks=300)
+        finding = search(lab.run, programs(), examples=_EXAMPLES.get(row.name, 60), shrinks=300)
     if finding is not None:
         raise finding.violation
 
