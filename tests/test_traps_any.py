@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import logging
 import subprocess
 import sys
@@ -590,34 +589,9 @@ async def _refuse_writes(place: Place) -> None:
 # ---- Loops, forks, tasks
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@shared_rows
-def test_a_store_serves_one_event_loop_after_the_other(place: Place, keyring: Keyring) -> None:
-    """A second ``asyncio.run`` on the same store object finds new connections by itself."""
-    store = open_store(place.url, keyring=keyring)
-
-    async def first() -> None:
-        await store.setup()
-        await asyncio.gather(*(_store(store, "one", f"u{n}") for n in range(4)))
-
-    async def then(tag: str) -> None:
-        assert await _tag(store) is not None
-        async with store.transaction() as tx:
-            await _tag(tx, for_update=True)
-            await _store(tx, tag)
-
-    async def last() -> None:
-        assert await _tag(store) == "three"
-        await store.aclose()
-
-    asyncio.run(first())
-    asyncio.run(then("two"))
-    asyncio.run(then("three"))
-    asyncio.run(last())
-    gc.collect()  # here, where connections that went with their loop may say that nobody closed them
-
-
-_FORK = """
+# Connections that went with their loop, or stayed with the parent process, warn when they are collected: what a program
+# does that opens its store once and calls asyncio.run() or os.fork() all the same. So these run as programs.
+_STORE = """
 import asyncio, os, sys, warnings
 warnings.simplefilter("ignore")
 from tokenstore import Keyring, open_store
@@ -627,42 +601,50 @@ async def put(tag):
     async with store.transaction() as tx:
         record = await tx.load_tokens("github", f"{tag}0", for_update=True)
     assert record["access_token"] == tag
-async def parent():
-    await store.setup()
-    await put("before")
+"""
+
+_LOOPS = f"""{_STORE}
+asyncio.run(store.setup())
+for tag in ("first", "second", "third"):
+    asyncio.run(put(tag))
+asyncio.run(store.aclose())
+print("done")
+"""
+
+# The loop does not run while the process forks: two that poll for the same sockets would take each other's answers.
+_FORK = f"""{_STORE}
+with asyncio.Runner() as runner:
+    runner.run(store.setup())
+    runner.run(put("before"))
     children = []
     for number in range(2):
-        pid = os.fork()
-        if pid == 0:
-            return number
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                asyncio.run(asyncio.wait_for(put(f"child{{number}}"), 20))
+                code = 0
+            finally:
+                os._exit(code)
         children.append(pid)
-    await put("parent")
+    runner.run(put("parent"))
     for pid in children:
-        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        _, status = os.waitpid(pid, 0)
         assert status == 0, status
-    await put("after")
-    await store.aclose()
-    print("done")
-# The child leaves the parent's loop by way of the exception that asyncio.run lets through.
-with asyncio.Runner() as runner:
-    child = runner.run(parent())
-    if child is not None:
-        code = 1
-        try:
-            asyncio.set_event_loop(None)
-            asyncio.events._set_running_loop(None)
-            asyncio.run(asyncio.wait_for(put(f"child{child}"), 20))
-            code = 0
-        finally:
-            os._exit(code)
+    runner.run(put("after"))
+    runner.run(store.aclose())
+print("done")
 """
 
 
 @shared_rows
-def test_a_pool_does_not_survive_a_fork(row: Row, tmp_path: Path) -> None:
-    """A child of a process with open connections makes its own, and the parent's go on working."""
+@pytest.mark.parametrize("program", [_LOOPS, _FORK], ids=["loops", "fork"])
+def test_a_store_goes_on_in_another_loop_or_process(row: Row, program: str, tmp_path: Path) -> None:
+    """After a second ``asyncio.run``, or in the child of a fork, a store opens new connections by itself.
+
+    The parent of a fork goes on with its own.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", _FORK, row.url_for(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, row.url_for(tmp_path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
