@@ -468,7 +468,7 @@ def search(
         deadline=None,
         phases=[Phase.generate, Phase.shrink],
         verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck.__members__.values()],
     )
     @given(strategy)
     def attempt(program: Program) -> None:

@@ -411,7 +411,7 @@ class _Process:
 
     def __init__(self, command: Sequence[str], home: _Home, stop: Signals, kill: Signals) -> None:
         self._command, self._home, self._stop = command, home, stop
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[Any] | None = None
         _exit_stack().callback(lambda: self.stop(kill))
 
     def start(self, ready: Callable[[], T]) -> T:

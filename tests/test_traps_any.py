@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import make_url
@@ -283,7 +283,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
             open_store(
                 place.url if own else borrowed,
                 keyring=keyring,
-                **({"pool_size": 2} if own else place.options),
+                **cast(dict[str, Any], {"pool_size": 2} if own else place.options),
             ) as store,
         ):
             engine = engine_of(store)
