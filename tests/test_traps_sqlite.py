@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
-from tokenstore_sql.sqlite import require_version
+from tokenstore_sql.sqlite import _open, require_version
 from watch import Place, app_engine, engine_of, until
 
 pytestmark = pytest.mark.sqlite
@@ -369,3 +369,18 @@ def test_the_table_is_strict(place: Place, path: Path, keyring: Keyring) -> None
                 connection.execute(f"UPDATE oauth_tokens SET {column} = ?", (value,))
     finally:
         connection.close()
+
+
+def test_a_closed_connection_holds_no_lock(path: Path) -> None:
+    """Not even one whose cursor still has rows to give, as a cancelled task leaves it behind."""
+
+    async def main() -> None:
+        connection = await _open(path, 1.0)
+        await connection.execute("BEGIN IMMEDIATE")
+        unread = await connection.execute("SELECT 1 UNION SELECT 2")
+        await connection.close()
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        del unread
+
+    asyncio.run(main())
