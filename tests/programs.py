@@ -468,7 +468,7 @@ def search(
         deadline=None,
         phases=[Phase.generate, Phase.shrink],
         verbosity=Verbosity.quiet,
-        suppress_health_check=[*HealthCheck.__members__.values()],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     @given(strategy)
     def attempt(program: Program) -> None:
