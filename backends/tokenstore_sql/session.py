@@ -91,7 +91,8 @@ class SessionBackend(SQLOperations):
 
         async def run() -> T:
             options = {"isolation_level": self.dialect.isolation_level} if begins and write else {}
-            connection = await session.connection(execution_options=options)
+            # Cancelled half-way, a new connection would be nobody's to close.
+            connection = await finish(session.connection(execution_options=options))
             if begins:
                 _mark_ours(session)
             rows = Rows(connection, self.statements, self.dialect, transactional=True, borrowed=True)
