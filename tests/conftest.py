@@ -58,7 +58,7 @@ def _nothing_leaks() -> Iterator[None]:
     yield
     deadline = time.monotonic() + _LEAK_GRACE
     while (new_threads := set(threading.enumerate()) - threads) | (new_sockets := _sockets() - sockets):
-        gc.collect()  # what only a cycle still holds is not held; it warns if it should have been closed, which is an error
+        gc.collect()  # what a cycle alone holds goes now, with a warning, an error here, if it should have been closed
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {new_threads or 'none'}, sockets {new_sockets or 'none'}", pytrace=False)
         time.sleep(0.01)
