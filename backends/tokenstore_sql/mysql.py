@@ -106,7 +106,7 @@ class MySQLDialect(Dialect):
         connection = rows.connection
         thread = await _thread(connection)
         # Connections of our own got the setting when they were made.
-        found = await self._set_patience(connection, self._whole_seconds()) if rows.borrowed else None
+        found = await self._set_patience(connection, _whole_seconds(self.lock_timeout)) if rows.borrowed else None
         try:
             yield
         finally:
@@ -159,8 +159,10 @@ class MySQLDialect(Dialect):
         quotable = self.error_classes.get(code) is not None or code in ("1142", "1143", "1227")
         return str(error.args[1]) if quotable and len(error.args) > 1 else ""
 
-    def _whole_seconds(self) -> int:
-        return max(1, math.ceil(self.lock_timeout))
+
+def _whole_seconds(lock_timeout: float) -> int:
+    """As InnoDB counts them."""
+    return max(1, math.ceil(lock_timeout))
 
 
 async def _thread(connection: AsyncConnection) -> _Thread | None:
@@ -223,7 +225,7 @@ class MySQLBackend(SQLBackend):
         if context := _tls(options):
             connect["ssl"] = context
         engine = create_async_engine(url, connect_args=connect, **pool_arguments(options))
-        patience = max(1, math.ceil(cls.lock_timeout_of(options)))
+        patience = _whole_seconds(cls.lock_timeout_of(options))
 
         @event.listens_for(engine.sync_engine, "connect")
         def bound_waits(dbapi_connection: Any, _record: object) -> None:
