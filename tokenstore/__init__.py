@@ -26,6 +26,7 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import Keyring, generate_key
 from tokenstore.records import TokenEntry, TokenRecord
+from tokenstore.refresh import RefreshResult
 from tokenstore.store import AuthTokenStore, Transaction, open_store
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "ProviderUnavailableError",
     "ReauthorizationRequiredError",
     "RefreshError",
+    "RefreshResult",
     "RefreshTimeoutError",
     "SealingError",
     "StoreClosedError",

@@ -152,11 +152,15 @@ class RefreshError(TokenStoreError):
 
     Attributes:
         code: The OAuth error code (RFC 6749 section 5.2), or another short name.
+        provider: Whose tokens; None where a ``refresh`` callable raised it.
+        user_id: Likewise.
     """
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+        self.provider: str | None = None
+        self.user_id: str | None = None
 
 
 class ReauthorizationRequiredError(RefreshError):

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
-__all__ = ["Backend", "BackendFactory", "BackendTransaction", "SupportsRowLocks"]
+__all__ = ["Backend", "BackendFactory", "BackendTransaction", "SupportsRowLocks", "SupportsWatching"]
 
 
 @runtime_checkable
@@ -160,6 +160,19 @@ class SupportsRowLocks(Protocol):
 
         Nothing is taken from a pool before the first call inside, and nothing is left open, locked or altered after
         the block, however it ends.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsWatching(Protocol):
+    """A better way to wait for a change of a row than reading it at a fixed pace."""
+
+    async def watch(self, key: TokenKey) -> None:
+        """Return when it is worth reading the row again.
+
+        Called between reads while somebody else holds the row's lease, to learn of its end soon and at little cost to
+        the database. Holds no connection while it waits.
         """
         ...
 

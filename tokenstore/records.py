@@ -106,6 +106,7 @@ class SealedRecord:
         failure: The shared outcome of the last refresh of this generation, or None.
         created_at: Microseconds since the epoch, on the database's clock.
         updated_at: Microseconds since the epoch, on the database's clock.
+        as_of: The database's clock when the row was read, in microseconds since the epoch.
     """
 
     key: TokenKey
@@ -116,6 +117,7 @@ class SealedRecord:
     failure: Failure | None
     created_at: int
     updated_at: int
+    as_of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class ScannedRow:
     generation: int
     created_at: int
     updated_at: int
+    as_of: int
 
 
 class TokenEntry(TypedDict):

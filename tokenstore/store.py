@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings
 from tokenstore.errors import (
     BackendError,
     ConfigurationError,
@@ -20,6 +20,7 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring
+from tokenstore.options import positive_int
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import (
     SealedRecord,
@@ -35,7 +36,10 @@ from tokenstore.records import (
     token_key,
     token_text,
 )
+from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, RefreshResult, SupportsRevocation
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
+from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.telemetry import Telemetry
 
 if TYPE_CHECKING:
     # For annotations alone: the core imports no database package.
@@ -104,7 +108,15 @@ class _TokenOperations(ABC):
             refresh_token = token_text("refresh_token", refresh_token)
         expires_at = optional_epoch_us("access_token_expires_at", access_token_expires_at)
         refresh_expires_at = optional_epoch_us("refresh_token_expires_at", refresh_token_expires_at)
-        sealed = self._seal(key, access_token, refresh_token, extra_json(extra), expires_at, refresh_expires_at)
+        sealed = seal_tokens(
+            self._keyring,
+            key,
+            access_token=access_token,
+            refresh_token=refresh_token,
+            extra=extra_json(extra),
+            access_token_expires_at=expires_at,
+            refresh_token_expires_at=refresh_expires_at,
+        )
         await self._rows().put({key: sealed})
 
     async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
@@ -133,7 +145,7 @@ class _TokenOperations(ABC):
             row = await self._lock(key)
         else:
             (row,) = await self._rows().get([key])
-        return None if row is None else self._open(row)
+        return None if row is None else open_record(self._keyring, row)
 
     async def delete_tokens(self, provider: str, user_id: str) -> bool:
         """Delete the tokens of one user at one provider.
@@ -147,7 +159,7 @@ class _TokenOperations(ABC):
         """
         return await self._rows().delete(token_key(provider, user_id))
 
-    def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = 60) -> bool:
+    def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
         """Whether the access token can still be used: now + skew is before its expiry.
 
         Args:
@@ -179,47 +191,6 @@ class _TokenOperations(ABC):
     def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
         """Whether a record, or an entry of ``list_tokens``, was sealed with another key than the one that seals now."""
         return bool(_field(token_record, "key_id") != self._keyring.primary)
-
-    def _seal(
-        self,
-        key: TokenKey,
-        access_token: str,
-        refresh_token: str | None,
-        extra: str | None,
-        access_token_expires_at: int | None,
-        refresh_token_expires_at: int | None,
-    ) -> SealedTokens:
-        seal = self._keyring.seal
-        return SealedTokens(
-            access_token=seal(key, "access_token", access_token),
-            refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token),
-            extra=None if extra is None else seal(key, "extra", extra),
-            access_token_expires_at=access_token_expires_at,
-            refresh_token_expires_at=refresh_token_expires_at,
-            key_id=self._keyring.primary,
-        )
-
-    def _open(self, row: SealedRecord) -> TokenRecord:
-        key, tokens = row.key, row.tokens
-        access_token = self._keyring.open(key, "access_token", tokens.access_token)
-        refresh_token = extra = None
-        if tokens.refresh_token is not None:
-            refresh_token = self._keyring.open(key, "refresh_token", tokens.refresh_token)
-        if tokens.extra is not None:
-            extra = self._keyring.open(key, "extra", tokens.extra)
-        return TokenRecord(
-            provider=key.provider,
-            user_id=key.user_id,
-            access_token=access_token,
-            refresh_token=refresh_token,
-            access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
-            refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
-            extra={} if extra is None else json.loads(extra),
-            generation=row.generation,
-            key_id=tokens.key_id,
-            created_at=from_epoch_us(row.created_at),
-            updated_at=from_epoch_us(row.updated_at),
-        )
 
 
 class _UntilFailure:
@@ -293,10 +264,20 @@ class AuthTokenStore(_TokenOperations):
         backend: Instead of a session: a backend, which the store closes.
         keyring: The keys; default: :meth:`Keyring.from_env`.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
+        refreshers: For each provider a callable that refreshes its tokens, for ``load_fresh_tokens``.
+        refresh_margin: How long before its expiry a token is refreshed in the background, in seconds. Each row has a
+            margin of its own below this one, so that tokens which were issued together are not refreshed together.
+            At most 60, the clock skew: no token is refreshed while it is valid.
+        refresh_timeout: The longest call of a provider, in seconds. A lease lasts 1.5 times as long, and so does the
+            attempt to write new tokens before callers get an error; ``load_fresh_tokens`` waits 3 times as long.
+        on_refreshed: Called with the new record, in the process that refreshed.
+        on_reauthorization_required: Called with the error when a refresh finds that a refresh token is no longer good.
+            Both may be coroutine functions; what they raise is logged.
         options: With a session: ``table``, ``schema``, ``lock_timeout``.
 
     Raises:
         ConfigurationError: Neither or both of session and backend, an unknown option, or no keys.
+        InvalidInputError: A refresh setting is not acceptable.
     """
 
     def __init__(
@@ -306,6 +287,11 @@ class AuthTokenStore(_TokenOperations):
         backend: Backend | None = None,
         keyring: Keyring | None = None,
         clock: Clock = time.time,
+        refreshers: Mapping[str, Refresh] | None = None,
+        refresh_margin: float = 300.0,
+        refresh_timeout: float = 20.0,
+        on_refreshed: OnRefreshed | None = None,
+        on_reauthorization_required: OnReauthorizationRequired | None = None,
         **options: Any,
     ) -> None:
         if (db_session is None) == (backend is None):
@@ -317,6 +303,19 @@ class AuthTokenStore(_TokenOperations):
         self._backend: Backend = backend
         self._keyring = Keyring.from_env() if keyring is None else keyring
         self._clock = clock
+        settings = Settings(
+            self._backend,
+            self._keyring,
+            Telemetry(),
+            margin=seconds("refresh_margin", refresh_margin),
+            timeout=seconds("refresh_timeout", refresh_timeout, positive=True),
+        )
+        self._engine = RefreshEngine(
+            settings,
+            refreshers=refreshers or {},
+            on_refreshed=on_refreshed,
+            on_reauthorization_required=on_reauthorization_required,
+        )
         self._closed = False
 
     def __repr__(self) -> str:
@@ -331,9 +330,16 @@ class AuthTokenStore(_TokenOperations):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what the store opened: never a borrowed session or engine. Idempotent."""
+        """Let refreshes end, then close what the store opened: never a borrowed session or engine. Idempotent.
+
+        Raises:
+            TokensNotStoredError: A provider has issued new tokens that cannot be written; the error carries them.
+        """
         self._closed = True
-        await self._backend.aclose()
+        try:
+            await self._engine.aclose()
+        finally:
+            await self._backend.aclose()
 
     async def setup(self) -> None:
         """Create the token table where it is missing; safe to run from many processes at once.
@@ -366,6 +372,119 @@ class AuthTokenStore(_TokenOperations):
             finally:
                 transaction._end()
 
+    async def load_fresh_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        *,
+        refresh: Refresh | None = None,
+        force: bool = False,
+        generation: int | None = None,
+    ) -> TokenRecord | None:
+        """Read tokens whose access token is valid now, after a refresh at the provider if that is needed.
+
+        Of all tasks, processes and machines that find an expired token, one calls the provider, holding no connection
+        or lock meanwhile; the others wait and read what it stored. A token within ``refresh_margin`` of its expiry is
+        returned at once, and refreshed in the background. A caller may be cancelled; its refresh goes on. Validity is
+        judged on the database's clock, with the skew of :meth:`is_access_token_valid`.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            refresh: An async callable that gets the record, uses its ``refresh_token`` and returns the token response
+                (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, where
+                there are any, ``refresh_token`` and ``refresh_token_expires_in``; what else it holds goes to
+                ``extra``. It raises :class:`ReauthorizationRequiredError`, :class:`ProviderUnavailableError` or
+                :class:`ProviderRefusedError` to say what went wrong; anything else counts as unavailable. Callers of
+                one process that wait for the same row share the first one's. Default: the provider's in
+                ``refreshers``.
+            force: Refresh although the token looks valid, as after a 401. Callers at the same time share one refresh.
+            generation: With ``force``: the ``generation`` of the record that was refused. If the row has another one by
+                now, that is returned as it is, however many callers come with the old one.
+
+        Returns:
+            As :meth:`load_tokens`; None where there is no row.
+
+        Raises:
+            ReauthorizationRequiredError: There is no refresh token that is still good; the user has to log in again.
+            ProviderUnavailableError: The provider failed; ``retry_after`` says when it is asked again.
+            ProviderRefusedError: The provider refuses this client.
+            RefreshTimeoutError: Others kept the row's lease or lock for three times ``refresh_timeout``.
+            TokensNotStoredError: New tokens could not be written for 1.5 times ``refresh_timeout``: it carries them.
+            ConfigurationError: Nobody is there to refresh this provider's tokens.
+            UnsupportedOperationError: The store borrows a session.
+            InvalidInputError: An argument is not acceptable.
+            SealingError: The row does not open with the keyring.
+            BackendError: The database refused or failed.
+        """
+        key = token_key(provider, user_id)
+        if generation is not None and (not force or isinstance(generation, bool) or not isinstance(generation, int)):
+            raise InvalidInputError("generation is the `generation` of a record, and goes with force=True")
+        return await self._refreshes().load(key, refresh, force=force, generation=generation)
+
+    async def refresh_due(
+        self,
+        *,
+        within: float | timedelta,
+        provider: str | None = None,
+        refresh: Refresh | None = None,
+        concurrency: int = 8,
+        page_size: int = 500,
+    ) -> AsyncGenerator[RefreshResult, None]:
+        """Refresh what expires soon, and iterate over what became of each row, in the order in which they end.
+
+        Several machines may do so at once: a row that another one is refreshing is left to it. Rows without a refresh
+        token are passed over. Ending the iteration early leaves begun refreshes to end by themselves.
+
+        Args:
+            within: Refresh tokens that expire within this time, in seconds or as a timedelta.
+            provider: Only this provider's; default: all that have a refresher.
+            refresh: As for :meth:`load_fresh_tokens`; goes with ``provider``.
+            concurrency: The most refreshes at a time.
+            page_size: Rows to a query.
+
+        Raises:
+            ConfigurationError: There is no refresher.
+            UnsupportedOperationError: The store borrows a session.
+            InvalidInputError: An argument is not acceptable.
+            BackendError: The rows could not be listed; what happens to one row is in its result.
+        """
+        if isinstance(within, timedelta):
+            within = within.total_seconds()
+        results = self._refreshes().refresh_due(
+            within=seconds("within", within),
+            provider=None if provider is None else token_key(provider, "-").provider,
+            refresh=refresh,
+            concurrency=positive_int("concurrency", concurrency),
+            page_size=positive_int("page_size", page_size),
+        )
+        async with aclosing(results):
+            async for result in results:
+                yield result
+
+    async def revoke_tokens(self, provider: str, user_id: str, *, refresher: SupportsRevocation | None = None) -> bool:
+        """Revoke a user's tokens at the provider (RFC 7009), then delete them. Nobody refreshes them meanwhile.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            refresher: What has the method ``revoke``; default: the provider's in ``refreshers``.
+
+        Returns:
+            Whether there were any. Tokens that were stored while this went on, by a new login, stay.
+
+        Raises:
+            ProviderUnavailableError: The provider failed; nothing was deleted.
+            ProviderRefusedError: The provider refuses this client; nothing was deleted.
+            RefreshTimeoutError: Others kept refreshing the row.
+            ConfigurationError: The refresher cannot revoke, or there is none.
+            UnsupportedOperationError: The provider has no way to revoke, or the store borrows a session.
+            InvalidInputError: An argument is not acceptable.
+            SealingError: The row does not open with the keyring.
+            BackendError: The database refused or failed.
+        """
+        return await self._refreshes().revoke(token_key(provider, user_id), refresher)
+
     async def list_tokens(
         self, *, provider: str | None = None, user_id: str | None = None, page_size: int = 500
     ) -> AsyncIterator[TokenEntry]:
@@ -385,8 +504,7 @@ class AuthTokenStore(_TokenOperations):
         """
         # An absent part is checked with a stand-in, so that both parts go through the one check.
         checked = token_key("-" if provider is None else provider, "-" if user_id is None else user_id)
-        if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
-            raise InvalidInputError("page_size must be a whole number of at least 1")
+        page_size = positive_int("page_size", page_size)
         after: TokenKey | None = None
         while True:
             page = await self._rows().scan(
@@ -428,14 +546,15 @@ class AuthTokenStore(_TokenOperations):
         (row,) = await self._rows().get([key])
         if row is None or row.tokens.key_id == self._keyring.primary:
             return False
-        record = self._open(row)
-        sealed = self._seal(
+        record = open_record(self._keyring, row)
+        sealed = seal_tokens(
+            self._keyring,
             key,
-            record["access_token"],
-            record["refresh_token"],
-            extra_json(record["extra"]),
-            row.tokens.access_token_expires_at,
-            row.tokens.refresh_token_expires_at,
+            access_token=record["access_token"],
+            refresh_token=record["refresh_token"],
+            extra=extra_json(record["extra"]),
+            access_token_expires_at=row.tokens.access_token_expires_at,
+            refresh_token_expires_at=row.tokens.refresh_token_expires_at,
         )
         return await self._rows().rewrap(key, sealed, generation=row.generation)
 
@@ -443,6 +562,14 @@ class AuthTokenStore(_TokenOperations):
         if self._closed:
             raise StoreClosedError("this store is closed")
         return self._backend
+
+    def _refreshes(self) -> RefreshEngine:
+        if isinstance(self._rows(), BackendTransaction):
+            raise UnsupportedOperationError(
+                "a refresh outlives its caller and needs connections of its own, so not a borrowed session: "
+                "use a store on the session's engine, `open_store(engine)`, or on a URL"
+            )
+        return self._engine
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         backend = self._rows()
@@ -461,6 +588,11 @@ def open_store(
     *,
     keyring: Keyring | None = None,
     clock: Clock = time.time,
+    refreshers: Mapping[str, Refresh] | None = None,
+    refresh_margin: float = 300.0,
+    refresh_timeout: float = 20.0,
+    on_refreshed: OnRefreshed | None = None,
+    on_reauthorization_required: OnReauthorizationRequired | None = None,
     **options: Any,
 ) -> AuthTokenStore:
     """Make a store over connections of its own. Nothing is connected before the first call.
@@ -470,6 +602,11 @@ def open_store(
             ``AsyncEngine`` (which stays the caller's to dispose of), or a backend.
         keyring: The keys; default: :meth:`Keyring.from_env`.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
+        refreshers: See :class:`AuthTokenStore`, as for the next four.
+        refresh_margin: In seconds; default: 300.
+        refresh_timeout: In seconds; default: 20.
+        on_refreshed: Default: nobody is told.
+        on_reauthorization_required: Likewise.
         options: The backend's options, which a URL's query can hold too: ``table``, ``schema``, ``lock_timeout``,
             ``pool_size`` … An unknown one is an error that lists the known ones.
 
@@ -478,6 +615,7 @@ def open_store(
 
     Raises:
         ConfigurationError: The URL, an option or the keys are not acceptable, or a driver is missing.
+        InvalidInputError: A refresh setting is not acceptable.
     """
     # Keys first: a store that could not seal must not have opened anything.
     keyring = Keyring.from_env() if keyring is None else keyring
@@ -489,7 +627,16 @@ def open_store(
         backend = target
     else:
         backend = backend_for_engine(target, options)
-    return AuthTokenStore(backend=backend, keyring=keyring, clock=clock)
+    return AuthTokenStore(
+        backend=backend,
+        keyring=keyring,
+        clock=clock,
+        refreshers=refreshers,
+        refresh_margin=refresh_margin,
+        refresh_timeout=refresh_timeout,
+        on_refreshed=on_refreshed,
+        on_reauthorization_required=on_reauthorization_required,
+    )
 
 
 def _field(record: object, name: str) -> Any:

@@ -93,10 +93,11 @@ class MemoryBackend:
         after: TokenKey | None = None,
         limit: int,
     ) -> list[ScannedRow]:
+        rows, now = self._open_rows(), self._now()
         found = sorted(
             (
                 (key, row)
-                for key, row in self._open_rows().items()
+                for key, row in rows.items()
                 if provider in (None, key.provider)
                 and user_id in (None, key.user_id)
                 and (after is None or _order(key) > _order(after))
@@ -113,6 +114,7 @@ class MemoryBackend:
                 row.generation,
                 row.created_at,
                 row.updated_at,
+                now,
             )
             for key, row in found[:limit]
         ]
@@ -270,6 +272,7 @@ def _record(key: TokenKey, row: _Row | None, now: int) -> SealedRecord | None:
         failure=failure,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        as_of=now,
     )
 
 

@@ -64,6 +64,10 @@ class Dialect(ABC):
         """Add the row lock."""
         return query.with_for_update()
 
+    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
+        """Add the row lock, and the clock as it is when the lock is taken."""
+        return self.for_update(query.add_columns(clock))
+
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
         """Let an update of one row read the clock only when it has the row's lock."""
         return update

@@ -70,6 +70,11 @@ class PostgresDialect(Dialect):
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes
 
+    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
+        # As in lock_first, the clock beside the lock would be read before the wait.
+        locked = self.for_update(query).subquery("locked")
+        return select(*locked.c, clock)
+
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
         # New values are computed before the wait, and once more only if the row has changed meanwhile. A subquery that
         # locks is done with before anything is computed from its rows.

@@ -149,15 +149,16 @@ def _some(row: Row[Any]) -> SealedRecord:
         key_id,
         generation,
         lease_holder,
-        lease_expires_in,
+        lease_expires_at,
         failure_code,
-        retry_in,
+        retry_at,
         created_at,
         updated_at,
+        as_of,
     ) = cast(tuple[Any, ...], row)
     failure = None
     if failure_code is not None:
-        failure = Failure(failure_code, None if retry_in is None else retry_in / _US)
+        failure = Failure(failure_code, None if retry_at is None else (retry_at - as_of) / _US)
     return SealedRecord(
         key=TokenKey(provider, user_id),
         tokens=SealedTokens(
@@ -170,8 +171,9 @@ def _some(row: Row[Any]) -> SealedRecord:
         ),
         generation=generation,
         lease_holder=lease_holder,
-        lease_expires_in=None if lease_expires_in is None else lease_expires_in / _US,
+        lease_expires_in=None if lease_expires_at is None else (lease_expires_at - as_of) / _US,
         failure=failure,
         created_at=created_at,
         updated_at=updated_at,
+        as_of=as_of,
     )

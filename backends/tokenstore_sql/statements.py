@@ -27,16 +27,12 @@ class Statements:
 
     def __init__(self, table: Table, dialect: Dialect) -> None:
         self.table = table
-        c = table.c
-        now = dialect.now()
+        self.as_of = as_of = dialect.now().label("as_of")
+        c, now = table.c, as_of.element
         this_row = (c.provider == bindparam("p"), c.user_id == bindparam("u"))
         this_version = (*this_row, c.generation == bindparam("g", type_=BigInteger()))
         held = (*this_version, c.lease_holder == bindparam("h"))
-
-        def unless_null(moment: ColumnElement[Any]) -> ColumnElement[Any]:
-            return moment - now  # NULL stays NULL
-
-        record: Any = select(  # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select
+        columns = (
             c.provider,
             c.user_id,
             c.access_token,
@@ -47,15 +43,16 @@ class Statements:
             c.key_id,
             c.generation,
             c.lease_holder,
-            unless_null(c.lease_expires_at).label("lease_expires_in"),
+            c.lease_expires_at,
             c.failure_code,
-            unless_null(c.retry_at).label("retry_in"),
+            c.retry_at,
             c.created_at,
             c.updated_at,
         )
+        record: Any = select(*columns, as_of)  # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select
         self.get = record.where(*this_row)
         self.get_many = record.where(tuple_(c.provider, c.user_id).in_(bindparam("keys", expanding=True)))
-        self.lock = dialect.for_update(record.where(*this_row))
+        self.lock = dialect.lock_and_read(select(*columns).where(*this_row), as_of)
 
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
@@ -120,6 +117,7 @@ class Statements:
             c.generation,
             c.created_at,
             c.updated_at,
+            self.as_of,
         ).limit(limit)
         if provider is not None:
             page = page.where(c.provider == provider)

@@ -123,14 +123,15 @@ class JsonFileBackend:
         self, *, provider: str | None = None, user_id: str | None = None, after: TokenKey | None = None, limit: int
     ) -> list[ScannedRow]:
         """Sort all there is: it fits into memory anyway."""
+        rows, now = await self._read(), _now()
         found = [
             (key, row)
-            for key, row in (await self._read()).items()
+            for key, row in rows.items()
             if provider in (None, key.provider)
             and user_id in (None, key.user_id)
             and (after is None or _order(key) > _order(after))
         ]
-        return [_scanned(key, row) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
+        return [_scanned(key, row, now) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         """Free of lease and failure, or neither counts any more."""
@@ -291,10 +292,11 @@ def _record(key: TokenKey, row: _Row, now: int) -> SealedRecord:
         failure=failure,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        as_of=now,
     )
 
 
-def _scanned(key: TokenKey, row: _Row) -> ScannedRow:
+def _scanned(key: TokenKey, row: _Row, now: int) -> ScannedRow:
     return ScannedRow(
         key=key,
         has_refresh_token=row.tokens.refresh_token is not None,
@@ -304,6 +306,7 @@ def _scanned(key: TokenKey, row: _Row) -> ScannedRow:
         generation=row.generation,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        as_of=now,
     )
 
 

@@ -394,7 +394,7 @@ class _Machine(RuleBasedStateMachine):
         # The model's times are all different, so they stand for what the backend's must be equal to.
         assert record.created_at == self._created.setdefault((key, expected.created_at), record.created_at)
         assert record.updated_at == self._updated.setdefault((key, expected.generation), record.updated_at)
-        assert record.created_at <= record.updated_at
+        assert record.created_at <= record.updated_at <= record.as_of
 
     def _generation(self, key: TokenKey, age: int) -> tuple[int, int]:
         seen = self._generations.get(key, [])
@@ -433,7 +433,7 @@ def _outline(answer: object) -> object:
     if isinstance(answer, list):
         return [_outline(element) for element in answer]
     if isinstance(answer, ScannedRow):
-        return replace(answer, generation=0, created_at=0, updated_at=0)
+        return replace(answer, generation=0, created_at=0, updated_at=0, as_of=0)
     if isinstance(answer, SealedRecord):
         lease, failure = answer.lease_expires_in, answer.failure
         return replace(
@@ -441,6 +441,7 @@ def _outline(answer: object) -> object:
             generation=0,
             created_at=0,
             updated_at=0,
+            as_of=0,
             lease_expires_in=None if lease is None else float(lease > 0),
             failure=failure
             and Failure(failure.code, None if failure.retry_in is None else float(failure.retry_in > 0)),

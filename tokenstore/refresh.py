@@ -1,0 +1,352 @@
+"""The refresh engine: at most one call of the provider for all tasks, processes and machines.
+
+Callers in this process join one attempt (:mod:`tokenstore.attempt`), which belongs to the store: a caller that is
+cancelled does not cancel it, and closing the store lets it end. ``docs/refresh.md`` describes the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+
+from tokenstore.attempt import (
+    Attempt,
+    Refresh,
+    Result,
+    Seen,
+    Settings,
+    has_failed,
+    is_leased,
+    new_name,
+    pause,
+    validity,
+)
+from tokenstore.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConfigurationError,
+    ConflictError,
+    InvalidInputError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+    RefreshTimeoutError,
+    StoreClosedError,
+    TokensNotStoredError,
+    TokenStoreError,
+)
+from tokenstore.protocol import SupportsRowLocks
+from tokenstore.records import SealedRecord, TokenKey, TokenRecord
+from tokenstore.sealing import open_record
+from tokenstore.transitions import Claim, Goal, Outcome, Read, Step, Validity, after_read
+
+__all__ = [
+    "OnReauthorizationRequired",
+    "OnRefreshed",
+    "RefreshEngine",
+    "RefreshResult",
+    "SupportsRevocation",
+]
+
+T = TypeVar("T")
+
+OnRefreshed = Callable[[TokenRecord], Awaitable[None] | None]
+"""Told, in the process that refreshed, after new tokens were stored."""
+
+OnReauthorizationRequired = Callable[[ReauthorizationRequiredError], Awaitable[None] | None]
+"""Told, in the process whose refresh found that a refresh token is no longer good, once for each such token."""
+
+
+@runtime_checkable
+class SupportsRevocation(Protocol):
+    """What a refresher has to have for ``revoke_tokens``."""
+
+    async def revoke(self, record: TokenRecord, /) -> None:
+        """Revoke the record's tokens at the provider (RFC 7009); tokens that it does not know are no error."""
+        ...
+
+
+_Named = Literal["refreshed", "not_due", "busy", "gone", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """What ``refresh_due`` did about one row.
+
+    Attributes:
+        provider: The row's provider.
+        user_id: The row's user.
+        outcome: ``refreshed``; ``not_due`` (somebody else had refreshed it by then); ``busy`` (somebody else is at it);
+            ``gone`` (it was deleted); ``failed``.
+        error: Why it failed, or None.
+    """
+
+    provider: str
+    user_id: str
+    outcome: _Named
+    error: TokenStoreError | None = None
+
+
+_NAMED: Final[Mapping[Outcome, _Named]] = {
+    Outcome.REFRESHED: "refreshed",
+    Outcome.SERVED: "not_due",
+    Outcome.LEFT: "busy",
+    Outcome.MISSING: "gone",
+    Outcome.FAILED: "failed",
+}
+
+
+class RefreshEngine:
+    """The refreshes of one store.
+
+    Args:
+        settings: What they have in common.
+        refreshers: For each provider, who calls it.
+        on_refreshed: Told of new tokens.
+        on_reauthorization_required: Told of refresh tokens that are no longer good.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        refreshers: Mapping[str, Refresh],
+        on_refreshed: OnRefreshed | None = None,
+        on_reauthorization_required: OnReauthorizationRequired | None = None,
+    ) -> None:
+        self._settings = settings
+        self._backend = settings.backend
+        self._refreshers = refreshers
+        self._on_refreshed = on_refreshed
+        self._on_reauthorization_required = on_reauthorization_required
+        self._attempts: dict[TokenKey, Attempt] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._unsaved: list[TokenRecord] = []
+        self._closing = False
+
+    async def load(
+        self, key: TokenKey, refresh: Refresh | None, *, force: bool = False, generation: int | None = None
+    ) -> TokenRecord | None:
+        """What ``load_fresh_tokens`` does."""
+        refresh = self._refresher(key.provider, refresh)
+        while True:
+            goal = Goal(new_name(), force=generation is None, stale=generation)
+            step: Step = Read()
+            seen = None
+            if not force:
+                row = await self._get(key)
+                if row is None:
+                    return None
+                seen, record = Seen(row, time.monotonic()), open_record(self._settings.keyring, row)
+                view = self._settings.view(row, record)
+                valid = view.validity in (Validity.FRESH, Validity.DUE)
+                goal, step = after_read(Goal(new_name(), urgent=not valid), view)
+                if valid:
+                    if isinstance(step, Claim) and self._running(key) is None and not self._closing:
+                        self._start(Attempt(self._settings, key, refresh, goal, step, seen))
+                    return record
+            result = await self._join(Attempt(self._settings, key, refresh, goal, step, seen))
+            if result.error is not None:
+                raise result.error()
+            if result.outcome is not Outcome.LEFT:
+                return None if result.row is None else open_record(self._settings.keyring, result.row)
+
+    async def refresh_due(
+        self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
+    ) -> AsyncGenerator[RefreshResult, None]:
+        """What ``refresh_due`` does."""
+        if provider is None and refresh is not None:
+            raise InvalidInputError("refresh goes with one provider; give open_store(refreshers=…) for several")
+        by_provider = {
+            name: self._refresher(name, refresh)
+            for name in (sorted(self._refreshers) if provider is None else [provider])
+        }
+        pending: set[asyncio.Task[RefreshResult]] = set()
+        try:
+            for name, refresher in by_provider.items():
+                async for key in self._due(name, within, page_size):
+                    attempt = Attempt(
+                        self._settings, key, refresher, Goal(new_name(), urgent=False), Read(), margin=within
+                    )
+                    pending.add(asyncio.create_task(self._named(attempt)))
+                    if len(pending) >= concurrency:
+                        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                        for task in done:
+                            yield task.result()
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in pending:
+                task.cancel()  # who waits, not the refresh
+
+    async def revoke(self, key: TokenKey, refresher: object) -> bool:
+        """What ``revoke_tokens`` does."""
+        found = self._refreshers.get(key.provider) if refresher is None else refresher
+        if not isinstance(found, SupportsRevocation):
+            raise ConfigurationError(
+                f"revoke_tokens needs a refresher with a method `revoke` for provider {key.provider!r}; "
+                "delete_tokens forgets the tokens without telling the provider"
+            )
+        return await asyncio.shield(self._own(self._revoke(key, found)))
+
+    async def aclose(self) -> None:
+        """Let what has begun come to its end.
+
+        Raises:
+            TokensNotStoredError: New tokens could not be written even now; the error carries them.
+        """
+        self._closing = True
+        save_by = time.monotonic() + self._settings.save
+        for attempt in self._attempts.values():
+            attempt.close(save_by)
+        here = asyncio.get_running_loop()
+        while tasks := [task for task in self._tasks if task.get_loop() is here]:
+            await asyncio.wait(tasks)
+        if self._unsaved:
+            records, self._unsaved = self._unsaved, []
+            raise TokensNotStoredError(
+                f"closed while new tokens of {len(records)} rows could not be stored: `records` holds the only copies",
+                records=records,
+            )
+
+    async def _get(self, key: TokenKey) -> SealedRecord | None:
+        try:
+            (row,) = await self._backend.get([key])
+        except (BackendUnavailableError, ConflictError):  # one dead connection of a pool is no outage
+            (row,) = await self._backend.get([key])
+        return row
+
+    def _running(self, key: TokenKey) -> Attempt | None:
+        attempt = self._attempts.get(key)
+        # One that its event loop left behind when it was closed will never end.
+        return attempt if attempt and attempt.result.get_loop() is asyncio.get_running_loop() else None
+
+    def _start(self, attempt: Attempt) -> None:
+        if self._closing:
+            raise StoreClosedError("this store is closed")
+        self._attempts[attempt.key] = attempt
+        _ = self._own(self._perform(attempt))
+
+    async def _join(self, attempt: Attempt) -> Result:
+        """Wait for this process's refresh of the row: the one that runs, or this one."""
+        running = self._running(attempt.key)
+        if running is None:
+            self._start(running := attempt)
+        else:
+            running.join(attempt.goal)
+        return await asyncio.shield(running.result)
+
+    async def _perform(self, attempt: Attempt) -> None:
+        try:
+            result = await attempt.run()
+        finally:
+            if self._attempts.get(attempt.key) is attempt:
+                del self._attempts[attempt.key]
+            if attempt.unsaved is not None:
+                self._unsaved.append(attempt.unsaved)
+        if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
+            record = open_record(self._settings.keyring, result.row)
+            await self._tell(attempt.key, "on_refreshed", self._on_refreshed, record)
+        if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
+            error = result.error()
+            if isinstance(error, ReauthorizationRequiredError):
+                listener = self._on_reauthorization_required
+                await self._tell(attempt.key, "on_reauthorization_required", listener, error)
+
+    async def _tell(self, key: TokenKey, name: str, listener: Callable[[T], Awaitable[None] | None], news: T) -> None:
+        try:
+            answer = listener(news)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as error:  # noqa: BLE001 - what is stored is stored, whatever the listener makes of it
+            self._settings.telemetry.problem(key, name, f"the callback {name} raised", error)
+
+    def _refresher(self, provider: str, refresh: Refresh | None) -> Refresh:
+        found = self._refreshers.get(provider) if refresh is None else refresh
+        if found is None:
+            raise ConfigurationError(
+                f"nobody to refresh the tokens of provider {provider!r}: pass refresh=…, or "
+                f"open_store(…, refreshers={{{provider!r}: …}})"
+            )
+        return found
+
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run what has to end before the store closes, although its caller may go away."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _due(self, provider: str, within: float, page_size: int) -> AsyncGenerator[TokenKey, None]:
+        after: TokenKey | None = None
+        while True:
+            page = await self._backend.scan(provider=provider, after=after, limit=page_size)
+            for row in page:
+                if (
+                    row.has_refresh_token
+                    and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH
+                ):
+                    yield row.key
+            if len(page) < page_size:
+                return
+            after = page[-1].key
+
+    async def _named(self, attempt: Attempt) -> RefreshResult:
+        try:
+            result = await self._join(attempt)
+            if result.error is not None:
+                raise result.error()
+        except TokenStoreError as error:
+            return RefreshResult(*attempt.key, "failed", error)
+        return RefreshResult(*attempt.key, _NAMED[result.outcome])
+
+    async def _revoke(self, key: TokenKey, refresher: SupportsRevocation) -> bool:
+        holder = new_name()
+        row = await self._hold(key, holder)
+        if row is None:
+            return False
+        record = open_record(self._settings.keyring, row)
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                await refresher.revoke(record)
+        except BaseException as error:
+            with suppress(BackendError):  # it ends by itself
+                await self._backend.release_lease(key, generation=row.generation, holder=holder)
+            if isinstance(error, TimeoutError):
+                raise ProviderUnavailableError(f"{key}: the provider did not answer in time", code="timeout") from None
+            raise
+        await self._forget(key, row.generation)
+        return True
+
+    async def _hold(self, key: TokenKey, holder: str) -> SealedRecord | None:
+        """Keep everybody from refreshing what is about to be revoked: by a lease, or a failure that is there."""
+        deadline = time.monotonic() + self._settings.wait
+        while True:
+            row = await self._get(key)
+            if row is None or has_failed(row):
+                return row
+            if not is_leased(row) and await self._backend.claim_lease(
+                key, generation=row.generation, holder=holder, duration=self._settings.lease
+            ):
+                return row
+            if time.monotonic() > deadline:
+                raise RefreshTimeoutError(f"{key}: others kept refreshing this row; repeat the call")
+            await pause(self._backend, row)
+
+    async def _forget(self, key: TokenKey, generation: int) -> None:
+        """Delete what was revoked, and not what the user's next login has stored meanwhile."""
+        if isinstance(self._backend, SupportsRowLocks):
+            async with self._backend.transaction() as transaction:
+                row = await transaction.lock(key)
+                if row is not None and row.generation == generation:
+                    await transaction.delete(key)
+        else:
+            row = await self._get(key)
+            if row is not None and row.generation == generation:
+                await self._backend.delete(key)

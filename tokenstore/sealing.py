@@ -1,0 +1,71 @@
+"""Between what callers see and what backends see: a write is sealed, a row is opened."""
+
+from __future__ import annotations
+
+import json
+
+from tokenstore.keyring import Keyring
+from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
+
+__all__ = ["open_record", "seal_tokens"]
+
+
+def seal_tokens(
+    keyring: Keyring,
+    key: TokenKey,
+    *,
+    access_token: str,
+    refresh_token: str | None,
+    extra: str | None,
+    access_token_expires_at: int | None,
+    refresh_token_expires_at: int | None,
+) -> SealedTokens:
+    """Seal one write with the keyring's first key.
+
+    Args:
+        keyring: The keys.
+        key: Whose tokens these are; bound to every value.
+        access_token: Checked by :func:`tokenstore.records.token_text`.
+        refresh_token: Likewise, or None.
+        extra: What :func:`tokenstore.records.extra_json` made.
+        access_token_expires_at: Microseconds since the epoch, or None for "never".
+        refresh_token_expires_at: Likewise.
+    """
+    seal = keyring.seal
+    return SealedTokens(
+        access_token=seal(key, "access_token", access_token),
+        refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token),
+        extra=None if extra is None else seal(key, "extra", extra),
+        access_token_expires_at=access_token_expires_at,
+        refresh_token_expires_at=refresh_token_expires_at,
+        key_id=keyring.primary,
+    )
+
+
+def open_record(keyring: Keyring, row: SealedRecord) -> TokenRecord:
+    """Open every value of a row.
+
+    Raises:
+        UnknownKeyError: The row was sealed with a key that is not in the keyring.
+        TamperedError: The row was altered outside the store.
+    """
+    key, tokens = row.key, row.tokens
+    access_token = keyring.open(key, "access_token", tokens.access_token)
+    refresh_token = extra = None
+    if tokens.refresh_token is not None:
+        refresh_token = keyring.open(key, "refresh_token", tokens.refresh_token)
+    if tokens.extra is not None:
+        extra = keyring.open(key, "extra", tokens.extra)
+    return TokenRecord(
+        provider=key.provider,
+        user_id=key.user_id,
+        access_token=access_token,
+        refresh_token=refresh_token,
+        access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
+        refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
+        extra={} if extra is None else json.loads(extra),
+        generation=row.generation,
+        key_id=tokens.key_id,
+        created_at=from_epoch_us(row.created_at),
+        updated_at=from_epoch_us(row.updated_at),
+    )

@@ -1,0 +1,179 @@
+"""What a refresh tells operators: log records, and OpenTelemetry's metrics and spans where its API is installed.
+
+``docs/observability.md`` lists all of it. An exception's text may hold a token, so only its type and its code are
+used. A log handler, meter or tracer that raises is ignored: what the provider has just issued must not be lost by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from time import perf_counter
+
+from tokenstore.errors import RefreshError
+from tokenstore.records import TokenKey
+
+__all__ = ["OUTCOMES", "Report", "Telemetry"]
+
+OUTCOMES = {
+    "refreshed": (logging.INFO, "tokens refreshed"),
+    "served": (logging.DEBUG, "tokens already refreshed by somebody else"),
+    "missing": (logging.DEBUG, "no tokens to refresh"),
+    "left": (logging.DEBUG, "refresh left to somebody else"),
+    "reauthorization_required": (logging.WARNING, "the user has to log in again"),
+    "provider_unavailable": (logging.WARNING, "the provider is unavailable"),
+    "provider_refused": (logging.WARNING, "the provider refuses this client"),
+    "timeout": (logging.WARNING, "the refresh did not end in time"),
+    "not_stored": (logging.ERROR, "new tokens could not be stored"),
+    "error": (logging.ERROR, "the refresh failed"),
+}
+"""How a refresh ends: the level and the text of its log record. From a warning on, its span is an error, too."""
+
+# Words and short numbers. Anything else, which might be a token, shows as "other".
+_CODE = re.compile(r"(?=.{1,64}\Z)[a-z]{1,24}(?:[_.-](?:[a-z]{1,24}|[0-9]{1,4}))*")
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_Attributes = dict[str, str | bool | int | None]
+
+_logger = logging.getLogger("tokenstore.refresh")
+_logger.addHandler(logging.NullHandler())
+
+
+@dataclass(slots=True)
+class Report:
+    """What one refresh did; the engine fills it in as it goes."""
+
+    key: TokenKey
+    background: bool  # nobody waits: the token was still valid
+    outcome: str = "error"  # one of OUTCOMES
+    code: str | None = None  # the OAuth error code, or another short name
+    generation: int | None = None  # the row's at the end, where known
+    waited: float = 0.0  # seconds that it waited for somebody else's lease
+    provider_time: float | None = None  # seconds that the provider took, over all calls; None: it was not called
+    joined: int = 0  # further callers of this process that it served
+
+
+class Telemetry:
+    """What the engine reports to."""
+
+    def __init__(self) -> None:
+        self._otel: _OpenTelemetry | None = None
+        with suppress(ImportError):
+            self._otel = _OpenTelemetry()
+
+    def refresh(self, report: Report) -> AbstractContextManager[None]:
+        """Around a whole refresh: a span; when it ends, a log record and the metrics."""
+        return self._around("tokenstore.refresh", "INTERNAL", report, self._end_refresh)
+
+    def provider_call(self, report: Report) -> AbstractContextManager[None]:
+        """Around a call of the provider: a child span. Adds to ``report.provider_time``, also when the call raises."""
+        return self._around("tokenstore.provider_call", "CLIENT", report, self._end_call)
+
+    def problem(self, key: TokenKey, event: str, message: str, error: BaseException | None = None) -> None:
+        """Log a warning, which names nothing of the error but its type; the rest is the caller's own words."""
+        with suppress(Exception):
+            _log(logging.WARNING, event, message, key, {"code": type(error).__name__ if error else None})
+
+    @contextmanager
+    def _around(
+        self, name: str, kind: str, report: Report, end: Callable[[Report, str | None, float], _Attributes]
+    ) -> Iterator[None]:
+        """A current span. ``end`` gets the name of what was raised and the seconds, and gives the last attributes."""
+        end_span, raised, last, started = None, None, _Attributes(), perf_counter()
+        with suppress(Exception):
+            end_span = self._otel and self._otel.span(name, kind, report)
+        try:
+            yield
+        except BaseException as exc:
+            raised = _name(exc)
+            raise
+        finally:
+            with suppress(Exception):
+                last = end(report, raised, perf_counter() - started)
+            with suppress(Exception):
+                if end_span:
+                    end_span(last)
+
+    def _end_refresh(self, report: Report, raised: str | None, _seconds: float) -> _Attributes:
+        if report.outcome == "error" and raised in OUTCOMES:
+            report.outcome = raised  # the code of RefreshTimeoutError and of TokensNotStoredError is their outcome
+        level, text = OUTCOMES.get(report.outcome, OUTCOMES["error"])
+        code = _shown(report.code) or raised
+        if self._otel:
+            self._otel.count(report)
+        fields = ("outcome", "background", "generation", "waited", "provider_time", "joined")
+        _log(level, "refresh", text, report.key, {"code": code, **{name: getattr(report, name) for name in fields}})
+        error = (code or report.outcome) if level >= logging.WARNING else None
+        return {"tokenstore.outcome": report.outcome, "tokenstore.generation": report.generation, "error.type": error}
+
+    def _end_call(self, report: Report, raised: str | None, seconds: float) -> _Attributes:
+        report.provider_time = (report.provider_time or 0.0) + seconds
+        if self._otel:
+            self._otel.provider_time.record(seconds, {"tokenstore.provider": report.key.provider})
+        return {"error.type": raised}
+
+
+class _OpenTelemetry:
+    """Instruments and spans, by the API alone: without an SDK all of it does nothing."""
+
+    def __init__(self) -> None:
+        from opentelemetry import context, metrics, trace
+
+        self._context, self._trace, self._tracer = context, trace, trace.get_tracer("tokenstore")
+        meter = metrics.get_meter("tokenstore")
+
+        def histogram(name: str, what: str) -> metrics.Histogram:
+            try:
+                return meter.create_histogram(name, "s", what, explicit_bucket_boundaries_advisory=_BUCKETS)
+            except TypeError:  # the API is older than 1.30
+                return meter.create_histogram(name, "s", what)
+
+        self.refreshes = meter.create_counter("tokenstore.refreshes", "{refresh}", "Refreshes that ended")
+        self.joined = meter.create_counter("tokenstore.joined_callers", "{caller}", "Callers that joined a refresh")
+        self.lease_wait = histogram("tokenstore.lease_wait", "How long a refresh waited for somebody else's lease")
+        self.provider_time = histogram("tokenstore.provider_time", "How long a call of the provider took")
+
+    def count(self, report: Report) -> None:
+        provider: _Attributes = {"tokenstore.provider": report.key.provider}
+        ending: _Attributes = {"tokenstore.outcome": report.outcome, "tokenstore.background": report.background}
+        self.refreshes.add(1, provider | ending)
+        if report.joined:
+            self.joined.add(report.joined, provider)
+        if report.waited:
+            self.lease_wait.record(report.waited, provider)
+
+    def span(self, name: str, kind: str, report: Report) -> Callable[[_Attributes], None]:
+        """Begin a span and make it the current one; what is returned ends it."""
+        first: _Attributes = {"tokenstore.provider": report.key.provider, "tokenstore.background": report.background}
+        span = self._tracer.start_span(name, kind=self._trace.SpanKind[kind], attributes=first)
+        token = self._context.attach(self._trace.set_span_in_context(span))
+
+        def end(last: _Attributes) -> None:
+            self._context.detach(token)
+            span.set_attributes({name: value for name, value in last.items() if value is not None})
+            if error := last.get("error.type"):
+                span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(error)))
+            span.end()
+
+        return end
+
+
+def _log(level: int, event: str, text: str, key: TokenKey, fields: dict[str, object]) -> None:
+    if _logger.isEnabledFor(level):
+        told = {name: value for name, value in fields.items() if value and name not in {"outcome", "background"}}
+        facts = ", ".join(f"{k} {v:.3f} s" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
+        # What could end or overwrite a line of a log is escaped.
+        parts = {name: part if part.isprintable() else repr(part)[1:-1] for name, part in key._asdict().items()}
+        extra = {f"tokenstore_{name}": value for name, value in {"event": event, **parts, **fields}.items()}
+        _logger.log(level, "%s: %s%s", text, key, f" ({facts})" if facts else "", extra=extra)
+
+
+def _shown(code: str | None) -> str | None:
+    return "other" if code and not _CODE.fullmatch(code) else code
+
+
+def _name(error: BaseException) -> str:
+    return (isinstance(error, RefreshError) and _shown(error.code)) or type(error).__name__
