@@ -39,7 +39,7 @@ RESPONSE = {
     "id_token": NESTED,
 }
 PASSWORD = "hunter2-hidden"  # nothing that a message would hold by chance
-COMMANDS = ("keygen", "init", "put", "show", "list", "delete", "demo")
+COMMANDS = ("keygen", "init", "put", "show", "list", "delete", "refresh-due", "demo")
 
 
 class Done(NamedTuple):
@@ -513,11 +513,98 @@ def test_help_loads_nothing_that_it_does_not_need() -> None:
     script = (
         "import sys; sys.argv = ['tokenstore', '--help']\n"
         "from tokenstore.cli import main; code = main()\n"
-        "heavy = {'sqlalchemy', 'httpx', 'multiprocessing', 'rich.progress', 'sqlite3'} & set(sys.modules)\n"
+        "extras = {'authlib', 'httpx', 'multiprocessing', 'opentelemetry', 'rich.progress', 'sqlalchemy', 'sqlite3'}\n"
+        "heavy = extras & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- refresh-due -----------------------------------------------------------------------------------
+
+REFRESHERS = f"""
+from tokenstore import ProviderUnavailableError
+
+async def refresh(record):
+    if record["user_id"] == "u-unlucky":
+        raise ProviderUnavailableError("down", retry_after=60)
+    return {{"access_token": "{ACCESS}", "refresh_token": "{REFRESH}", "expires_in": 3600}}
+
+refreshers = {{"github": refresh}}
+secret = "{NESTED}"
+broken = None
+"""
+
+
+@pytest.fixture
+def due(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store with three rows that are due and three that are not; the folder has the refreshers."""
+
+    async def fill(store: AuthTokenStore) -> None:
+        soon, later = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (5, 60))
+        for number in range(3):
+            await store.store_tokens("github", f"u{number}", "old", "ghr", soon)
+        await store.store_tokens("github", "u-later", "old", "ghr", later)
+        await store.store_tokens("github", "u-none", "old", None, soon)
+        await store.store_tokens("gitlab", "u-other", "old", "ghr", soon)
+
+    on_store(sqlite, fill)
+    module = tmp_path / "my_refreshers.py"
+    module.write_text(REFRESHERS, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the folder
+    return sqlite
+
+
+def test_refresh_due_refreshes_what_expires_soon(due: str) -> None:
+    """What has a refresher and a refresh token and expires in time, once; nothing else."""
+    done = cli("refresh-due", "--within", "10m", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (done.code, done.out, done.err) == (0, "3 refreshed\n", "")
+    again = cli("refresh-due", "--within", "600", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (again.code, again.out) == (0, "nothing due\n")
+    for user, expected in (("u0", ACCESS), ("u-later", "old"), ("u-none", "old")):
+        record = load(due, user=user)
+        assert record is not None
+        assert record["access_token"] == expected
+    shows_no_secret(done, again)
+
+
+def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due: str) -> None:
+    async def fill(store: AuthTokenStore) -> None:
+        await store.store_tokens("github", "u-unlucky", "old", "ghr", datetime.now(UTC))
+
+    on_store(due, fill)
+    done = cli("refresh-due", "--json", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
+    assert done.code == 5
+    outcomes = {row["user_id"]: row["outcome"] for row in done.rows}
+    assert outcomes == {"u0": "refreshed", "u1": "refreshed", "u2": "refreshed", "u-unlucky": "failed"}
+    [error] = [row["error"] for row in done.rows if row["error"] is not None]
+    assert error.startswith("provider 'github', user 'u-unlucky': the provider could not be reached")
+    plain = cli("refresh-due", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
+    assert (plain.code, plain.out) == (5, "1 failed\n")
+    assert plain.err.startswith("error: provider 'github', user 'u-unlucky'")
+    shows_no_secret(done, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--within", "soon"], "--within must be a time such as 90s, 10m, 2h or 1d"),
+        ([], "who refreshes? Set TOKENSTORE_REFRESHERS or give --refreshers, as MODULE:NAME"),
+        (["--refreshers", "my_refreshers"], "who refreshes?"),
+        (["--refreshers", "nowhere:refreshers"], "nowhere:refreshers cannot be imported (ModuleNotFoundError)"),
+        (["--refreshers", "my_refreshers:absent"], "my_refreshers:absent cannot be imported (AttributeError)"),
+        (["--refreshers", "my_refreshers:secret"], "my_refreshers:secret must be a mapping"),
+        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "nobody to refresh the tokens of"),
+    ],
+)
+def test_refresh_due_says_what_is_missing(due: str, arguments: list[str], message: str) -> None:
+    done = cli("refresh-due", *arguments, url=due)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    shows_no_secret(done)
 
 
 # -- the password in a URL -------------------------------------------------------------------------

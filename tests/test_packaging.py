@@ -122,7 +122,7 @@ def test_the_extra_all_is_all_the_others(metadata: Message) -> None:
         if extra:
             wanted[extra.strip("'")].add(requirement)
     everything = wanted.pop("all")
-    assert wanted.keys() == {"postgres", "psycopg", "mysql", "asyncmy", "cli", "testing"}
+    assert wanted.keys() == {"postgres", "psycopg", "mysql", "asyncmy", "cli", "oauth", "otel", "testing"}
     assert everything == set().union(*wanted.values())
 
 

@@ -30,6 +30,7 @@ from tokenstore import (
 )
 from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
+from tokenstore.sealing import seal_tokens
 
 HOUR = timedelta(hours=1)
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
@@ -260,7 +261,15 @@ async def test_a_new_key_reseals(store: AuthTokenStore) -> None:
     assert await load(south) == TokenRecord(before | {"key_id": "south"})
     # The loser of a race: its read was before a newer write, its rewrap comes after.
     await north.store_tokens("github", "u1", "newer", REFRESH, None)
-    stale = replace(both._seal(TokenKey("github", "u1"), "stale", None, None, None, None))
+    stale = seal_tokens(
+        Keyring({"south": SOUTH}),
+        TokenKey("github", "u1"),
+        access_token="stale",
+        refresh_token=None,
+        extra=None,
+        access_token_expires_at=None,
+        refresh_token_expires_at=None,
+    )
     assert not await backend.rewrap(TokenKey("github", "u1"), stale, generation=before["generation"])
     assert (await load(both))["access_token"] == "newer"
 

@@ -8,18 +8,29 @@ import os
 import re
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any, Final, Never, TypeVar, cast
 
 import rich  # noqa: F401  # its absence is to show at once, not in the middle of a command
 import typer
 from typer.core import TyperGroup
 
-from tokenstore.errors import BackendError, ConfigurationError, InvalidInputError, SealingError, TokenStoreError
+from tokenstore.attempt import Refresh
+from tokenstore.errors import (
+    BackendError,
+    ConfigurationError,
+    InvalidInputError,
+    RefreshError,
+    SealingError,
+    TokenStoreError,
+)
 from tokenstore.keyring import KEYS_VARIABLE, Keyring, generate_key
 from tokenstore.store import AuthTokenStore, open_store
 
@@ -28,10 +39,12 @@ __all__ = ["app", "run"]
 T = TypeVar("T")
 
 URL_VARIABLE: Final = "TOKENSTORE_URL"
-NOT_FOUND, USAGE, DATABASE, SEALING, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 130, 141
+REFRESHERS_VARIABLE: Final = "TOKENSTORE_REFRESHERS"
+NOT_FOUND, USAGE, DATABASE, SEALING, PROVIDER, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 5, 130, 141
 _EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 no such row, or declined; 2 usage or configuration; 3 the database refused or cannot be "
-    "reached; 4 a stored value does not open; 130 interrupted; 141 the reader of the output went away."
+    "reached; 4 a stored value does not open; 5 a provider failed; 130 interrupted; 141 the reader of the output went "
+    "away."
 )
 _MAX_INPUT: Final = 4 * 1024 * 1024  # beyond everything that a row can hold
 # Click's UsageError, which typer brings along in its newer releases and does not export.
@@ -120,7 +133,7 @@ def _settings(ctx: typer.Context, url: str | None, as_json: bool) -> _Settings:
     return _Settings(outer.url if url is None else url, as_json or outer.as_json)
 
 
-def _open(settings: _Settings, *, needs_keys: bool) -> AuthTokenStore:
+def _open(settings: _Settings, *, needs_keys: bool, refreshers: Mapping[str, Refresh] | None = None) -> AuthTokenStore:
     url = settings.url or os.environ.get(URL_VARIABLE)
     if not url:
         raise ConfigurationError(f"which database? Set {URL_VARIABLE} or give --url")
@@ -130,7 +143,7 @@ def _open(settings: _Settings, *, needs_keys: bool) -> AuthTokenStore:
     if not needs_keys and not _has_keys():
         # A store wants a keyring; this one seals and opens nothing.
         keyring = Keyring({"unused": secrets.token_bytes(32)})
-    return open_store(url, keyring=keyring)
+    return open_store(url, keyring=keyring, refreshers=refreshers)
 
 
 def _has_keys() -> bool:
@@ -142,7 +155,10 @@ def _run(operation: Coroutine[Any, Any, T]) -> T:
 
 
 def _exit_code(error: TokenStoreError) -> int:
-    return DATABASE if isinstance(error, BackendError) else SEALING if isinstance(error, SealingError) else USAGE
+    for kind, code in ((BackendError, DATABASE), (SealingError, SEALING), (RefreshError, PROVIDER)):
+        if isinstance(error, kind):
+            return code
+    return USAGE
 
 
 def _fail(message: str, *, prefix: str = "error: ") -> None:
@@ -478,6 +494,101 @@ def delete(
         _say_json({"provider": provider, "user_id": user, "deleted": True})
     else:
         _say("deleted")
+
+
+@app.command("refresh-due")
+def refresh_due(
+    ctx: typer.Context,
+    within: Annotated[
+        str, typer.Option(metavar="TIME", help="Refresh what expires within this time: 90s, 10m, 2h, 1d.")
+    ] = "10m",
+    provider: Annotated[str | None, typer.Option(metavar="PROVIDER", help="Only this provider's rows.")] = None,
+    refreshers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            show_default=False,
+            help="A mapping from each provider's name to what refreshes its tokens, as open_store takes it; the module "
+            f"is looked for here, too. Default: ${REFRESHERS_VARIABLE}.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="The most refreshes at a time.")] = 8,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Refresh the tokens that expire soon. Several machines may do so at once: each row is refreshed by one of them."""
+    settings = _settings(ctx, url, as_json)
+    seconds = _seconds(within)
+    mapping = _import_refreshers(refreshers or os.environ.get(REFRESHERS_VARIABLE))
+
+    async def run() -> Counter[str]:
+        outcomes: Counter[str] = Counter()
+        async with _open(settings, needs_keys=True, refreshers=mapping) as store:
+            # For the bar alone; what is due is decided row by row.
+            horizon = datetime.now(UTC) + timedelta(seconds=seconds)
+            due = 0
+            async for entry in store.list_tokens(provider=provider):
+                expires_at = entry["access_token_expires_at"]
+                due += (
+                    entry["has_refresh_token"]
+                    and entry["provider"] in mapping
+                    and expires_at is not None
+                    and expires_at <= horizon
+                )
+            with _progress(due) as advance:
+                async for result in store.refresh_due(within=seconds, provider=provider, concurrency=concurrency):
+                    outcomes[result.outcome] += 1
+                    advance()
+                    if settings.as_json:
+                        error = None if result.error is None else str(result.error)
+                        key = {"provider": result.provider, "user_id": result.user_id}
+                        _say_json({**key, "outcome": result.outcome, "error": error})
+                    elif result.error is not None:
+                        _fail(_plain(str(result.error)))
+        return outcomes
+
+    outcomes = _run(run())
+    if not settings.as_json:
+        words = {"not_due": "refreshed by others", "busy": "left to others", "gone": "deleted meanwhile"}
+        _say(", ".join(f"{count} {words.get(name, name)}" for name, count in sorted(outcomes.items())) or "nothing due")
+    raise typer.Exit(PROVIDER if outcomes["failed"] else 0)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", text, re.ASCII)
+    if match is None:
+        raise InvalidInputError("--within must be a time such as 90s, 10m, 2h or 1d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _import_refreshers(target: str | None) -> Mapping[str, Refresh]:
+    module, colon, name = (target or "").partition(":")
+    if not module or not colon or not name:
+        raise ConfigurationError(f"who refreshes? Set {REFRESHERS_VARIABLE} or give --refreshers, as MODULE:NAME")
+    sys.path.insert(0, str(Path.cwd()))
+    failure = None
+    try:
+        found: object = getattr(import_module(module), name)
+    except Exception as error:  # noqa: BLE001 - it is somebody's module; its text may hold a secret
+        failure, found = type(error).__name__, None
+    if failure is not None:
+        raise ConfigurationError(f"{target} cannot be imported ({failure}); try: python -c 'import {module}'")
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) and callable(found[key]) for key in found):
+        raise ConfigurationError(f"{target} must be a mapping from providers' names to callables")
+    return found
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
 
 @app.command()

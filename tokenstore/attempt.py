@@ -64,6 +64,7 @@ __all__ = [
     "Result",
     "Seen",
     "Settings",
+    "explained",
     "has_failed",
     "is_leased",
     "new_name",
@@ -452,6 +453,7 @@ class Attempt:
 
     def _check_time(self) -> None:
         if self._closing:
+            self.report.outcome = Outcome.LEFT.name.lower()
             raise StoreClosedError("this store is closed")
         if time.monotonic() > self._deadline:
             raise RefreshTimeoutError(
@@ -463,9 +465,9 @@ class Attempt:
         self.report.outcome = end.outcome.name.lower()
         if end.failure is not None:
             failure, cause = end.failure, self._cause if self.settled else None
-            error = _explained(self.key, failure, cause)
+            error = explained(self.key, failure, cause)
             self.report.outcome, self.report.code = _REPORTED[type(error)], error.code
-            return Result(end.outcome, error=lambda: _explained(self.key, failure, cause))
+            return Result(end.outcome, error=lambda: explained(self.key, failure, cause))
         row = None if self._seen is None else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)
@@ -542,8 +544,8 @@ _REPORTED: Final[Mapping[type[RefreshError], str]] = {
 }
 
 
-def _explained(key: TokenKey, failure: Failure, cause: Exception | None) -> RefreshError:
-    """What a failure means to callers, whether this process met it or read it in the row."""
+def explained(key: TokenKey, failure: Failure, cause: Exception | None = None) -> RefreshError:
+    """What a failure means to callers, whether this process met it (the cause) or read it in the row."""
     code, retry_in = failure.code, failure.retry_in
     error: RefreshError
     if retry_in is None:

@@ -87,10 +87,12 @@ class Backend(Protocol):
         ...
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        """Write new tokens and end the lease, if the row still has this generation and holder.
+        """Write the tokens that a refresh of this generation brought, unless somebody else holds a live lease.
 
-        An expired lease that nobody took over still counts: the tokens may be the only copy. The row gets the next
-        generation and loses lease and failure.
+        Written if and only if the row still has this generation, and its lease is this holder's, has expired, or is
+        gone. A holder that was frozen while another took over, and gave up, may have the only copy of a live pair: what
+        it refreshed from is still what the row holds. The row gets the next generation and loses lease and failure.
+        :func:`tokenstore.transitions.completed` is this rule as code.
 
         Returns:
             Whether the tokens were written.
@@ -150,10 +152,23 @@ class BackendTransaction(Protocol):
         """As :meth:`Backend.delete`."""
         ...
 
+    async def rollback(self) -> None:
+        """Undo everything so far and give up all locks (and, where there is a pool, the connection).
+
+        The transaction goes on as if it had just begun. The core uses it where a locked row turns out to have a live
+        lease, whose holder needs the row's lock in order to end it.
+        """
+        ...
+
 
 @runtime_checkable
 class SupportsRowLocks(Protocol):
     """The ability behind ``for_update=True``. A backend without it is whole otherwise."""
+
+    @property
+    def lock_timeout(self) -> float:
+        """The longest wait for a row's lock, in seconds."""
+        ...
 
     def transaction(self) -> AbstractAsyncContextManager[BackendTransaction]:
         """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
@@ -166,13 +181,17 @@ class SupportsRowLocks(Protocol):
 
 @runtime_checkable
 class SupportsWatching(Protocol):
-    """A better way to wait for a change of a row than reading it at a fixed pace."""
+    """A better way to wait for a change of a row than reading it at a fixed pace.
+
+    A commit should be seen within 50 ms in a fleet of a few processes, and 100 processes that wait should cost the
+    database less than 500 statements a second in all.
+    """
 
     async def watch(self, key: TokenKey) -> None:
-        """Return when it is worth reading the row again.
+        """Return when it is worth reading the row again: it may have changed, or enough time has gone by.
 
-        Called between reads while somebody else holds the row's lease, to learn of its end soon and at little cost to
-        the database. Holds no connection while it waits.
+        Called between reads while somebody else holds the row's lease. Returns within two seconds, whatever happens,
+        and holds no connection while it waits. That the database cannot be watched is no reason to fail.
         """
         ...
 

@@ -20,6 +20,7 @@ from tokenstore.attempt import (
     Result,
     Seen,
     Settings,
+    explained,
     has_failed,
     is_leased,
     new_name,
@@ -42,7 +43,7 @@ from tokenstore.errors import (
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import SealedRecord, TokenKey, TokenRecord
 from tokenstore.sealing import open_record
-from tokenstore.transitions import Claim, Goal, Outcome, Read, Step, Validity, after_read
+from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 
 __all__ = [
     "OnReauthorizationRequired",
@@ -149,6 +150,8 @@ class RefreshEngine:
                     if isinstance(step, Claim) and self._running(key) is None and not self._closing:
                         self._start(Attempt(self._settings, key, refresh, goal, step, seen))
                     return record
+                if isinstance(step, End) and step.failure is not None:
+                    raise explained(key, step.failure)
             result = await self._join(Attempt(self._settings, key, refresh, goal, step, seen))
             if result.error is not None:
                 raise result.error()

@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings
+from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings, is_leased, pause
 from tokenstore.errors import (
     BackendError,
     ConfigurationError,
+    ConflictError,
     InvalidInputError,
+    LockTimeoutError,
     StoreClosedError,
     TransactionRequiredError,
     UnsupportedOperationError,
@@ -126,7 +128,8 @@ class _TokenOperations(ABC):
             provider: The provider's name.
             user_id: The user's id.
             for_update: Also take the row's lock, until the transaction ends: a second caller waits, then reads what
-                the first one stored. Needs ``store.transaction()`` or a borrowed session.
+                the first one stored. Waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`, too. Needs
+                ``store.transaction()`` or a borrowed session.
 
         Returns:
             A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None where
@@ -196,21 +199,50 @@ class _TokenOperations(ABC):
 class _UntilFailure:
     """A transaction's rows, until a call fails: databases disagree on what is left of the transaction then."""
 
-    def __init__(self, rows: BackendTransaction) -> None:
+    def __init__(self, rows: BackendTransaction, backend: Backend, lock_timeout: float) -> None:
         self._rows = rows
+        self._backend = backend
+        self._lock_timeout = lock_timeout
+        self._begun = False
         self.failure: BackendError | None = None
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         return await self._note_failure(self._rows.get(keys))
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        return await self._note_failure(self._rows.lock(key))
+        return await self._note_failure(self._lock_unleased(key))
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        self._begun = True
         await self._note_failure(self._rows.put(entries))
 
     async def delete(self, key: TokenKey) -> bool:
+        self._begun = True
         return await self._note_failure(self._rows.delete(key))
+
+    async def _lock_unleased(self, key: TokenKey) -> SealedRecord | None:
+        """Lock a row that nobody is refreshing under a lease, whose holder needs the row's lock in order to end."""
+        deadline = time.monotonic() + self._lock_timeout
+        while True:
+            if not self._begun:
+                row = await self._rows.lock(key)
+                if row is None or not is_leased(row):
+                    self._begun = True
+                    return row
+                await self._rows.rollback()
+            else:
+                # What the transaction has locked and written so far must not be given up, so look before locking.
+                (row,) = await self._rows.get([key])
+                if row is None or not is_leased(row):
+                    row = await self._rows.lock(key)
+                    if row is not None and is_leased(row):
+                        raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
+                    return row
+            if time.monotonic() > deadline:
+                raise LockTimeoutError(
+                    f"{key}: a refresh held the row's lease for longer than {self._lock_timeout:g} s; repeat the call"
+                )
+            await pause(self._backend, row)
 
     async def _note_failure(self, call: Awaitable[T]) -> T:
         try:
@@ -227,8 +259,8 @@ class Transaction(_TokenOperations):
     :class:`BackendError` it can only be left: it is rolled back, and leaving it as if nothing had happened is an error.
     """
 
-    def __init__(self, rows: BackendTransaction, keyring: Keyring, clock: Clock) -> None:
-        self._open_rows: _UntilFailure | None = _UntilFailure(rows)
+    def __init__(self, rows: _UntilFailure, keyring: Keyring, clock: Clock) -> None:
+        self._open_rows: _UntilFailure | None = rows
         self._keyring = keyring
         self._clock = clock
 
@@ -365,7 +397,8 @@ class AuthTokenStore(_TokenOperations):
         if not isinstance(backend, SupportsRowLocks):
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
         async with backend.transaction() as rows:
-            transaction = Transaction(rows, self._keyring, self._clock)
+            guarded = _UntilFailure(rows, backend, backend.lock_timeout)
+            transaction = Transaction(guarded, self._keyring, self._clock)
             try:
                 yield transaction
                 transaction._check()

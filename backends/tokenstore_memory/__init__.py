@@ -14,6 +14,7 @@ from tokenstore.errors import ConfigurationError, LockTimeoutError, StoreClosedE
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+from tokenstore.transitions import Row, claimed, completed, released, written
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
@@ -22,18 +23,14 @@ _OPTIONS = {"lock_timeout": positive_seconds}
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    tokens: SealedTokens
-    generation: int
+class _Stored:
+    row: Row[SealedTokens]
     created_at: int
     updated_at: int
-    lease_holder: str | None = None
-    lease_expires_at: int | None = None
-    failure_code: str | None = None
-    retry_at: int | None = None
 
-    def next(self, tokens: SealedTokens, now: int) -> _Row:
-        return _Row(tokens, self.generation + 1, self.created_at, now)
+    def after(self, row: Row[SealedTokens], now: int) -> _Stored:
+        """The same row, changed: new tokens show by their generation."""
+        return _Stored(row, self.created_at, self.updated_at if row.generation == self.row.generation else now)
 
 
 class MemoryBackend:
@@ -45,9 +42,9 @@ class MemoryBackend:
     """
 
     def __init__(self, *, lock_timeout: float = 10.0, clock: Callable[[], float] = time.time) -> None:
-        self._rows: dict[TokenKey, _Row] = {}
+        self._rows: dict[TokenKey, _Stored] = {}
         self._locks = KeyedLocks()
-        self._lock_timeout = lock_timeout
+        self.lock_timeout = lock_timeout
         self._clock = clock
         self._closed = False
 
@@ -96,8 +93,8 @@ class MemoryBackend:
         rows, now = self._open_rows(), self._now()
         found = sorted(
             (
-                (key, row)
-                for key, row in rows.items()
+                (key, stored)
+                for key, stored in rows.items()
                 if provider in (None, key.provider)
                 and user_id in (None, key.user_id)
                 and (after is None or _order(key) > _order(after))
@@ -107,50 +104,42 @@ class MemoryBackend:
         return [
             ScannedRow(
                 key,
-                row.tokens.refresh_token is not None,
-                row.tokens.access_token_expires_at,
-                row.tokens.refresh_token_expires_at,
-                row.tokens.key_id,
-                row.generation,
-                row.created_at,
-                row.updated_at,
+                stored.row.tokens.refresh_token is not None,
+                stored.row.tokens.access_token_expires_at,
+                stored.row.tokens.refresh_token_expires_at,
+                stored.row.tokens.key_id,
+                stored.row.generation,
+                stored.created_at,
+                stored.updated_at,
                 now,
             )
-            for key, row in found[:limit]
+            for key, stored in found[:limit]
         ]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
-        def claim(row: _Row, now: int) -> _Row | None:
-            leased = row.lease_expires_at is not None and row.lease_expires_at > now
-            failed = row.failure_code is not None and (row.retry_at is None or row.retry_at > now)
-            if leased or failed:
-                return None
-            return replace(row, lease_holder=holder, lease_expires_at=now + round(duration * _US))
-
-        return await self._compare_and_set(key, generation, claim)
+        length = round(duration * _US)
+        return await self._change(
+            key, lambda row, now: claimed(row, generation=generation, holder=holder, now=now, duration=length)
+        )
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        def complete(row: _Row, now: int) -> _Row | None:
-            return row.next(tokens, now) if row.lease_holder == holder else None
-
-        return await self._compare_and_set(key, generation, complete)
+        return await self._change(
+            key, lambda row, now: completed(row, tokens, generation=generation, holder=holder, now=now)
+        )
 
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
     ) -> bool:
-        def release(row: _Row, now: int) -> _Row | None:
-            if row.lease_holder != holder:
-                return None
-            code = retry_at = None
+        def release(row: Row[SealedTokens], now: int) -> Row[SealedTokens] | None:
+            outcome = None
             if failure is not None:
-                code = failure.code
-                retry_at = None if failure.retry_in is None else now + round(failure.retry_in * _US)
-            return replace(row, lease_holder=None, lease_expires_at=None, failure_code=code, retry_at=retry_at)
+                outcome = failure.code, None if failure.retry_in is None else now + round(failure.retry_in * _US)
+            return released(row, generation=generation, holder=holder, failure=outcome)
 
-        return await self._compare_and_set(key, generation, release)
+        return await self._change(key, release)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        def rewrap(row: _Row, _now: int) -> _Row:
+        def rewrap(row: Row[SealedTokens], _now: int) -> Row[SealedTokens] | None:
             sealed = replace(
                 row.tokens,
                 access_token=tokens.access_token,
@@ -158,9 +147,9 @@ class MemoryBackend:
                 extra=tokens.extra,
                 key_id=tokens.key_id,
             )
-            return replace(row, tokens=sealed)
+            return replace(row, tokens=sealed) if row.generation == generation else None
 
-        return await self._compare_and_set(key, generation, rewrap)
+        return await self._change(key, rewrap)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
@@ -171,20 +160,18 @@ class MemoryBackend:
         finally:
             transaction.release()
 
-    async def _compare_and_set(
-        self, key: TokenKey, generation: int, change: Callable[[_Row, int], _Row | None]
+    async def _change(
+        self, key: TokenKey, change: Callable[[Row[SealedTokens], int], Row[SealedTokens] | None]
     ) -> bool:
         lock = await self._lock(key)
         try:
             # Nothing is awaited from here on, so this is one atomic step; the clock is read after the wait.
-            rows = self._open_rows()
-            row = rows.get(key)
-            if row is None or row.generation != generation:
+            rows, now = self._open_rows(), self._now()
+            stored = rows.get(key)
+            changed = None if stored is None else change(stored.row, now)
+            if stored is None or changed is None:
                 return False
-            changed = change(row, self._now())
-            if changed is None:
-                return False
-            rows[key] = changed
+            rows[key] = stored.after(changed, now)
             return True
         finally:
             lock.release()
@@ -192,13 +179,13 @@ class MemoryBackend:
     async def _lock(self, key: TokenKey) -> asyncio.Lock:
         self._open_rows()
         try:
-            return await self._locks.acquire(key, self._lock_timeout)
+            return await self._locks.acquire(key, self.lock_timeout)
         except TimeoutError:
             raise LockTimeoutError(
-                f"the row of {key} stayed locked for {self._lock_timeout} s; repeat the call"
+                f"the row of {key} stayed locked for {self.lock_timeout:g} s; repeat the call"
             ) from None
 
-    def _open_rows(self) -> dict[TokenKey, _Row]:
+    def _open_rows(self) -> dict[TokenKey, _Stored]:
         if self._closed:
             raise StoreClosedError("this store is closed")
         return self._rows
@@ -212,7 +199,7 @@ class MemoryTransaction:
 
     def __init__(self, backend: MemoryBackend) -> None:
         self._backend = backend
-        self._writes: dict[TokenKey, _Row | None] = {}
+        self._writes: dict[TokenKey, _Stored | None] = {}
         self._held: dict[TokenKey, asyncio.Lock] = {}
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
@@ -227,8 +214,12 @@ class MemoryTransaction:
         await self._hold(sorted(entries))
         now = self._backend._now()
         for key, tokens in entries.items():
-            row = self._row(key)
-            self._writes[key] = _Row(tokens, new_generation(), now, now) if row is None else row.next(tokens, now)
+            found = self._row(key)
+            self._writes[key] = (
+                _Stored(Row(tokens, new_generation()), now, now)
+                if found is None
+                else found.after(written(found.row, tokens), now)
+            )
 
     async def delete(self, key: TokenKey) -> bool:
         await self._hold([key])
@@ -236,19 +227,23 @@ class MemoryTransaction:
         self._writes[key] = None
         return existed
 
+    async def rollback(self) -> None:
+        self._writes.clear()
+        self.release()
+
     def commit(self) -> None:
         rows = self._backend._open_rows()
-        for key, row in self._writes.items():
-            if row is None:
+        for key, stored in self._writes.items():
+            if stored is None:
                 rows.pop(key, None)
             else:
-                rows[key] = row
+                rows[key] = stored
 
     def release(self) -> None:
         while self._held:
             self._held.popitem()[1].release()
 
-    def _row(self, key: TokenKey) -> _Row | None:
+    def _row(self, key: TokenKey) -> _Stored | None:
         return self._writes[key] if key in self._writes else self._backend._open_rows().get(key)
 
     async def _hold(self, keys: Iterable[TokenKey]) -> None:
@@ -257,9 +252,10 @@ class MemoryTransaction:
                 self._held[key] = await self._backend._lock(key)
 
 
-def _record(key: TokenKey, row: _Row | None, now: int) -> SealedRecord | None:
-    if row is None:
+def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | None:
+    if stored is None:
         return None
+    row = stored.row
     failure = None
     if row.failure_code is not None:
         failure = Failure(row.failure_code, None if row.retry_at is None else (row.retry_at - now) / _US)
@@ -270,8 +266,8 @@ def _record(key: TokenKey, row: _Row | None, now: int) -> SealedRecord | None:
         lease_holder=row.lease_holder,
         lease_expires_in=None if row.lease_expires_at is None else (row.lease_expires_at - now) / _US,
         failure=failure,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
         as_of=now,
     )
 

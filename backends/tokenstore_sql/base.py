@@ -226,6 +226,10 @@ class SQLBackend(SQLOperations):
             f"<{type(self).__name__} {self.table.fullname} at {self._engine.url.render_as_string(hide_password=True)}>"
         )
 
+    @property
+    def lock_timeout(self) -> float:
+        return self.dialect.lock_timeout
+
     async def setup(self) -> None:
         self._check_open()
 
@@ -263,7 +267,7 @@ class SQLBackend(SQLOperations):
             yield transaction
             await transaction._commit()
         finally:
-            await finish(transaction._close())
+            await finish(transaction._end())
 
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         self._check_open()
@@ -400,6 +404,10 @@ class SQLTransaction:
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
 
+    async def rollback(self) -> None:
+        async with self._turn:
+            await finish(self._end())
+
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         backend = self._backend
         backend._check_open()
@@ -425,11 +433,12 @@ class SQLTransaction:
             connection = self._rows.connection
             await self._backend._mapped([], lambda: finish(connection.commit()))
 
-    async def _close(self) -> None:
+    async def _end(self) -> None:
+        stack, self._rows, self._queued = self._stack.pop_all(), None, False
         # Closing the connection rolls back what was not committed. If even that fails, the connection is lost, and the
         # server rolls back.
         with suppress(BackendError):
-            await self._backend._mapped([], self._stack.aclose)
+            await self._backend._mapped([], stack.aclose)
 
 
 async def finish(action: Coroutine[Any, Any, T]) -> T:

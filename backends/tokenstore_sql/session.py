@@ -82,6 +82,19 @@ class SessionBackend(SQLOperations):
 
         return await self._run([key], lock, write=True, keep=True)
 
+    async def rollback(self) -> None:
+        """Undo what a call of the store began, and give its locks up.
+
+        Raises:
+            UnsupportedOperationError: The transaction is the caller's to end.
+        """
+        session = self._session()
+        if not session.in_transaction():
+            return
+        if not _is_ours(session):
+            raise UnsupportedOperationError("the session's transaction was begun by its owner, who alone may end it")
+        await finish(session.rollback())
+
     async def _run(
         self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool, keep: bool = False
     ) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, delete, select, tuple_, update
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, delete, or_, select, tuple_, update
 
 from tokenstore.records import TokenKey
 
@@ -86,7 +86,15 @@ class Statements:
             .values(lease_holder=bindparam("h"), lease_expires_at=now + _micros("duration"))
         )
         self.claim = dialect.lock_first(claim, table, this_row)
-        self.complete = update(table).where(*held).values(**sealed, **expiries, **next_version)
+        complete = (
+            update(table)
+            .where(
+                *this_version,
+                or_(c.lease_holder == bindparam("h"), c.lease_expires_at.is_(None), c.lease_expires_at <= now),
+            )
+            .values(**sealed, **expiries, **next_version)
+        )
+        self.complete = dialect.lock_first(complete, table, this_row)
         self.release = update(table).where(*held).values(**idle)
         fail = (
             update(table)

@@ -45,6 +45,10 @@ class _Row:
     failure_code: str | None = None
     retry_at: int | None = None
 
+    def is_leased(self, now: int) -> bool:
+        """Whether somebody's lease is live."""
+        return self.lease_expires_at is not None and self.lease_expires_at > now
+
     def next(self, tokens: SealedTokens) -> _Row:
         """The row after a write: the next generation, without lease and failure."""
         return _Row(tokens, self.generation + 1, self.created_at, _now())
@@ -138,19 +142,20 @@ class JsonFileBackend:
 
         def claim(row: _Row) -> _Row | None:
             now = _now()
-            leased = row.lease_expires_at is not None and row.lease_expires_at > now
             failed = row.failure_code is not None and (row.retry_at is None or row.retry_at > now)
-            if leased or failed:
+            if row.is_leased(now) or failed:
                 return None
             return replace(row, lease_holder=holder, lease_expires_at=now + round(duration * _US))
 
         return await self._compare_and_set(key, generation, claim)
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        """The holder's write, even if its lease has expired."""
-        return await self._compare_and_set(
-            key, generation, lambda row: row.next(tokens) if row.lease_holder == holder else None
-        )
+        """Unless somebody else is at it: who comes late may have the only copy of what its refresh brought."""
+
+        def complete(row: _Row) -> _Row | None:
+            return None if row.is_leased(_now()) and row.lease_holder != holder else row.next(tokens)
+
+        return await self._compare_and_set(key, generation, complete)
 
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None

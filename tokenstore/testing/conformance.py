@@ -265,10 +265,11 @@ async def _fail(backend: Backend, generation: int, failure: Failure | None, key:
 
 
 async def _assert_powerless(backend: Backend, generation: int, holder: str, key: TokenKey = KEY) -> None:
-    """A stale generation or holder changes nothing."""
+    """A stale generation changes nothing, nor does a stale holder beside a live lease; without one it can complete."""
     before = await _row(backend, key)
     stale: dict[str, Any] = {"generation": generation, "holder": holder}
-    assert await backend.complete_lease(key, sealed("stale"), **stale) is False
+    if generation != before.generation or (before.lease_expires_in or 0) > 0:
+        assert await backend.complete_lease(key, sealed("stale"), **stale) is False
     assert await backend.release_lease(key, **stale) is False
     assert await backend.release_lease(key, failure=Failure("stale"), **stale) is False
     if generation != before.generation:
@@ -427,6 +428,8 @@ class BackendConformance(Testbed):
         assert record.generation > 0
         assert (record.lease_holder, record.lease_expires_in, record.failure) == (None, None, None)
         assert 0 <= record.updated_at - record.created_at < 1_000_000
+        assert type(record.as_of) is int
+        assert 0 <= record.as_of - record.updated_at < PATIENCE * 1_000_000
         # Wide enough for a badly set clock, too narrow for a time zone.
         assert abs(record.created_at / 1_000_000 - time.time()) < 1800
 
@@ -571,6 +574,35 @@ class BackendConformance(Testbed):
         swapped = replace(big, access_token=blob[::-1])
         assert await backend.complete_lease(KEY, swapped, generation=generation, holder="h")
         assert (await _row(backend)).tokens == swapped
+
+    @_on_backend
+    async def test_a_read_tells_the_database_s_clock(self, backend: Backend) -> None:
+        """In every kind of read: the clock that leases and failures run on, as it was when the row was read."""
+        generation = await _stored(backend)
+        await _stored(backend, OTHER)
+        assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
+
+        async def clocks() -> list[int]:
+            one, (_, many), (row, *_) = (
+                await _row(backend),
+                await backend.get([OTHER, KEY]),
+                await backend.scan(limit=1),
+            )
+            assert many is not None
+            for record in (one, many):
+                assert record.lease_expires_in is not None
+                ends.add(round(record.lease_expires_in * 1_000_000 + record.as_of))
+            return [one.as_of, many.as_of, row.as_of]
+
+        ends: set[int] = set()
+        before = await clocks()
+
+        async def later() -> bool:
+            return min(await clocks()) > max(before)
+
+        assert before == sorted(before)
+        await _eventually(later, "the database's clock moves")
+        assert len(ends) == 1, "the lease's end stands still"
 
     # scan
 
@@ -773,8 +805,65 @@ class BackendConformance(Testbed):
         assert await backend.complete_lease(KEY, sealed("new"), generation=generation, holder=winner) is True
 
     @_on_backend
+    async def test_who_lost_the_lease_completes_once_the_new_holder_has_given_up(self, backend: Backend) -> None:
+        """For good or for a while: tokens that came late end the failure, as they are newer than what failed."""
+        for failure in (Failure("invalid_grant"), Failure("unavailable", LONG), None):
+            generation = await _stored(backend, tag="old")
+            assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
+            await _expire(backend)
+            assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=LONG)
+            of: dict[str, Any] = {"generation": generation, "holder": "late"}
+            assert await backend.complete_lease(KEY, sealed("late"), **of) is False, "beside a live lease"
+            assert (await _row(backend)).tokens == sealed("old")
+            assert await backend.release_lease(KEY, generation=generation, holder="new", failure=failure)
+            assert await backend.release_lease(KEY, **of, failure=Failure("late")) is False
+            assert await backend.complete_lease(KEY, sealed("late"), **of) is True
+            record = await _row(backend)
+            assert (record.tokens, record.generation) == (sealed("late"), generation + 1)
+            assert (record.lease_holder, record.lease_expires_in, record.failure) == (None, None, None)
+            assert await backend.complete_lease(KEY, sealed("twice"), **of) is False
+            assert await backend.claim_lease(KEY, generation=generation + 1, holder="next", duration=LONG)
+
+    @_on_backend
+    async def test_who_lost_the_lease_completes_when_the_new_one_has_expired(self, backend: Backend) -> None:
+        """The first of the two to bring tokens wins."""
+        generation = await _stored(backend, tag="old")
+        for holder in ("late", "new"):
+            assert await backend.claim_lease(KEY, generation=generation, holder=holder, duration=SHORT)
+            await _expire(backend)
+        assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is True
+        assert await backend.complete_lease(KEY, sealed("new"), generation=generation, holder="new") is False
+        record = await _row(backend)
+        assert (record.tokens, record.generation, record.lease_holder) == (sealed("late"), generation + 1, None)
+
+    @_on_backend
+    async def test_a_late_completion_loses_to_newer_tokens(self, backend: Backend) -> None:
+        """The new holder's, a put's, and those of a row that was deleted and stored again."""
+
+        async def by_new_holder(generation: int) -> None:
+            assert await backend.complete_lease(KEY, sealed("newer"), generation=generation, holder="new")
+
+        async def by_put(_generation: int) -> None:
+            await backend.put({KEY: sealed("newer")})
+
+        async def anew(_generation: int) -> None:
+            await backend.delete(KEY)
+            assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is False
+            assert await backend.get([KEY]) == [None]
+            await backend.put({KEY: sealed("newer")})
+
+        for newer in (by_new_holder, by_put, anew):
+            generation = await _stored(backend, tag="old")
+            assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
+            await _expire(backend)
+            assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=LONG)
+            await newer(generation)
+            assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is False
+            assert (await _row(backend)).tokens == sealed("newer")
+
+    @_on_backend
     async def test_newer_tokens_end_a_lease(self, backend: Backend) -> None:
-        """After a put, or a delete and a put, the holder can neither complete nor release."""
+        """After a put, or a delete and a put, the holder of the old version can neither complete nor release."""
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         await backend.put({KEY: sealed("newer")})

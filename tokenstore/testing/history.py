@@ -33,9 +33,9 @@ Kind = Literal[
     "wrong delete",  # it miscounted
     "two live holders",
     "wrong grant",  # of a generation that is gone, or in spite of a failure
-    "completion by a loser",
+    "completion by a loser",  # over newer tokens, or beside another's live lease
     "release by a loser",
-    "wrong refusal",  # of a claim that was free, or of its holder
+    "wrong refusal",  # of a claim that was free, or of a holder that nobody stood in the way of
 ]
 
 _MOST_LINES = 60
@@ -203,14 +203,19 @@ def _next(row: Row | None, operation: Operation) -> list[Row | None]:
             return []
         live = True if operation.lasting else None
         return [row._replace(generation=operation.generation, holder=operation.holder, live=live)]
-    owned = row is not None and same and row.holder == operation.holder
+    owned = row is not None and row.holder == operation.holder
+    if operation.name == "complete":
+        # Beside a lease of somebody else's that may have expired, either answer is right.
+        if not succeeds:
+            return [] if row is not None and certain and (owned or row.live is False) else [row]
+        if row is None or not same or (row.live and not owned):
+            return []
+        return [_written(row._replace(generation=operation.generation), operation.value)]
     if not succeeds:
         return [] if owned and certain else [row]
-    if row is None or not owned:
+    if row is None or not same or not owned:
         return []
     row = row._replace(generation=operation.generation)
-    if operation.name == "complete":
-        return [_written(row, operation.value)]
     return [row._replace(holder=None, live=False, failed=operation.failed)]
 
 

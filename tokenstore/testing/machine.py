@@ -80,6 +80,7 @@ _operations = st.one_of(
     st.tuples(st.just("get"), st.lists(_keys, max_size=3)),
     st.tuples(st.just("put"), st.dictionaries(_keys, _tokens, min_size=1, max_size=3)),
     st.tuples(st.just("delete"), _keys),
+    st.tuples(st.just("rollback")),
 )
 
 
@@ -304,13 +305,13 @@ class _Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: isinstance(self._backend, SupportsRowLocks))
     @rule(operations=st.lists(_operations, min_size=1, max_size=5), commits=st.booleans())
-    def transaction(self, operations: list[tuple[str, Any]], commits: bool) -> None:
+    def transaction(self, operations: list[tuple[Any, ...]], commits: bool) -> None:
         async def run(backend: SupportsRowLocks) -> list[object]:
             answers: list[object] = []
             try:
                 async with backend.transaction() as transaction:
-                    for name, argument in operations:
-                        answer = await getattr(transaction, name)(argument)
+                    for name, *arguments in operations:
+                        answer = await getattr(transaction, name)(*arguments)
                         answers.append(_outline(answer))
                     if not commits:
                         raise _RolledBack

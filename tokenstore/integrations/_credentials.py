@@ -1,0 +1,113 @@
+"""How a client authenticates at a token endpoint."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, get_args
+from urllib.parse import quote_plus, urlencode
+
+from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.integrations._answers import FORM
+from tokenstore.integrations.providers import AuthMethod
+from tokenstore.records import token_text
+
+if TYPE_CHECKING:
+    from joserfc.jwk import Key
+
+_ASSERTION_LIFETIME: Final = 300  # seconds
+_ALGORITHMS: Final = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "Ed25519"}
+
+
+class ClientCredentials:
+    """A client's id and what proves it; the arguments are those of ``OAuth2Refresher``.
+
+    Attributes:
+        method: The method in use.
+        secrets: The secret in every form in which it is sent.
+
+    Raises:
+        ConfigurationError: They do not go together.
+    """
+
+    def __init__(
+        self,
+        client_id: str,
+        client_secret: str | None,
+        private_key: str | bytes | Mapping[str, Any] | None,
+        method: AuthMethod,
+        audience: str,
+        jwt_algorithm: str | None,
+        jwt_headers: Mapping[str, str],
+    ) -> None:
+        if method not in get_args(AuthMethod):
+            raise ConfigurationError(f"auth_method must be one of {', '.join(get_args(AuthMethod))}")
+        if (client_secret is not None) is not method.startswith("client_secret_"):
+            raise ConfigurationError(f"auth_method {method} and client_secret do not go together")
+        if (private_key is not None) is not (method == "private_key_jwt"):
+            raise ConfigurationError(f"auth_method {method} and private_key do not go together")
+        self.method: AuthMethod = method
+        self.secrets: tuple[str, ...] = ()
+        self._id = checked_text("client_id", client_id)
+        self._audience = audience
+        self._proof: str | Key | None = None
+        if client_secret is not None:
+            self._proof = checked_text("client_secret", client_secret)
+            # Both parts are encoded as in a form first (RFC 6749 section 2.3.1), which Authlib leaves out.
+            pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+            self._basic = b64encode(pair.encode()).decode()
+            self.secrets = client_secret, quote_plus(client_secret), self._basic
+        if private_key is not None:
+            self._proof = key = _imported(private_key)
+            algorithm = jwt_algorithm or _ALGORITHMS.get(getattr(key, "curve_name", key.key_type), "")
+            self._jwt_headers = {**jwt_headers, "alg": algorithm}
+            self._try_key()
+
+    def sign(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
+        """The headers and the body of an authenticated request; an assertion is made afresh for each."""
+        from authlib.oauth2.auth import ClientAuth
+
+        headers, body = {"Content-Type": FORM}, urlencode(form)
+        if self.method == "client_secret_basic":
+            return {**headers, "Authorization": f"Basic {self._basic}"}, body
+        method: Any = self.method
+        if self.method == "private_key_jwt":
+            method = self._assertion()
+            body = urlencode({**form, "client_id": self._id})  # RFC 7521 section 4.2: optional, but some insist
+        _, headers, body = ClientAuth(self._id, self._proof, method).prepare("POST", url, headers, body)
+        return headers, body
+
+    def _assertion(self) -> Any:
+        """RFC 7523 section 3. One for each request: Authlib keeps the ``jti`` in the claims that it is given."""
+        from authlib.oauth2.rfc7523 import PrivateKeyJWT
+
+        claims = {"exp": int(time.time()) + _ASSERTION_LIFETIME}
+        return PrivateKeyJWT(self._audience, claims, dict(self._jwt_headers), self._jwt_headers["alg"])
+
+    def _try_key(self) -> None:
+        with suppress(Exception):  # whatever it is, it is about the key or the headers, and may carry them
+            self.sign(self._audience, {})
+            return
+        raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
+
+
+def checked_text(name: str, value: object) -> str:
+    """A non-empty ``str`` that can be encoded; ConfigurationError for anything else."""
+    try:
+        return token_text(name, value)
+    except InvalidInputError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _imported(private_key: str | bytes | Mapping[str, Any]) -> Key:
+    from joserfc.jwk import import_key
+
+    data = private_key if isinstance(private_key, str | bytes) else dict(private_key)
+    for kind in ("RSA", "EC", "OKP"):
+        with suppress(Exception):  # about the other kinds, or about a broken key: may carry it
+            key: Key = import_key(data, kind)
+            if key.is_private:
+                return key
+    raise ConfigurationError("private_key must be an unencrypted private key (RSA, EC or Ed25519) as PEM or JWK")

@@ -1,0 +1,384 @@
+"""A ready-made ``refresh`` callable for token endpoints that follow RFC 6749, and RFC 7009 to revoke.
+
+::
+
+    refresher = OAuth2Refresher.for_provider("github", client_id=..., client_secret=...)
+    store = open_store(url, refreshers={"github": refresher})
+
+Needs the extra ``oauth``: Authlib authenticates the client, httpx talks to the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from functools import cache
+from ipaddress import ip_address
+from secrets import SystemRandom
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, get_args
+
+from tokenstore.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    MissingDependencyError,
+    ProviderRefusedError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+    RefreshError,
+    UnsupportedOperationError,
+)
+from tokenstore.integrations._answers import Answer, NoAnswer, fields_of, read_answer, retry_after
+from tokenstore.integrations._credentials import ClientCredentials, checked_text
+from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
+from tokenstore.records import TokenRecord, seconds, token_text
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["OAuth2Refresher", "RefresherOptions"]
+
+_PAUSE: Final = (0.1, 0.4)  # seconds before the second attempt; spread, as a fleet sees an outage at once
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Not compressed: the size of the answer is then what arrives.
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_RESERVED: Final = frozenset(
+    {"client_assertion", "client_assertion_type", "client_id", "client_secret", "grant_type", "refresh_token", "scope"}
+)
+_TRANSIENT: Final = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
+
+
+class RefresherOptions(TypedDict, total=False):
+    """What ``for_provider`` passes on; the arguments of :class:`OAuth2Refresher`."""
+
+    private_key: str | bytes | Mapping[str, Any] | None
+    auth_method: AuthMethod | None
+    scope: str | None
+    extra_parameters: Mapping[str, str]
+    rotation: Rotation | None
+    jwt_algorithm: str | None
+    jwt_headers: Mapping[str, str]
+    timeout: float
+    http_client: httpx.AsyncClient | None
+    trust_env: bool
+
+
+class OAuth2Refresher:
+    """Refreshes at a token endpoint (RFC 6749 section 6), and revokes (RFC 7009).
+
+    An instance is called with the record whose tokens are to be renewed, and returns the token response; it keeps
+    nothing between calls, needs no closing, and works from any number of tasks and event loops. It follows no redirect
+    and logs nothing. Whatever it raises holds no token, secret or key.
+
+    Args:
+        token_url: The token endpoint: https, or http on a loopback host.
+        client_id: The client's id.
+        client_secret: The client's secret, of confidential clients.
+        private_key: The client's key instead of a secret: a PEM or a JWK (RSA, P-256, P-384, P-521 or Ed25519).
+        auth_method: Default: ``client_secret_basic`` (or the preset's) with a secret, ``private_key_jwt`` (RFC 7523)
+            with a key, ``none`` without either.
+        scope: Asks for a part of what was granted. Default: all of it.
+        extra_parameters: More fields of the refresh request.
+        rotation: What becomes of a used refresh token. Under ``strict``, the default, a request that may have reached
+            the endpoint is never repeated; otherwise one without a clear outcome is repeated once.
+        revocation_url: The revocation endpoint. Default: none.
+        provider: The vendor's peculiarities. Default: none.
+        jwt_algorithm: Signs the assertion of ``private_key_jwt``. Default: by the key, ``RS256`` for RSA.
+        jwt_headers: More headers of the assertion, such as ``kid`` or ``x5t#S256``.
+        timeout: Seconds that a call may take in all, with its second attempt.
+        http_client: Used as it is, with its own proxies and certificates, and left open. Default: one for each call.
+        trust_env: Whether proxies and certificates of the environment count. A proxy is never used on loopback.
+
+    Raises:
+        ConfigurationError: An URL, a key or a combination of arguments that cannot work.
+        InvalidInputError: ``timeout`` is no positive number of seconds.
+        MissingDependencyError: The extra ``oauth`` is not installed.
+    """
+
+    def __init__(
+        self,
+        token_url: str,
+        client_id: str,
+        client_secret: str | None = None,
+        *,
+        private_key: str | bytes | Mapping[str, Any] | None = None,
+        auth_method: AuthMethod | None = None,
+        scope: str | None = None,
+        extra_parameters: Mapping[str, str] = MappingProxyType({}),
+        rotation: Rotation | None = None,
+        revocation_url: str | None = None,
+        provider: Provider | None = None,
+        jwt_algorithm: str | None = None,
+        jwt_headers: Mapping[str, str] = MappingProxyType({}),
+        timeout: float = 10.0,
+        http_client: httpx.AsyncClient | None = None,
+        trust_env: bool = True,
+    ) -> None:
+        _require_extra()
+        host, loopback = _checked_url("token_url", token_url)
+        if revocation_url is not None:
+            loopback &= _checked_url("revocation_url", revocation_url)[1]
+        self._provider = provider or Provider(name=host, token_url=token_url)
+        self._token_url, self._revocation_url = token_url, revocation_url
+        default = self._provider.auth_method if client_secret is not None else "none"
+        self._client = ClientCredentials(
+            client_id,
+            client_secret,
+            private_key,
+            auth_method or ("private_key_jwt" if private_key is not None else default),
+            token_url,
+            jwt_algorithm,
+            jwt_headers,
+        )
+        self._rotation: Rotation = rotation or self._provider.rotation
+        if self._rotation not in get_args(Rotation):
+            raise ConfigurationError(f"rotation must be one of {', '.join(get_args(Rotation))}")
+        self._parameters = {
+            checked_text("extra_parameters", k): checked_text(k, v) for k, v in extra_parameters.items()
+        }
+        if taken := sorted(_RESERVED & self._parameters.keys()):
+            raise ConfigurationError(f"extra_parameters cannot hold {', '.join(taken)}: there are arguments for them")
+        if scope is not None:
+            self._parameters["scope"] = checked_text("scope", scope)
+        self._timeout = seconds("timeout", timeout, positive=True)
+        self._http_client = http_client
+        self._trust_env = trust_env and not loopback
+        if http_client is None:
+            _tls_context(self._trust_env)  # now, as loading the certificates would block the event loop
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._provider.name} {self._client.method} rotation={self._rotation}>"
+
+    @classmethod
+    def for_provider(
+        cls,
+        provider: str | Provider,
+        *,
+        client_id: str,
+        client_secret: str | None = None,
+        base_url: str | None = None,
+        tenant: str | None = None,
+        **options: Unpack[RefresherOptions],
+    ) -> Self:
+        """A refresher for a vendor of :data:`tokenstore.integrations.providers.PROVIDERS`, or for one of your own.
+
+        Args:
+            provider: The preset's name, or a description of the same kind.
+            client_id: The client's id.
+            client_secret: The client's secret, of confidential clients.
+            base_url: Where a self-hosted instance (GitHub Enterprise Server, GitLab) runs.
+            tenant: Microsoft's tenant. Default: ``common``.
+            options: Further arguments of the class; they win over the preset.
+
+        Raises:
+            ConfigurationError: There is no such preset, or it takes no ``base_url`` or ``tenant``; and as the class.
+        """
+        if isinstance(provider, str):
+            provider = provider_named(provider)
+        token_url, revocation_url = provider.urls({"base_url": base_url, "tenant": tenant})
+        return cls(token_url, client_id, client_secret, revocation_url=revocation_url, provider=provider, **options)
+
+    @property
+    def can_revoke(self) -> bool:
+        """Whether there is a revocation endpoint."""
+        return self._revocation_url is not None
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take in all."""
+        return self._timeout
+
+    async def __call__(self, record: TokenRecord) -> dict[str, Any]:
+        """Refresh: the token response (RFC 6749 section 5.1), with every field that the provider sent.
+
+        Raises:
+            ReauthorizationRequiredError: There is no refresh token, or the provider takes it no longer.
+            ProviderUnavailableError: No answer in time, HTTP 429 or 5xx, or no sensible answer.
+            ProviderRefusedError: The provider refuses the client or the request.
+        """
+        label = f"the token endpoint of {self._provider.name}"
+        if record["refresh_token"] is None:
+            raise ReauthorizationRequiredError(
+                f"there is no refresh token for {label}: the user has to log in again", code="no_refresh_token"
+            )
+        token = token_text("refresh_token", record["refresh_token"])
+        form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
+        answer = await self._ask(label, self._token_url, form, repeatable=self._rotation != "strict")
+        fields = fields_of(answer)
+        if error := self._error(label, answer, fields, record):
+            raise error
+        if "access_token" not in fields and isinstance(inner := fields.get(self._provider.wrapper or ""), dict):
+            fields = {**fields, **inner}
+        with suppress(InvalidInputError):
+            token_text("access_token", fields.get("access_token"))
+            return fields
+        raise ProviderUnavailableError(
+            f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
+        )
+
+    async def revoke(self, record: TokenRecord) -> None:
+        """Revoke the refresh token, or where there is none the access token. An unknown token counts as revoked.
+
+        Raises:
+            UnsupportedOperationError: The provider has no revocation endpoint; the message says what to do.
+            ProviderUnavailableError: As with a refresh.
+            ProviderRefusedError: As with a refresh; ``unsupported_token_type`` too.
+            ReauthorizationRequiredError: The provider answered ``invalid_grant``.
+        """
+        if self._revocation_url is None:
+            raise UnsupportedOperationError(
+                f"{self._provider.name} has no revocation endpoint: delete_tokens makes the store forget the tokens"
+                + (f"; {self._provider.otherwise}" if self._provider.otherwise else "")
+            )
+        label = f"the revocation endpoint of {self._provider.name}"
+        kind = "access_token" if record["refresh_token"] is None else "refresh_token"
+        name = self._provider.revocation_fields[kind == "access_token"]
+        form = {name: token_text(kind, record[kind])} | ({"token_type_hint": kind} if name == "token" else {})
+        answer = await self._ask(label, self._revocation_url, form, repeatable=True)
+        fields = fields_of(answer)
+        # RFC 7009 section 2.2: the body of a success means nothing. Against it, some refuse an unknown token, which is
+        # as dead as was asked for.
+        if 200 <= answer.status < 300 or fields.get("error") == "invalid_token":
+            return
+        if error := self._error(label, answer, fields, record):
+            raise error
+
+    # -- one call: at most two attempts ----------------------------------------------------------
+
+    async def _ask(self, label: str, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer:
+        """The endpoint's answer, whatever it is; ProviderUnavailableError where there is none."""
+        outcome: Answer | NoAnswer = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                outcome = await self._attempt(url, form, repeatable=repeatable)
+                if self._worth_repeating(outcome, repeatable=repeatable):
+                    await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
+                    outcome = await self._attempt(url, form, repeatable=repeatable)
+        if isinstance(outcome, NoAnswer):
+            # Here, outside of the handlers: httpx's exceptions carry the request, with its secrets.
+            raise ProviderUnavailableError(f"{label} {outcome.why}: try again later", code=outcome.code)
+        return outcome
+
+    def _worth_repeating(self, outcome: Answer | NoAnswer, *, repeatable: bool) -> bool:
+        if isinstance(outcome, NoAnswer):
+            return not outcome.sent or (repeatable and outcome.repeatable)
+        return repeatable and outcome.status >= 500 and "Retry-After" not in outcome.headers
+
+    async def _attempt(self, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer | NoAnswer:
+        import httpx
+
+        # Half for an attempt that may be followed by another.
+        half = self._timeout / 2
+        timeout = httpx.Timeout(half if repeatable else self._timeout, connect=half, pool=half)
+        headers, body = self._client.sign(url, form)
+        try:
+            async with (
+                self._http() as http,
+                http.stream(
+                    "POST",
+                    url,
+                    content=body,
+                    headers={**_HEADERS, **headers},
+                    timeout=timeout,
+                    auth=None,
+                    follow_redirects=False,
+                ) as response,
+            ):
+                return await read_answer(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError):
+            return NoAnswer("network_error", "cannot be reached", sent=False)
+        except httpx.TimeoutException:
+            return NoAnswer("timeout", "gave no answer in time", repeatable=True)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            return NoAnswer("network_error", "hung up without an answer", repeatable=True)
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError):
+            # Proxy settings, a closed client and the like.
+            return NoAnswer("http_client", "could not be asked: check the HTTP client and its proxy settings")
+
+    def _http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+        import httpx
+
+        if self._http_client is not None:
+            return nullcontext(self._http_client)
+        return httpx.AsyncClient(verify=_tls_context(self._trust_env), trust_env=self._trust_env)
+
+    # -- what an answer means --------------------------------------------------------------------
+
+    def _error(self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord) -> RefreshError | None:
+        """The error that an answer stands for; None for a success."""
+        status, provider = answer.status, self._provider
+        given = fields.get("error")
+        error = given if isinstance(given, str) else ""
+        # A provider might echo a token as its error code.
+        tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
+        hidden = any(
+            isinstance(secret, str) and secret and secret in error for secret in (*self._client.secrets, *tokens)
+        )
+        code = error if _CODE.fullmatch(error) and not hidden else f"http_{status}"
+        if 300 <= status < 400:
+            return ProviderRefusedError(
+                f"{label} answered HTTP {status}, a redirect, which is not followed as it would take the secret"
+                " elsewhere: correct the URL",
+                code="redirect",
+            )
+        if {error, f"{error}: {fields.get('error_description')}"} & {"invalid_grant", *provider.invalid_grant}:
+            return ReauthorizationRequiredError(
+                f"{label} refuses the refresh token ({code}): the user has to log in again", code=code
+            )
+        wait = retry_after(answer.headers)
+        if status in (408, 429) or status >= 500 or error in _TRANSIENT | provider.transient:
+            return ProviderUnavailableError(
+                f"{label} answered HTTP {status} ({code}): try again later", code=code, retry_after=wait
+            )
+        # Some answer HTTP 200 with an error, and Slack with `"ok": false`.
+        if error or status >= 400 or fields.get("ok") is False:
+            return ProviderRefusedError(
+                f"{label} refuses the request with HTTP {status} ({code}): check the client's registration, id and"
+                " secret",
+                code=code,
+                retry_after=wait,
+            )
+        return None
+
+
+def _require_extra() -> None:
+    try:
+        import authlib.oauth2.rfc7523  # noqa: F401 - looked for, as is the next
+        import httpx  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            'OAuth2Refresher needs Authlib and httpx: pip install "tokenstore[oauth]"'
+        ) from None
+
+
+def _checked_url(name: str, url: str) -> tuple[str, bool]:
+    """The host, and whether it is a loopback one."""
+    import httpx  # parses as it connects: no second opinion on what the host is
+
+    parsed = None
+    with suppress(httpx.InvalidURL, TypeError, ValueError):
+        parsed = httpx.URL(checked_text(name, url))
+    if parsed is None or not parsed.host:
+        raise ConfigurationError(f"{name} is no URL with a host")
+    if parsed.userinfo:
+        raise ConfigurationError(f"{name} must not hold a user name or a password: use client_id and client_secret")
+    if "#" in url:
+        raise ConfigurationError(f"{name} must not have a fragment (RFC 6749 section 3.2)")
+    loopback = parsed.host == "localhost"
+    with suppress(ValueError):
+        loopback = loopback or ip_address(parsed.host).is_loopback
+    if parsed.scheme != "https" and not (parsed.scheme == "http" and loopback):
+        raise ConfigurationError(f"{name} must be https (http on loopback alone): it carries secrets")
+    return parsed.host, loopback
+
+
+@cache
+def _tls_context(trust_env: bool) -> ssl.SSLContext:
+    import httpx
+
+    with suppress(OSError):
+        return httpx.create_ssl_context(trust_env=trust_env)
+    raise ConfigurationError("the certificates cannot be loaded: check SSL_CERT_FILE and SSL_CERT_DIR")

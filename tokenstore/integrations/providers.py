@@ -1,0 +1,178 @@
+"""What the vendors document about their token endpoints, as data.
+
+:class:`~tokenstore.integrations.oauth2.OAuth2Refresher` reads it. Where a vendor's documentation leaves a rule open,
+the entry has the safe one. ``docs/providers.md`` shows the table, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from tokenstore.errors import ConfigurationError
+
+__all__ = ["PROVIDERS", "AuthMethod", "Provider", "Rotation", "provider_named"]
+
+AuthMethod = Literal["client_secret_basic", "client_secret_post", "none", "private_key_jwt"]
+"""How a client authenticates, by its name in the IANA registry (RFC 8414 section 2)."""
+
+Rotation = Literal["grace", "none", "strict"]
+"""What becomes of a refresh token that was used.
+
+``strict``: it is dead at once, and its reuse may revoke the grant, so a refresh whose outcome is unknown is not
+repeated. ``grace``: its reuse is forgiven for a while. ``none``: it stays good.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A vendor's endpoints and peculiarities.
+
+    Attributes:
+        name: The vendor's name, for messages.
+        token_url: The token endpoint; may hold placeholders, such as ``{tenant}``.
+        revocation_url: The revocation endpoint, with the same placeholders; None: there is none.
+        placeholders: The placeholders' names and default values.
+        auth_method: How a client with a secret authenticates.
+        rotation: What becomes of a used refresh token.
+        invalid_grant: Error codes that mean ``invalid_grant``: only a new login of the user helps. A ``code:
+            description`` counts with that ``error_description`` alone.
+        transient: Error codes of a passing failure.
+        wrapper: A field of the answer that may hold the tokens instead of its top level.
+        revocation_fields: The form's field for a refresh token and for an access token that is revoked. The default is
+            the one of RFC 7009.
+        otherwise: What to do where there is no revocation endpoint.
+        rule: The documented rule in a line.
+        documentation: Where it is documented.
+    """
+
+    name: str
+    token_url: str
+    revocation_url: str | None = None
+    placeholders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    auth_method: AuthMethod = "client_secret_basic"
+    rotation: Rotation = "strict"
+    invalid_grant: frozenset[str] = frozenset()
+    transient: frozenset[str] = frozenset()
+    wrapper: str | None = None
+    revocation_fields: tuple[str, str] = ("token", "token")
+    otherwise: str = ""
+    rule: str = ""
+    documentation: str = ""
+
+    def urls(self, values: Mapping[str, str | None]) -> tuple[str, str | None]:
+        """The token and the revocation endpoint, with the placeholders filled; None stands for the default.
+
+        Raises:
+            ConfigurationError: This provider has no such placeholder.
+        """
+        given = {name: value.rstrip("/") for name, value in values.items() if value is not None}
+        if unknown := sorted(given.keys() - self.placeholders.keys()):
+            raise ConfigurationError(f"{self.name} takes no {' and no '.join(unknown)}: leave it out")
+        token_url, revocation_url = self.token_url, self.revocation_url
+        for name, value in {**self.placeholders, **given}.items():
+            token_url = token_url.replace(f"{{{name}}}", value)
+            revocation_url = revocation_url and revocation_url.replace(f"{{{name}}}", value)
+        return token_url, revocation_url
+
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(
+    {
+        # Access tokens live 8 hours, refresh tokens 6 months. The code is what GitHub answers, with HTTP 200.
+        "github": Provider(
+            "GitHub",
+            "{base_url}/login/oauth/access_token",
+            placeholders=MappingProxyType({"base_url": "https://github.com"}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            invalid_grant=frozenset({"bad_refresh_token"}),
+            otherwise="to end the grant at GitHub, send DELETE /applications/CLIENT_ID/grant to its REST API",
+            rule="Once used, the refresh token and the old access token no longer work.",
+            documentation="https://docs.github.com/en/apps/creating-github-apps/"
+            "authenticating-with-a-github-app/refreshing-user-access-tokens",
+        ),
+        # Access tokens live 2 hours. The documented request has the login's redirect_uri: give it in extra_parameters.
+        "gitlab": Provider(
+            "GitLab",
+            "{base_url}/oauth/token",
+            revocation_url="{base_url}/oauth/revoke",
+            placeholders=MappingProxyType({"base_url": "https://gitlab.com"}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="A refresh invalidates the existing access token and refresh token.",
+            documentation="https://docs.gitlab.com/api/oauth2/",
+        ),
+        # Access tokens live an hour. Refresh tokens die after 6 months without use, those of apps under test in 7 days.
+        "google": Provider(
+            "Google",
+            "https://oauth2.googleapis.com/token",
+            revocation_url="https://oauth2.googleapis.com/revoke",
+            auth_method="client_secret_post",
+            rotation="none",
+            rule="A refresh issues no new refresh token; the old one stays good.",
+            documentation="https://developers.google.com/identity/protocols/oauth2/web-server#offline",
+        ),
+        # Access tokens live 12 hours; at most two of them are live at a time. How long the grace lasts is not said.
+        "slack": Provider(
+            "Slack",
+            "https://slack.com/api/oauth.v2.access",
+            auth_method="client_secret_basic",
+            rotation="grace",
+            invalid_grant=frozenset({"invalid_refresh_token"}),
+            transient=frozenset({"fatal_error", "internal_error", "ratelimited"}),
+            wrapper="authed_user",
+            otherwise="to end the grant at Slack, call its methods auth.revoke or apps.uninstall",
+            rule="The used refresh token is revoked after a short grace period.",
+            documentation="https://docs.slack.dev/authentication/using-token-rotation",
+        ),
+        # Access tokens live 24 hours. The documentation names no grace: strict. A token already revoked is refused.
+        "linear": Provider(
+            "Linear",
+            "https://api.linear.app/oauth/token",
+            revocation_url="https://api.linear.app/oauth/revoke",
+            auth_method="client_secret_post",
+            rotation="strict",
+            revocation_fields=("refresh_token", "access_token"),
+            rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
+            documentation="https://linear.app/developers/oauth-2-0-authentication",
+        ),
+        # Access tokens live about an hour, refresh tokens 90 days (24 hours for single-page apps).
+        "microsoft": Provider(
+            "Microsoft",
+            "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token",
+            placeholders=MappingProxyType({"tenant": "common"}),
+            auth_method="client_secret_post",
+            rotation="none",
+            invalid_grant=frozenset({"consent_required", "interaction_required"}),
+            otherwise="to end every grant of a user at Microsoft, call revokeSignInSessions of Microsoft Graph",
+            rule="A refresh issues a new refresh token and does not revoke the old one.",
+            documentation="https://learn.microsoft.com/en-us/entra/identity-platform/refresh-tokens",
+        ),
+        # Access tokens live an hour, refresh tokens 90 days unused and a year in all; reuse after the grace revokes the
+        # grant. Beside the documented invalid_grant Atlassian answers the code below, which alone would blame the app.
+        "atlassian": Provider(
+            "Atlassian",
+            "https://auth.atlassian.com/oauth/token",
+            auth_method="client_secret_post",
+            rotation="grace",
+            invalid_grant=frozenset({"unauthorized_client: refresh_token is invalid"}),
+            otherwise="the user can remove the app in the settings of the Atlassian account, under connected apps",
+            rule="The used refresh token stays good for 10 minutes, for retries.",
+            documentation="https://developer.atlassian.com/cloud/oauth/getting-started/refresh-tokens/",
+        ),
+    }
+)
+"""The vendors by the name that ``OAuth2Refresher.for_provider`` takes."""
+
+
+def provider_named(name: str) -> Provider:
+    """The entry of :data:`PROVIDERS`.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    if name not in PROVIDERS:
+        raise ConfigurationError(f"no preset for {name!r}; there are {', '.join(sorted(PROVIDERS))}")
+    return PROVIDERS[name]
