@@ -1,7 +1,6 @@
-"""A worker's way to a valid access token: load, and where it has expired lock, refresh and store.
+"""Valid access tokens for fifty tasks that find the same one expired, by one refresh.
 
-Runs as it stands: SQLite, and a strict token endpoint on loopback in place of a provider. Fifty tasks find the same
-token expired; one of them refreshes it.
+Runs as it stands: SQLite, and a strict token endpoint on loopback in place of a provider.
 
     python examples/refresh.py
 """
@@ -11,64 +10,35 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from tokenstore import AuthTokenStore, BackendError, Keyring, generate_key, open_store
-from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
-
-
-class LoginRequiredError(Exception):
-    """No refresh token is left that could be used: the user has to grant access again."""
+from tokenstore import AuthTokenStore, Keyring, ReauthorizationRequiredError, generate_key, open_store
+from tokenstore.integrations.oauth2 import OAuth2Refresher
+from tokenstore.testing.provider import StrictRotatingProvider
 
 
-async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProvider, user_id: str) -> str:
-    """The user's access token, refreshed if it has to be."""
-    record = await store.load_tokens("strict", user_id)  # no lock: most of the time the token is valid
-    if record is not None and store.is_access_token_valid(record):
-        return str(record["access_token"])
-    fresh: dict[str, Any] = {}
+async def call_the_api(store: AuthTokenStore, user_id: str) -> str:
+    """What a task does before it calls the provider's API."""
     try:
-        async with store.transaction() as tx:
-            record = await tx.load_tokens("strict", user_id, for_update=True)
-            if record is None:
-                raise LoginRequiredError(user_id)
-            if store.is_access_token_valid(record):  # somebody else refreshed it while this task waited for the lock
-                return str(record["access_token"])
-            if not store.is_refresh_token_valid(record):
-                raise LoginRequiredError(user_id)
-            # Less than the store's lock_timeout, or those who wait for the lock give up before the provider does.
-            async with asyncio.timeout(5):
-                answer = await refresh_over_http(
-                    endpoint.token_url,
-                    record["refresh_token"],
-                    client_id=endpoint.client_id,
-                    client_secret=endpoint.client_secret,
-                )
-            fresh = {
-                "access_token": answer["access_token"],
-                # A provider that does not rotate sends none: the old one stays (RFC 6749 section 6).
-                "refresh_token": answer.get("refresh_token", record["refresh_token"]),
-                "access_token_expires_at": datetime.now(UTC) + timedelta(seconds=answer["expires_in"]),
-            }
-            await tx.store_tokens("strict", user_id, **fresh)
-    except BackendError:
-        if not fresh:
-            raise
-        # The old refresh token is spent, and this is the only copy of its successor: once more, on a new connection.
-        await store.store_tokens("strict", user_id, **fresh)
-    return str(fresh["access_token"])
+        record = await store.load_fresh_tokens("strict", user_id)
+    except ReauthorizationRequiredError:
+        return "ask the user to log in again"
+    if record is None:
+        return "ask the user to log in"
+    return str(record["access_token"])
 
 
 async def main() -> None:
     """Fifty tasks, one expired token."""
     with tempfile.TemporaryDirectory() as folder, StrictRotatingProvider(latency=0.2) as endpoint:
+        refresher = OAuth2Refresher(endpoint.token_url, endpoint.client_id, endpoint.client_secret)
         keyring = Keyring.from_string(generate_key())  # a real application's keys outlive it
-        async with open_store(f"sqlite:///{folder}/tokens.db", keyring=keyring) as store:
+        url = f"sqlite:///{folder}/tokens.db"
+        async with open_store(url, keyring=keyring, refreshers={"strict": refresher}) as store:
             await store.setup()
             grant = endpoint.new_grant("user-123")
             expired = datetime.now(UTC) - timedelta(minutes=1)
             await store.store_tokens("strict", "user-123", grant["access_token"], grant["refresh_token"], expired)
-            tokens = await asyncio.gather(*(valid_access_token(store, endpoint, "user-123") for _ in range(50)))
+            tokens = await asyncio.gather(*(call_the_api(store, "user-123") for _ in range(50)))
         stats = endpoint.stats()
     print(f"{len(tokens)} tasks, {len(set(tokens))} token, {stats.refreshes} refresh, {stats.reuses} reuses")
 

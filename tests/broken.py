@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
+from tokenstore.transitions import written
 from tokenstore_memory import MemoryBackend
 from tokenstore_sql.base import SQLBackend
 from tokenstore_sql.dialect import Dialect
@@ -121,7 +122,7 @@ class _Unlocked:
     """A transaction whose lock is a plain read."""
 
     def __init__(self, real: BackendTransaction) -> None:
-        self.get, self.put, self.delete = real.get, real.put, real.delete
+        self.get, self.put, self.delete, self.rollback = real.get, real.put, real.delete, real.rollback
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         (row,) = await self.get([key])
@@ -160,12 +161,12 @@ class _ReadThenWrite(AnySQLBackend):
 class _ReadThenWriteInMemory(AnyBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():
-            row = self._rows.get(key)
+            stored = self._rows.get(key)
             await _network()
-            if row is None:
+            if stored is None:
                 await super().put({key: tokens})
             else:
-                self._rows[key] = row.next(tokens, self._now())
+                self._rows[key] = stored.after(written(stored.row, tokens), self._now())
 
 
 @_fault("commit in place of rollback", "stale read", *_LOST)
@@ -216,11 +217,28 @@ class _ReleasesAnybody(AnyBackend):
         return await super().release_lease(key, generation=row.generation, holder=row.lease_holder, failure=failure)
 
 
-@_fault("unconditional completion", "completion by a loser", "stale read", *_LOST)
+@_fault("unconditional completion", *_TAKEN)
+class _CompletesBesideALease(AnyBackend):
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        (row,) = await self.get([key])
+        holder = row.lease_holder or holder if row else holder
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+
+
+@_fault("completion over newer tokens", "completion by a loser", "stale read", *_LOST)
 class _CompletesAnything(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         await self.put({key: tokens})
         return True
+
+
+@_fault("completion by the holder alone", "wrong refusal")
+class _RefusesWhoLostItsLease(AnyBackend):
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        (row,) = await self.get([key])
+        if row is None or row.lease_holder != holder:
+            return False
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
 @_fault("rewrap of whatever is there", "mixed read", "stale read", "lost update")

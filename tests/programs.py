@@ -69,7 +69,7 @@ class Step:
         brief: `claim` takes a lease that may expire at once.
         ends: How `claim` goes on when it was granted, after the pause.
         which: Whose claim to `complete` or `release`, counted from the last one.
-        fails: `release` leaves a failure behind.
+        fails: `release`, or a `claim` that ends in one, leaves a failure behind.
     """
 
     action: Action
@@ -103,7 +103,7 @@ def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
     which = st.integers(0, 2)
     fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
         "update": {"deletes": rarely, "rolls_back": rarely},
-        "claim": {"brief": st.booleans(), "ends": st.sampled_from((None, "complete", "release"))},
+        "claim": {"brief": st.booleans(), "ends": st.sampled_from((None, "complete", "release")), "fails": rarely},
         "complete": {"which": which},
         "release": {"which": which, "fails": rarely},
     }

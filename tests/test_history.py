@@ -65,6 +65,18 @@ POSSIBLE: dict[str, list[Operation]] = {
     "an expired holder nobody replaced completes": [
         *FIRST, A_CLAIMS_BRIEFLY, lease("complete", 6, 7, "a", True, value=1)
     ],
+    "the loser of a take-over completes once the winner has given up": [
+        *FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("release", 8, 9, "b", True, failed=True),
+        lease("complete", 10, 11, "a", True, value=1), get(12, 13, 1, G + 1),
+        lease("claim", 14, 15, "c", True, generation=G + 1),
+    ],
+    "the winner's lease may have expired, or not, when the loser completes": [
+        *FIRST, A_CLAIMS_BRIEFLY, lease("claim", 6, 7, "b", True, lasting=False),
+        lease("complete", 8, 9, "a", False, value=1), lease("complete", 10, 11, "a", True, value=2),
+        lease("complete", 12, 13, "b", False, value=3),
+    ],
+    "a completion without any lease": [
+        *FIRST, A_CLAIMS, lease("release", 6, 7, "a", True), lease("complete", 8, 9, "a", True, value=1)],
     "a write ends a lease": [*FIRST, A_CLAIMS, put(6, 7, 1), lease("release", 8, 9, "a", False),
                              lease("claim", 10, 11, "b", True, generation=G + 1)],
     "a failure forbids claims until the next write": [
@@ -99,12 +111,23 @@ IMPOSSIBLE: dict[str, tuple[str, list[Operation]]] = {
     "tokens written over a newer version": (
         "completion by a loser",
         [*FIRST, A_CLAIMS, put(6, 7, 1), lease("complete", 8, 9, "a", True, value=2)]),
+    "a late completion after newer tokens": (
+        "completion by a loser",
+        [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("complete", 8, 9, "b", True, value=1),
+         lease("complete", 10, 11, "a", True, value=2)]),
+    "a late completion after a delete": (
+        "completion by a loser",
+        [*FIRST, A_CLAIMS, op("delete", 6, 7, ok=True), lease("complete", 8, 9, "a", True, value=1)]),
     "a claim on a version that is gone": (
         "wrong grant", [*FIRST, put(4, 5, 1), get(6, 7, 1), lease("claim", 8, 9, "a", True)]),
     "a claim in spite of a failure": (
         "wrong grant",
         [*FIRST, A_CLAIMS, lease("release", 6, 7, "a", True, failed=True), lease("claim", 8, 9, "b", True)]),
     "a holder turned away": ("wrong refusal", [*FIRST, A_CLAIMS, lease("complete", 6, 7, "a", False, value=1)]),
+    "a loser turned away though the winner has given up": (
+        "wrong refusal",
+        [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("release", 8, 9, "b", True, failed=True),
+         lease("complete", 10, 11, "a", False, value=1)]),
     "a free row refused": ("wrong refusal", [*FIRST, lease("claim", 4, 5, "a", False)]),
     "a row deleted twice": (
         "wrong delete", [put(0, 1, 0), op("delete", 2, 3, ok=True), op("delete", 4, 5, ok=True)]),

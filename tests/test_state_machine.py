@@ -41,13 +41,14 @@ class StartsOver(MemoryBackend):
         new = [key for key in entries if key not in self._rows]
         await super().put(entries)
         for key in new:
-            self._rows[key] = replace(self._rows[key], generation=1)
+            stored = self._rows[key]
+            self._rows[key] = replace(stored, row=replace(stored.row, generation=1))
 
 
 class ForgetsToCheckTheHolder(MemoryBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        row = self._rows.get(key)
-        holder = row.lease_holder or holder if row else holder
+        stored = self._rows.get(key)
+        holder = stored.row.lease_holder or holder if stored else holder
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
@@ -77,16 +78,28 @@ class RewrapsAsAWrite(MemoryBackend):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         done = await super().rewrap(key, tokens, generation=generation)
         if done:
-            self._rows[key] = replace(self._rows[key], generation=generation + 1)
+            stored = self._rows[key]
+            self._rows[key] = replace(stored, row=replace(stored.row, generation=generation + 1))
         return done
 
 
 class KeepsTheFailure(MemoryBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        before = {key: self._rows[key].failure_code for key in entries if key in self._rows}
+        before = {key: self._rows[key].row.failure_code for key in entries if key in self._rows}
         await super().put(entries)
         for key, code in before.items():
-            self._rows[key] = replace(self._rows[key], failure_code=code)
+            stored = self._rows[key]
+            self._rows[key] = replace(stored, row=replace(stored.row, failure_code=code))
+
+
+class ChecksTheHolderAlone(MemoryBackend):
+    """As the rule once was: who lost its lease cannot complete, though nobody has one."""
+
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        stored = self._rows.get(key)
+        if stored is None or stored.row.lease_holder != holder:
+            return False
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
 class CommitsOnError(MemoryBackend):
@@ -97,6 +110,22 @@ class CommitsOnError(MemoryBackend):
             yield transaction
         finally:
             transaction.commit()
+            transaction.release()
+
+
+class _KeepsItsWrites(MemoryTransaction):
+    async def rollback(self) -> None:
+        self.release()
+
+
+class RollsBackTheLocksAlone(MemoryBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        transaction = _KeepsItsWrites(self)
+        try:
+            yield transaction
+            transaction.commit()
+        finally:
             transaction.release()
 
 

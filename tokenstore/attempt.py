@@ -122,11 +122,17 @@ class Settings:
         """How long new tokens are tried to be written before callers are told; it goes on after that."""
         return self.timeout * 1.5
 
-    def view(self, row: SealedRecord, record: TokenRecord, margin: float | None = None) -> View:
-        """A row, judged on the database's clock, so that machines whose clocks differ agree."""
+    def view(self, row: SealedRecord, lifetime: float | None, margin: float | None = None) -> View:
+        """A row, judged on the database's clock, so that machines whose clocks differ agree.
+
+        Args:
+            row: The row.
+            lifetime: How long its access token lives in all, in seconds, if that is known.
+            margin: How long before its expiry the token is due, in seconds; default: the row's share of ``margin``.
+        """
         tokens = row.tokens
         if margin is None:
-            margin = self._margin_of(row, lifetime_of(record))
+            margin = self._margin_of(row, lifetime)
         refresh_expires_at = tokens.refresh_token_expires_at
         return View(
             generation=row.generation,
@@ -248,6 +254,7 @@ class Attempt:
         self._seen = seen
         self._margin = margin
         self._deadline = time.monotonic() + settings.wait
+        self._leased_until = float("-inf")
         self._backoff = _Backoff(_PATIENCE)
         self._sealed: SealedTokens | None = None
         self._save_by = float("inf")
@@ -280,8 +287,9 @@ class Attempt:
             self._publish(_failed(lambda: StoreClosedError(f"{self.key}: the event loop is closing")))
             raise
         except Exception as error:  # noqa: BLE001 - it is for those who wait
-            failure = error
-            result = _failed(lambda: failure)
+            failure, place = error, error.__traceback__
+            # The one object for all, as nobody can tell how to make another; each raises it from here anew.
+            result = _failed(lambda: failure.with_traceback(place))
         self._publish(result)
         return result
 
@@ -294,6 +302,7 @@ class Attempt:
                 # The event loop is closing. With a new pair in hand that is no reason to lose it.
                 if not isinstance(self._step, Save | Reread):
                     raise
+                self.close(time.monotonic() + self._settings.save)
                 cancelled = True
         if cancelled:
             raise asyncio.CancelledError
@@ -322,11 +331,11 @@ class Attempt:
     async def _read(self) -> Step:
         self._check_time()
         try:
-            view = await self._look()
+            row = await self._fetch()
         except _TRANSIENT as error:
             await self._backoff.pause(error)
             return Read()
-        self.goal, step = after_read(self.goal, view)
+        self.goal, step = after_read(self.goal, self._judged(row))
         return step
 
     async def _wait(self) -> Step:
@@ -338,6 +347,8 @@ class Attempt:
 
     async def _claim(self, step: Claim) -> Step:
         self._check_time()
+        # It cannot end sooner than this, however long the statement takes.
+        self._leased_until = time.monotonic() + self._settings.lease
         try:
             granted = await self._backend.claim_lease(
                 self.key, generation=step.generation, holder=self.goal.holder, duration=self._settings.lease
@@ -354,7 +365,8 @@ class Attempt:
         record, issued_at = open_record(self._settings.keyring, self._last.row), self._last.now()
         try:
             with self._settings.telemetry.provider_call(self.report):
-                async with asyncio.timeout(self._settings.timeout):
+                limit = min(self._settings.timeout, self._leased_until - time.monotonic())
+                async with asyncio.timeout(limit):
                     response: object = self._refresh(record)
                     if inspect.isawaitable(response):  # if not, it was no coroutine function, and has refreshed already
                         response = await response
@@ -404,13 +416,17 @@ class Attempt:
             await pause(self._backend, self._last.row)
         held = self._last
         try:
-            view = await self._look()
+            row = await self._fetch()
         except BackendError as error:
             await self._persist(error)
             return step
-        if self._seen is not None and self._seen.row.tokens == self._sealed:
+        if row is not None and row.tokens == self._sealed:
             self._seen = held
             return End(Outcome.REFRESHED)  # the answer was lost, the tokens were not
+        if row is not None and row.generation == step.generation:
+            view: View | None = self._settings.view(row, None)  # it need not open: it is about to be replaced
+        else:
+            view = self._judged(row)
         self.goal, following = after_reread(self.goal, step, view)
         return following
 
@@ -445,11 +461,17 @@ class Attempt:
             except _TRANSIENT as error:
                 await self._backoff.pause(error)
 
-    async def _look(self) -> View | None:
+    async def _fetch(self) -> SealedRecord | None:
         (row,) = await self._backend.get([self.key])
         self._backoff.reset()
         self._seen = None if row is None else Seen(row, time.monotonic())
-        return None if row is None else self._settings.view(row, open_record(self._settings.keyring, row), self._margin)
+        return row
+
+    def _judged(self, row: SealedRecord | None) -> View | None:
+        if row is None:
+            return None
+        lifetime = lifetime_of(open_record(self._settings.keyring, row))
+        return self._settings.view(row, lifetime, self._margin)
 
     def _check_time(self) -> None:
         if self._closing:

@@ -42,6 +42,7 @@ from tokenstore.errors import (
 )
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import SealedRecord, TokenKey, TokenRecord
+from tokenstore.responses import lifetime_of
 from tokenstore.sealing import open_record
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 
@@ -143,7 +144,7 @@ class RefreshEngine:
                 if row is None:
                     return None
                 seen, record = Seen(row, time.monotonic()), open_record(self._settings.keyring, row)
-                view = self._settings.view(row, record)
+                view = self._settings.view(row, lifetime_of(record))
                 valid = view.validity in (Validity.FRESH, Validity.DUE)
                 goal, step = after_read(Goal(new_name(), urgent=not valid), view)
                 if valid:
@@ -208,15 +209,20 @@ class RefreshEngine:
         save_by = time.monotonic() + self._settings.save
         for attempt in self._attempts.values():
             attempt.close(save_by)
-        here = asyncio.get_running_loop()
-        while tasks := [task for task in self._tasks if task.get_loop() is here]:
-            await asyncio.wait(tasks)
+        here, cancelled = asyncio.get_running_loop(), False
+        while tasks := [task for task in self._tasks if task.get_loop() is here and not task.done()]:
+            try:
+                await asyncio.wait(tasks)
+            except asyncio.CancelledError:  # the event loop is closing; so do they
+                cancelled = True
         if self._unsaved:
             records, self._unsaved = self._unsaved, []
             raise TokensNotStoredError(
                 f"closed while new tokens of {len(records)} rows could not be stored: `records` holds the only copies",
                 records=records,
             )
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _get(self, key: TokenKey) -> SealedRecord | None:
         try:
@@ -264,9 +270,10 @@ class RefreshEngine:
 
     async def _tell(self, key: TokenKey, name: str, listener: Callable[[T], Awaitable[None] | None], news: T) -> None:
         try:
-            answer = listener(news)
-            if inspect.isawaitable(answer):
-                await answer
+            async with asyncio.timeout(self._settings.timeout):  # or the store could not be closed
+                answer = listener(news)
+                if inspect.isawaitable(answer):
+                    await answer
         except Exception as error:  # noqa: BLE001 - what is stored is stored, whatever the listener makes of it
             self._settings.telemetry.problem(key, name, f"the callback {name} raised", error)
 

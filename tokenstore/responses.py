@@ -77,9 +77,7 @@ def lifetime_of(record: TokenRecord) -> float | None:
     return float(lifetime) if isinstance(lifetime, int | float) else None
 
 
-def _refresh_token(
-    response: Mapping[str, Any], record: TokenRecord, issued_at: int
-) -> tuple[str | None, int | None]:
+def _refresh_token(response: Mapping[str, Any], record: TokenRecord, issued_at: int) -> tuple[str | None, int | None]:
     expires_in, expires_at = response.get("refresh_token_expires_in"), response.get("refresh_token_expires_at")
     try:
         token = token_text("refresh_token", response.get("refresh_token"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -368,6 +369,10 @@ class AuthTokenStore(_TokenOperations):
             TokensNotStoredError: A provider has issued new tokens that cannot be written; the error carries them.
         """
         self._closed = True
+        # Although the caller be cancelled: new tokens may be on their way into the database.
+        await asyncio.shield(asyncio.ensure_future(self._close()))
+
+    async def _close(self) -> None:
         try:
             await self._engine.aclose()
         finally:

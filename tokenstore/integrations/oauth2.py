@@ -274,6 +274,12 @@ class OAuth2Refresher:
         half = self._timeout / 2
         timeout = httpx.Timeout(half if repeatable else self._timeout, connect=half, pool=half)
         headers, body = self._client.sign(url, form)
+        opened: list[Any] = []
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                opened.append(info["return_value"])
+
         try:
             async with (
                 self._http() as http,
@@ -285,6 +291,7 @@ class OAuth2Refresher:
                     timeout=timeout,
                     auth=None,
                     follow_redirects=False,
+                    extensions={} if self._http_client else {"trace": trace},
                 ) as response,
             ):
                 return await read_answer(response)
@@ -297,6 +304,10 @@ class OAuth2Refresher:
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError):
             # Proxy settings, a closed client and the like.
             return NoAnswer("http_client", "could not be asked: check the HTTP client and its proxy settings")
+        finally:
+            # httpcore 1.0 forgets a connection whose TLS handshake is cancelled or takes too long.
+            for stream in opened:
+                await stream.aclose()
 
     def _http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
         import httpx
@@ -361,7 +372,7 @@ def _checked_url(name: str, url: str) -> tuple[str, bool]:
     parsed = None
     with suppress(httpx.InvalidURL, TypeError, ValueError):
         parsed = httpx.URL(checked_text(name, url))
-    if parsed is None or not parsed.host:
+    if parsed is None or not parsed.host or re.search(r"\s", url):
         raise ConfigurationError(f"{name} is no URL with a host")
     if parsed.userinfo:
         raise ConfigurationError(f"{name} must not hold a user name or a password: use client_id and client_secret")

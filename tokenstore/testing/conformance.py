@@ -213,6 +213,10 @@ async def _eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
+async def _at_least(number: int, count: Callable[[], int]) -> bool:
+    return count() >= number
+
+
 async def _expire(backend: Backend, key: TokenKey = KEY) -> None:
     async def expired() -> bool:
         left = (await _row(backend, key)).lease_expires_in
@@ -846,7 +850,7 @@ class BackendConformance(Testbed):
         async def by_put(_generation: int) -> None:
             await backend.put({KEY: sealed("newer")})
 
-        async def anew(_generation: int) -> None:
+        async def anew(generation: int) -> None:
             await backend.delete(KEY)
             assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is False
             assert await backend.get([KEY]) == [None]
@@ -1392,6 +1396,134 @@ class RowLockConformance(Testbed):
             async with asyncio.timeout(5):
                 assert (await _row(backend)).tokens == sealed()
                 await other.put({KEY: sealed("b")})
+
+    @_on_two()
+    async def test_the_clock_is_read_after_the_wait(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """A lease that ends while somebody waits for the row's lock has ended, whoever waits and for whatever."""
+        generation = await _stored(backend, tag="old")
+        await _stored(backend, OTHER, "old")
+        assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
+        await _expire(backend)
+        assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=2 * PAUSE)
+
+        async def lock() -> SealedRecord | None:
+            async with other.transaction() as transaction:
+                return await transaction.lock(KEY)
+
+        async with backend.transaction() as transaction:
+            held = await transaction.lock(KEY)
+            locking = asyncio.create_task(lock())
+            await _still_waits(locking)
+            # Nothing is written, so that the waiter gets the very version that it began to wait for.
+            await asyncio.sleep(2 * PAUSE)
+        record = await locking
+        assert record is not None
+        assert held is not None
+        assert record.as_of - held.as_of >= 2.5 * PAUSE * 1_000_000
+        assert record.lease_expires_in is not None
+        assert record.lease_expires_in < 0
+
+        generation = await _stored(backend, tag="old")
+        assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=2 * PAUSE)
+        async with backend.transaction() as transaction:
+            await transaction.lock(KEY)
+            completing = asyncio.ensure_future(
+                other.complete_lease(KEY, sealed("late"), generation=generation, holder="late")
+            )
+            await asyncio.wait([completing], timeout=PAUSE)
+            refused_at_once = completing.done()  # right as well: the lease was live at that moment
+            await asyncio.sleep(2 * PAUSE)
+        assert await completing is not refused_at_once
+        assert (await _row(backend)).generation == generation + (not refused_at_once)
+
+    @_on_two()
+    async def test_a_rollback_in_the_middle(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """Undoes what came before, frees the rows, and is the start of a new transaction; more than once."""
+        generation = await _stored(backend, tag="old")
+        async with backend.transaction() as transaction:
+            await transaction.rollback()  # nothing has begun
+            for tag in "12":
+                await transaction.lock(KEY)
+                await transaction.put({KEY: sealed("undone"), OTHER: sealed("undone")})
+                await transaction.delete(KEY)
+                await transaction.rollback()
+                await transaction.rollback()
+                # Others can lock and write at once, and the transaction sees it.
+                async with asyncio.timeout(2):
+                    async with other.transaction() as another:
+                        locked = await another.lock(KEY)
+                        assert locked is not None
+                        assert locked.tokens == sealed("old" if tag == "1" else "1")
+                    await other.put({KEY: sealed(tag)})
+                assert [record and record.tokens for record in await transaction.get([KEY, OTHER])] == [
+                    sealed(tag),
+                    None,
+                ]
+            locked = await transaction.lock(KEY)
+            assert locked is not None
+            assert (locked.tokens, locked.generation) == (sealed("2"), generation + 2)
+            writing = asyncio.ensure_future(other.put({KEY: sealed("last")}))
+            await _still_waits(writing)
+            await transaction.put({KEY: sealed("kept"), THIRD: sealed("kept")})
+        await writing
+        found = await other.get([KEY, OTHER, THIRD])
+        assert [record and record.tokens for record in found] == [sealed("last"), None, sealed("kept")]
+        assert (await _row(other)).generation == generation + 4
+        async with backend.transaction() as transaction:
+            await transaction.put({KEY: sealed("undone")})
+            await transaction.rollback()
+        assert (await _row(other)).tokens == sealed("last"), "nothing came after the rollback"
+
+    @_on_two()
+    async def test_waiting_for_a_lease_with_rollbacks(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """What the core does: lock, find a live lease, roll back, and lock again until its holder has completed."""
+        generation = await _stored(backend, tag="old")
+        assert await other.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
+        tries = 0
+
+        async def lock_unleased() -> SealedTokens:
+            nonlocal tries
+            async with backend.transaction() as transaction:
+                while True:
+                    record = await transaction.lock(KEY)
+                    assert record is not None
+                    if record.lease_holder is None:
+                        return record.tokens
+                    tries += 1
+                    await transaction.rollback()
+                    await asyncio.sleep(0.005)
+
+        waiters = [asyncio.create_task(lock_unleased()) for _ in range(12)]  # more than a usual pool has connections
+        await _eventually(lambda: _at_least(12, lambda: tries), "everybody has found the lease")
+        assert await other.complete_lease(KEY, sealed("new"), generation=generation, holder="h") is True
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.gather(*waiters) == [sealed("new")] * 12
+
+    @_on_two()
+    async def test_a_cancelled_rollback(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """Wherever it is cancelled: nothing of the transaction stays, neither writes nor locks nor connections."""
+        await _stored(backend, tag="old")
+
+        async def undo() -> None:
+            async with backend.transaction() as transaction:
+                await transaction.lock(KEY)
+                await transaction.put({KEY: sealed("undone")})
+                begun.set()
+                await transaction.rollback()
+
+        for steps in range(12):
+            begun = asyncio.Event()
+            task = asyncio.create_task(undo())
+            await begun.wait()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=1)
+            assert task.done()
+            async with asyncio.timeout(5), other.transaction() as transaction:
+                locked = await transaction.lock(KEY)
+                assert locked is not None
+                assert locked.tokens == sealed("old")
 
     @_on_two()
     async def test_a_transaction_and_leases(self, backend: LockingBackend, other: LockingBackend) -> None:
