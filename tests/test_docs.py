@@ -60,8 +60,8 @@ from tokenstore_sql.statements import Statements
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BACKENDS, LOCKING, SCHEMA, SEALING = (
-    ROOT / "docs" / f"{name}.md" for name in ("backends", "locking", "schema", "sealing")
+BACKENDS, LOCKING, PROVIDERS, REFRESH, SCHEMA, SEALING = (
+    ROOT / "docs" / f"{name}.md" for name in ("backends", "locking", "providers", "refresh", "schema", "sealing")
 )
 EXAMPLE = ROOT / "examples" / "tokenstore-jsonfile"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -234,7 +234,7 @@ def test_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("page", [LOCKING, SEALING], ids=named)
+@pytest.mark.parametrize("page", [LOCKING, REFRESH, PROVIDERS, SEALING], ids=named)
 def test_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python")
 
@@ -368,6 +368,8 @@ def test_what_is_to_be_installed_can_be() -> None:
                 elif what[1].startswith("."):
                     assert (ROOT / what[1] / "pyproject.toml").is_file(), block.place
                     assert {*(what[2] or "").split(",")} - {""} <= extras, block.place
+                elif what[1] == "tokenstore":
+                    assert {*(what[2] or "").split(",")} <= extras, block.place
                 else:
                     assert what[1] in {"tox", "alembic"}, block.place
     assert PROJECT["scripts"].keys() == {"tokenstore"}
@@ -562,7 +564,7 @@ def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
         lock = Statements(token_table(MetaData()), dialects[name]).lock
         statement = str(lock.compile(dialect=module.dialect()))
         [clause] = codes(found["the lock"][name])
-        assert statement.endswith(f" {clause}")
+        assert f" {clause}" in statement
         assert f"`SELECT … {clause}` at {dialects[name].isolation_level}" in prose(README)
         assert found["isolation"][name] == dialects[name].isolation_level
         code = found["when it ends in vain"][name].partition(" ")[0]

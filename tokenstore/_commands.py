@@ -600,7 +600,7 @@ def demo(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """See many processes find one expired token at once, with the row lock and without it.
+    """See many processes find one expired token at once, in three rounds: load_fresh_tokens, the row lock, neither.
 
     Everything is its own: a strict provider on loopback, a key, and a table that is dropped at the end. The database is
     a temporary SQLite file, or the one that --url names; TOKENSTORE_URL is not looked at.

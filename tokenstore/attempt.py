@@ -446,9 +446,13 @@ class Attempt:
         try:
             self.settled = await self._release(step.failure)
         except BackendError as error:
-            # Nobody else can be told; the lease ends by itself. The callers of this process are told.
             self._settings.telemetry.problem(self.key, "not_settled", "a failure could not be stored", error)
-            self.settled = True
+            if step.failure.retry_in is None:
+                raise  # only the row could tell whether the dead refresh token is still the row's
+            self.settled = True  # the lease ends by itself
+        if not self.settled:
+            # One that is still on its way in the server must not end the next lease.
+            self.goal = replace(self.goal, holder=new_name())
         return after_settle(step, settled=self.settled)
 
     async def _release(self, failure: Failure) -> bool:

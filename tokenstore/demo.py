@@ -1,7 +1,8 @@
-"""``tokenstore demo``: many processes find one expired token at the same moment, with the row lock and without it.
+"""``tokenstore demo``: many processes find one expired token at the same moment, in three rounds.
 
-Every number about the provider comes from the provider's own counters, and a token counts as working only if the
-provider's ``/resource`` took it after the round was over.
+They use ``load_fresh_tokens``, the row lock by hand, and neither. Every number about the provider comes from the
+provider's own counters, and a token counts as working only if the provider's ``/resource`` took it after the round was
+over.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from tokenstore.errors import BackendError, ConfigurationError, MissingDependencyError, TokenStoreError
 from tokenstore.keyring import Keyring, generate_key
+from tokenstore.records import TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.testing.provider import ProviderError, ProviderStats, StrictRotatingProvider, refresh_over_http
@@ -48,6 +50,14 @@ _PATIENCE: Final = 60.0
 _START: Final = 0.1  # seconds from the word "go" until everybody has it
 _CLEANUP: Final = 10.0
 
+_Served = Literal["refreshed", "waited"]
+_Mode = Literal["fresh", "row_lock", "neither"]
+_TITLES: Final[Mapping[_Mode, str]] = {
+    "fresh": "load_fresh_tokens",
+    "row_lock": "Row lock",
+    "neither": "Neither",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -58,10 +68,12 @@ class Round:
         refreshes: Those that issued new tokens.
         reuses: Those that presented a refresh token which had been used already.
         grant_alive: Whether the provider takes the stored access token and has not revoked the grant.
-        refreshed: Tasks that got new tokens from the provider and stored them.
-        waited: Tasks that found new tokens in the store.
+        refreshed: Tasks that got new tokens from the provider by their own call.
+        waited: Tasks that got those which another one's call had brought.
         working: Tasks whose access token the provider took once the round was over.
         errors: What the other tasks got, and how many of them.
+        connections: To the database: how many all processes held while the provider was answering; None if nobody
+            called it.
         wait_p50: Seconds until a waiting task had its token: the median.
         wait_max: The longest of those waits.
     """
@@ -74,13 +86,14 @@ class Round:
     waited: int
     working: int
     errors: Mapping[str, int]
+    connections: int | None
     wait_p50: float | None
     wait_max: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Both rounds, on one database."""
+    """The three rounds, on one database."""
 
     database: str
     processes: int
@@ -88,15 +101,19 @@ class Report:
     users: int
     latency: float
     seconds: float
-    with_lock: Round
-    without_lock: Round
+    fresh: Round
+    row_lock: Round
+    neither: Round
 
     @property
     def passed(self) -> bool:
-        """Whether the lock did what it is there for: one refresh, no reuse, no error, everybody served."""
-        locked = self.with_lock
-        everybody = locked.working == self.processes * self.tasks
-        return (locked.refreshes, locked.reuses) == (1, 0) and not locked.errors and locked.grant_alive and everybody
+        """Whether lease and lock did what they are there for: one call, no reuse, no error, everybody served."""
+        return all(
+            (found.requests, found.refreshes, found.reuses, found.working) == (1, 1, 0, self.processes * self.tasks)
+            and found.grant_alive
+            and not found.errors
+            for found in (self.fresh, self.row_lock)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -128,7 +145,7 @@ class _Plan:
 class _Outcome(NamedTuple):
     """What one task came to, and after how many seconds."""
 
-    role: Literal["refreshed", "waited", "failed"]
+    role: _Served | Literal["failed"]
     seconds: float
     error: str = ""
 
@@ -142,7 +159,7 @@ class _Failed(NamedTuple):
 def run_demo(
     url: str | None = None, *, processes: int = 8, tasks: int = 25, latency: float = 0.5, quiet: bool = False
 ) -> Report:
-    """Run both rounds and show them on standard output.
+    """Run the three rounds and show them on standard output.
 
     Args:
         url: The database; None: a temporary SQLite file. A table named ``tokenstore_demo_…`` is made and dropped.
@@ -188,7 +205,7 @@ def run_demo(
         interrupts.check()
         fleet = stack.enter_context(_Fleet(plan, processes, interrupts))
         stack.enter_context(display)
-        rounds = [_round(plan, provider, fleet, display, locked=locked) for locked in (True, False)]
+        rounds = [_round(plan, provider, fleet, display, mode) for mode in _TITLES]
     report = Report(plan.database, processes, tasks, _USERS, latency, round(time.monotonic() - begun, 3), *rounds)
     display.conclude(report)
     return report
@@ -214,12 +231,13 @@ async def _serve_rounds(pipe: Connection, plan: _Plan) -> None:
     import httpx
 
     async with plan.open_store() as store, httpx.AsyncClient(base_url=plan.base_url, trust_env=False) as client:
-        while (locked := pipe.recv()) is not None:
+        while (mode := pipe.recv()) is not None:
             await store.load_tokens(_PROVIDER, _USER)  # every import done and a connection open before the start
             pipe.send("ready")
             start = pipe.recv()
             await asyncio.sleep(start - time.time())
-            tokens = await asyncio.gather(*(_task(pipe, plan, store, locked) for _ in range(plan.tasks)))
+            tasks = (_task(pipe, plan, store, mode) for _ in range(plan.tasks))
+            _, *tokens = await asyncio.gather(_count(pipe, store), *tasks)
             # Only when all are through is it known what the tokens are worth.
             pipe.recv()
             answers = [
@@ -228,14 +246,27 @@ async def _serve_rounds(pipe: Connection, plan: _Plan) -> None:
             pipe.send(sum(answer.status_code == 200 for answer in answers))
 
 
-async def _task(pipe: Connection, plan: _Plan, store: AuthTokenStore, locked: bool) -> str | None:
+async def _count(pipe: Connection, store: Any) -> None:
+    """When asked, tell how many connections are held all the while: a query that comes and goes holds none."""
+    await asyncio.to_thread(pipe.recv)
+    held = []
+    for _ in range(20):
+        held.append(store._backend._engine.pool.checkedout())
+        await asyncio.sleep(0.01)  # shorter than the pause between two polls of a leased row
+    pipe.send(min(held))
+
+
+async def _task(pipe: Connection, plan: _Plan, store: AuthTokenStore, mode: _Mode) -> str | None:
     """The access token that one task ends up with, or None."""
     import httpx
 
     began = time.perf_counter()
     try:
-        async with store.transaction() as tx:
-            role, access_token = await _contract(plan, store, tx, locked)
+        if mode == "fresh":
+            role, access_token = await _fresh(plan, store)
+        else:
+            async with store.transaction() as tx:
+                role, access_token = await _contract(plan, store, tx, locked=mode == "row_lock")
     except (ProviderError, TokenStoreError) as error:
         outcome = _Outcome("failed", time.perf_counter() - began, str(error))
         access_token = None
@@ -248,19 +279,34 @@ async def _task(pipe: Connection, plan: _Plan, store: AuthTokenStore, locked: bo
     return access_token
 
 
-async def _contract(
-    plan: _Plan, store: AuthTokenStore, tx: Any, locked: bool
-) -> tuple[Literal["refreshed", "waited"], str]:
-    """The three steps that the README shows: load (with the lock or, wrongly, without), refresh, store."""
+async def _fresh(plan: _Plan, store: AuthTokenStore) -> tuple[_Served, str]:
+    """The one call that the README shows."""
+    role: _Served = "waited"
+
+    async def refresh(record: TokenRecord) -> dict[str, Any]:
+        nonlocal role
+        role = "refreshed"
+        return await _ask(plan, record)
+
+    record: Any = await store.load_fresh_tokens(_PROVIDER, _USER, refresh=refresh)
+    return role, record["access_token"]
+
+
+async def _contract(plan: _Plan, store: AuthTokenStore, tx: Any, *, locked: bool) -> tuple[_Served, str]:
+    """The three steps of a refresh by hand: load (with the lock or, wrongly, without), refresh, store."""
     record = await tx.load_tokens(_PROVIDER, _USER, for_update=locked)
     if store.is_access_token_valid(record):
         return "waited", record["access_token"]
-    new = await refresh_over_http(
-        plan.token_url, record["refresh_token"], client_id=plan.client_id, client_secret=plan.client_secret
-    )
+    new = await _ask(plan, record)
     expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
     await tx.store_tokens(_PROVIDER, _USER, new["access_token"], new["refresh_token"], expires_at)
     return "refreshed", new["access_token"]
+
+
+async def _ask(plan: _Plan, record: Mapping[str, Any]) -> dict[str, Any]:
+    return await refresh_over_http(
+        plan.token_url, record["refresh_token"], client_id=plan.client_id, client_secret=plan.client_secret
+    )
 
 
 # -- in the parent ---------------------------------------------------------------------------------
@@ -305,6 +351,9 @@ class _Fleet:
                 process.kill()
                 process.join()
 
+    def __len__(self) -> int:
+        return self._size
+
     def tell(self, word: object) -> None:
         """Send to all."""
         for pipe in self._pipes:
@@ -337,27 +386,47 @@ class _Fleet:
                     del missing[pipe]
 
 
-def _round(plan: _Plan, provider: StrictRotatingProvider, fleet: _Fleet, display: _Display, *, locked: bool) -> Round:
-    display.begin(locked=locked)
+def _round(plan: _Plan, provider: StrictRotatingProvider, fleet: _Fleet, display: _Display, mode: _Mode) -> Round:
+    display.begin(_TITLES[mode])
     asyncio.run(_expire(plan, provider))
-    fleet.tell(locked)
+    fleet.tell(mode)
     for _ in fleet.hear():
         pass
     before = provider.stats()
-    fleet.tell(time.time() + _START)
-    outcomes = []
-    for number, outcome in fleet.hear(plan.tasks):
-        outcomes.append((number, outcome))
-        display.advance(number, outcome)
+    outcomes: list[tuple[int, _Outcome]] = []
+    held: list[int] = []
+    with ExitStack() as answers:
+        answers.enter_context(provider.hold())  # until all have counted their connections
+        fleet.tell(time.time() + _START)
+        with suppress(TimeoutError):  # the outcomes will say why nobody calls it
+            provider.wait_for_requests(before.requests + 1)
+        time.sleep(provider.latency / 2)
+        called = provider.stats().in_flight > 0
+        fleet.tell("count your connections")
+        for number, message in fleet.hear(plan.tasks + 1):
+            if isinstance(message, _Outcome):
+                outcomes.append((number, message))
+                display.advance(number, message)
+                continue
+            held.append(message)
+            if len(held) == len(fleet):
+                answers.close()
     fleet.tell("all are through")
     working = sum(count for _, count in fleet.hear())
     after = provider.stats()
     display.end()
-    return _evaluate(outcomes, working, before, after, alive=asyncio.run(_stored_token_works(plan)))
+    alive = asyncio.run(_stored_token_works(plan))
+    return _evaluate(outcomes, working, sum(held) if called else None, before, after, alive=alive)
 
 
 def _evaluate(
-    outcomes: Sequence[tuple[int, _Outcome]], working: int, before: ProviderStats, after: ProviderStats, *, alive: bool
+    outcomes: Sequence[tuple[int, _Outcome]],
+    working: int,
+    connections: int | None,
+    before: ProviderStats,
+    after: ProviderStats,
+    *,
+    alive: bool,
 ) -> Round:
     roles = Counter(outcome.role for _, outcome in outcomes)
     waits = sorted(outcome.seconds for _, outcome in outcomes if outcome.role == "waited")
@@ -370,6 +439,7 @@ def _evaluate(
         waited=roles["waited"],
         working=working,
         errors=dict(Counter(outcome.error for _, outcome in outcomes if outcome.role == "failed").most_common()),
+        connections=connections,
         wait_p50=round(statistics.median(waits), 3) if waits else None,
         wait_max=round(waits[-1], 3) if waits else None,
     )
@@ -512,8 +582,8 @@ class _Display:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
-    def begin(self, *, locked: bool) -> None:
-        self._title = "With the lock   " if locked else "Without the lock"
+    def begin(self, title: str) -> None:
+        self._title = f"{title:{max(map(len, _TITLES.values()))}}"
         self._roles: Counter[str] = Counter()
         self._by = 0
         self._bar = self._progress.add_task(self._title, total=self._total, note="")
@@ -538,32 +608,34 @@ class _Display:
         from rich import box
         from rich.table import Table
 
-        rounds = (report.with_lock, report.without_lock)
+        rounds = dict(zip(_TITLES.values(), (report.fresh, report.row_lock, report.neither), strict=True))
         table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-        for title, found in zip(("With the lock", "Without the lock"), rounds, strict=True):
+        for title, found in rounds.items():
             table.add_column(title, header_style="bold", style="green" if found.working == self._total else "red")
 
         def row(label: str, cell: Callable[[Round], str]) -> None:
-            table.add_row(label, *map(cell, rounds))
+            table.add_row(label, *map(cell, rounds.values()))
 
         row("Calls of the provider", lambda found: str(found.requests))
         row("  that got new tokens", lambda found: str(found.refreshes))
         row("  with a used refresh token", lambda found: str(found.reuses))
-        row("Tasks that waited: median, longest", _waits)
+        row("Connections held meanwhile", lambda found: _or_dash(found.connections))
+        row("Median wait", lambda found: _or_dash(found.wait_p50, ".1f", " s"))
+        row("Longest wait", lambda found: _or_dash(found.wait_max, ".1f", " s"))
         row("Tasks with an error", lambda found: str(sum(found.errors.values())))
-        row("Tasks with a token that works", lambda found: f"{found.working} of {self._total}")
-        row("The user's grant", lambda found: "alive" if found.grant_alive else "revoked: log in again")
+        row("Tasks with a working token", lambda found: f"{found.working} of {self._total}")
+        row("The user's grant", lambda found: "alive" if found.grant_alive else "revoked")
         self._console.print(table)
-        for title, found in zip(("With", "Without"), rounds, strict=True):
+        for title, found in rounds.items():
             for error, count in found.errors.items():
-                self._console.print(f"{title} the lock, {count} times: {error}", markup=False)
+                self._console.print(f"{title}, {count} times: {error}", markup=False)
         verdict = (
-            "[green]The lock held:[/] one refresh served every task"
+            "[green]Lease and lock held:[/] one refresh served every task"
             if report.passed
-            else "[red]The lock did not hold:[/] please report this with the output of `tokenstore demo --json`"
+            else "[red]Lease or lock did not hold:[/] please report this with the output of `tokenstore demo --json`"
         )
         self._console.print(f"{verdict} ({report.seconds:.0f} s).")
 
 
-def _waits(found: Round) -> str:
-    return "none" if found.wait_p50 is None else f"{found.wait_p50:.1f} s, {found.wait_max:.1f} s"
+def _or_dash(number: float | None, form: str = "", unit: str = "") -> str:
+    return "-" if number is None else f"{number:{form}}{unit}"

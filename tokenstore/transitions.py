@@ -271,5 +271,9 @@ def after_reread(goal: Goal, step: Reread, row: View | None) -> tuple[Goal, Step
 
 
 def after_settle(step: Settle, *, settled: bool) -> Step:
-    """The failure counts if it was this generation's; else there are newer tokens, or another holder, to look at."""
+    """The failure counts if it was this generation's; else there are newer tokens, or another holder, to look at.
+
+    Not settled means that the database refused, never that nobody knows: the lease that is read then could be this
+    refresh's own, which would call the provider again.
+    """
     return End(Outcome.FAILED, step.failure) if settled else Read()

@@ -250,12 +250,14 @@ class OAuth2Refresher:
 
     async def _ask(self, label: str, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer:
         """The endpoint's answer, whatever it is; ProviderUnavailableError where there is none."""
-        outcome: Answer | NoAnswer = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
+        too_late = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
+        outcome: Answer | NoAnswer = too_late
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 outcome = await self._attempt(url, form, repeatable=repeatable)
                 if self._worth_repeating(outcome, repeatable=repeatable):
                     await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
+                    outcome = too_late  # from here on the first attempt tells nothing
                     outcome = await self._attempt(url, form, repeatable=repeatable)
         if isinstance(outcome, NoAnswer):
             # Here, outside of the handlers: httpx's exceptions carry the request, with its secrets.
@@ -270,9 +272,9 @@ class OAuth2Refresher:
     async def _attempt(self, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer | NoAnswer:
         import httpx
 
-        # Half for an attempt that may be followed by another.
-        half = self._timeout / 2
-        timeout = httpx.Timeout(half if repeatable else self._timeout, connect=half, pool=half)
+        # Where another attempt may follow, it has to fit in, too.
+        short = self._timeout * 0.4
+        timeout = httpx.Timeout(short if repeatable else self._timeout, connect=short, pool=short)
         headers, body = self._client.sign(url, form)
         opened: list[Any] = []
 
