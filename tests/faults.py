@@ -1,0 +1,412 @@
+"""Connections that are cut at a chosen statement: before the server has it, or after it ran, with its reply lost.
+
+    async with faulty(url) as faults, open_store(faults.url, keyring=keyring) as store:
+        await store.load_tokens(...)  # connects, so that what follows starts alike in each run
+        with faults.counted() as statements:
+            await cycle(store)
+
+and, from the same beginning, with another store for each `at` of `range(len(statements))` and each `when`:
+
+        with faults.cut(at, when="after") as cut:
+            await cycle(store)  # the statement is carried out, and the connection is lost with the reply
+        assert cut.happened
+
+The same store would do for one run alone: drivers prepare a statement when they first, or often, meet it on a
+connection, so that the count depends on what there was before. The URL that `faulty` took stays the direct way, to look
+at what has become of a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+import struct
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from unittest import mock
+from weakref import WeakSet
+
+from sqlalchemy import make_url
+
+__all__ = ["Cut", "FaultProxy", "Faults", "FaultySQLite", "How", "When", "faulty"]
+
+T = TypeVar("T")
+When = Literal["before", "after"]
+How = Literal["reset", "end", "silence"]
+
+_SHOWN = 120  # of a statement: enough to tell which it is
+
+
+@dataclass
+class Cut:
+    """One cut.
+
+    Attributes:
+        at: At which statement, counted from 0 since the arming, whichever connection sends it.
+        when: `before` the server has it, or `after` the server has answered it.
+        how: How the client learns of it: by a reset, by the stream's end, or (`silence`) not at all; then the server's
+            session, too, goes on until the client gives up.
+        statements: The beginnings of the statements sent since the arming.
+        happened: Whether the connection has been cut.
+    """
+
+    at: int
+    when: When
+    how: How
+    statements: list[str] = field(default_factory=list)
+    happened: bool = False
+
+
+class Faults(ABC):
+    """A way to a database on which connections can be cut.
+
+    A statement is one round trip after the log-in, of any kind: also a ping, SET, BEGIN, COMMIT or a driver's PREPARE.
+
+    Attributes:
+        url: The way through, for ``open_store``.
+        refuse: Whether new connections are refused.
+        ways: What there is of :data:`How`.
+    """
+
+    ways: ClassVar[tuple[How, ...]] = ("reset", "end", "silence")
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.refuse = False
+        self._armed: list[Cut] = []
+        self._lock = threading.Lock()  # SQLite's statements run in threads
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(self, *_: object) -> None: ...
+
+    @abstractmethod
+    def through(self, url: str) -> str:
+        """The way through to what another URL of the same server names; for SQLite, of any file."""
+
+    @abstractmethod
+    def cut_all(self) -> None:
+        """Cut every open connection, as a server's restart does; new ones work."""
+
+    @contextmanager
+    def cut(self, at: int, when: When, how: How = "reset") -> Iterator[Cut]:
+        """Cut the connection at the ``at``-th statement from now on, once. Several cuts may be armed, and each counts.
+
+        When and where are exact for tasks that take turns. What a cut sets off, retries say, is counted, too.
+        """
+        assert how in self.ways, f"there is no cut by {how} here"
+        cut = Cut(at, when, how)
+        self._armed = [*self._armed, cut]
+        try:
+            yield cut
+        finally:
+            self._armed = [other for other in self._armed if other is not cut]
+
+    @contextmanager
+    def counted(self) -> Iterator[list[str]]:
+        """The statements that are sent from now on, none of them cut."""
+        with self.cut(-1, "before") as cut:
+            yield cut.statements
+
+    def reached(self, statement: str) -> Cut | None:
+        """Count a statement. Returns the cut that it meets."""
+        with self._lock:
+            for cut in self._armed:
+                cut.statements.append(statement[:_SHOWN])
+            return next((cut for cut in self._armed if len(cut.statements) == cut.at + 1), None)
+
+
+def faulty(url: str) -> Faults:
+    """The faults that fit a URL's database. They begin and end with ``async with``."""
+    return FaultySQLite(url) if make_url(url).get_backend_name() == "sqlite" else FaultProxy(url)
+
+
+# ---- Servers: as much of each protocol as tells where a statement and its reply end
+
+
+class _Postgres:
+    """Messages have a type, but for the client's first ones, and a length that counts itself."""
+
+    _ENCRYPT = (80877103, 80877104)  # by TLS or GSSAPI, under which there would be nothing to parse
+
+    def __init__(self) -> None:
+        self._up, self._down, self._unit = bytearray(), bytearray(), bytearray()
+        self._typed = self._logged_in = self._synced = False
+        self._label, self._prepared = "", dict[bytes, str]()
+
+    def sent(self, data: bytes, answer: Callable[[bytes], None]) -> Iterator[tuple[bytes, str | None]]:
+        """What to pass on to the server, in parts, each with the statement that it is, if it is one."""
+        self._up += data
+        while message := _first(self._up, ">I", int(self._typed), int(self._typed)):
+            if not self._typed:
+                if int.from_bytes(message[4:8], "big") in self._ENCRYPT:
+                    answer(b"N")
+                else:
+                    self._typed = True
+                    yield message, None
+                continue
+            # The server acts on Parse, Bind, Describe, Execute and Close as they come: they wait for Sync or Flush.
+            kind = message[:1]
+            self._unit += message
+            name, _, rest = message[5:].partition(b"\0")
+            if kind == b"P":
+                self._prepared[name] = _text(rest.partition(b"\0")[0])
+                self._label = f"PREPARE {self._prepared[name]}"
+            elif kind in b"BQ":
+                self._label = _text(name) if kind == b"Q" else self._prepared.get(rest.partition(b"\0")[0], "EXECUTE")
+            if kind not in b"PBDEC":
+                self._synced = kind != b"H"
+                yield bytes(self._unit), self._label if self._logged_in and kind in b"QSH" else None
+                self._unit.clear()
+                self._label = "SYNC"
+
+    def received(self, data: bytes) -> bool:
+        """Whether the last statement's reply is there with this."""
+        self._down += data
+        kinds = [message[:1] for message in iter(lambda: _first(self._down, ">I", 1, 1), b"")]
+        self._logged_in = self._logged_in or b"Z" in kinds
+        # Ready for the next query, and not before, is who has committed. A Flush commits nothing.
+        return b"Z" in kinds if self._synced else bool(kinds)
+
+
+class _MySQL:
+    """Packets have a length and a number, which is 0 where a command begins."""
+
+    _QUIT, _QUERY = 1, 3
+
+    def __init__(self) -> None:
+        self._up, self._down = bytearray(), bytearray()
+
+    def sent(self, data: bytes, answer: Callable[[bytes], None]) -> Iterator[tuple[bytes, str | None]]:
+        self._up += data
+        while packet := _first(self._up, "<I", 0, 4):
+            # The log-in goes on from the number of the server's greeting, a command of 16 MiB from its first packet's.
+            command = packet[4] if packet[3] == 0 else self._QUIT
+            label = _text(packet[5:]) if command == self._QUERY else f"COMMAND {command}"
+            yield packet, None if command == self._QUIT else label
+
+    def received(self, data: bytes) -> bool:
+        # The first packet says that the statement has run and, where it commits itself, is committed. So nobody has to
+        # know where a result set ends.
+        self._down += data
+        return len(list(iter(lambda: _first(self._down, "<I", 0, 4), b""))) > 0
+
+
+def _first(buffer: bytearray, length: Literal[">I", "<I"], at: int, more: int) -> bytes:
+    """Take the first message off a buffer; empty as long as it is not whole."""
+    message = b""
+    if len(buffer) >= at + 4:
+        (size,) = struct.unpack_from(length, buffer, at)
+        size = more + (size & 0xFFFFFF if length == "<I" else size)  # MySQL's has three bytes
+        if len(buffer) >= size:
+            message = bytes(buffer[:size])
+            del buffer[:size]
+    return message
+
+
+def _text(data: bytes) -> str:
+    return data[: 4 * _SHOWN].decode(errors="replace")
+
+
+class FaultProxy(Faults):
+    """A proxy on the loopback interface, in this event loop, for clients in any process. It admits no encryption."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        parsed = make_url(url)
+        postgres = parsed.get_backend_name() == "postgresql"
+        self.wire: type[_Postgres | _MySQL] = _Postgres if postgres else _MySQL
+        self.server = (parsed.host or "127.0.0.1", parsed.port or (5432 if postgres else 3306))
+        self._lines: dict[_Line, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = self.through(self.url)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        self.refuse = True  # who has been accepted, but not yet got here
+        self.cut_all()
+        await asyncio.gather(*self._lines.values())
+        await self._listener.wait_closed()
+
+    def through(self, url: str) -> str:
+        host, port = self._listener.sockets[0].getsockname()
+        return make_url(url).set(host=host, port=port).render_as_string(hide_password=False)
+
+    def cut_all(self) -> None:
+        for line in self._lines:
+            line.cut("reset")
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            _reset(writer)
+        else:
+            line = _Line(self, reader, writer)
+            self._lines[line] = asyncio.create_task(line.run())
+
+
+class _Line:
+    """A client's connection to the proxy, with the proxy's own to the server."""
+
+    def __init__(self, proxy: FaultProxy, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        self._proxy, self._wire = proxy, proxy.wire()
+        self._reader = reader
+        self._writers = [client]
+        self._met: Cut | None = None
+        self._silent = False
+
+    async def run(self) -> None:
+        """Pass on what comes until either side goes. Tests send little: nobody need be slowed down."""
+        try:
+            with suppress(OSError):
+                reader, server = await asyncio.open_connection(*self._proxy.server)
+                self._writers.append(server)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._send(server))
+                    group.create_task(self._receive(reader))
+        finally:
+            for writer in self._writers:
+                writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
+
+    def cut(self, how: How) -> None:
+        if self._met is not None:
+            self._met.happened = True
+        if how == "reset":
+            _reset(self._writers[0])
+        for writer in self._writers if how != "silence" else ():
+            writer.close()
+        self._silent = True
+
+    async def _send(self, server: asyncio.StreamWriter) -> None:
+        async for data in _chunks(self._reader):
+            for part, statement in self._wire.sent(data, self._writers[0].write):
+                if statement is not None and not self._silent:
+                    self._met = self._proxy.reached(statement)
+                if self._met is not None and self._met.when == "before":
+                    self.cut(self._met.how)
+                if not self._silent:
+                    server.write(part)
+        server.close()
+
+    async def _receive(self, server: asyncio.StreamReader) -> None:
+        async for data in _chunks(server):
+            complete = self._wire.received(data)
+            if self._met is None and not self._silent:
+                self._writers[0].write(data)
+            elif self._met is not None and complete:  # not a byte of the reply has got through
+                self.cut(self._met.how)
+        if not self._silent:
+            self.cut("end")
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    with suppress(OSError):
+        while data := await reader.read(1 << 16):
+            yield data
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):  # where it is closed already
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+# ---- SQLite
+
+
+class FaultySQLite(Faults):
+    """Another spelling of a file's path, under which this process's connections fail as on a disk that is gone."""
+
+    ways = ("reset",)
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._detour = f"through-{token_hex(4)}"
+        self._connections = WeakSet[_Connection]()
+
+    async def __aenter__(self) -> Self:
+        self.url = self.through(self.url)
+        self._connect = sqlite3.connect
+        self._patch = mock.patch.object(sqlite3, "connect", self._connect_through)
+        self._patch.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._patch.stop()
+
+    def through(self, url: str) -> str:
+        parsed = make_url(url)
+        file = Path(parsed.database or "").absolute()
+        (file.parent / self._detour).mkdir(exist_ok=True)
+        return parsed.set(database=str(file.parent / self._detour / ".." / file.name)).render_as_string()
+
+    def cut_all(self) -> None:
+        for connection in self._connections:
+            connection.lost = True  # which its next statement, or its end, finds out, in the thread that may
+
+    def _connect_through(self, file: Any, *args: Any, factory: type = sqlite3.Connection, **options: Any) -> Any:
+        if self._detour not in Path(file).parts:
+            return self._connect(file, *args, factory=factory, **options)
+        if self.refuse:
+            raise _error("unable to open database file", "SQLITE_CANTOPEN")
+        faulty_class: Any = type("Faulty", (_Connection, factory), {"faults": self})
+        connection: _Connection = self._connect(file, *args, factory=faulty_class, **options)
+        self._connections.add(connection)
+        return connection
+
+
+class _Connection(sqlite3.Connection):
+    """Mixed into whatever class is asked for. As a failing SQLite does, it rolls back what was open."""
+
+    faults: ClassVar[Faults]
+    lost = False
+
+    def cursor(self, factory: object = None) -> Any:
+        return super().cursor(_Cursor)
+
+    def execute(self, *args: Any) -> Any:
+        return self.cursor().execute(*args)
+
+    def commit(self) -> None:
+        return self.carry_out("COMMIT", super().commit) if self.in_transaction else None
+
+    def rollback(self) -> None:
+        return self.carry_out("ROLLBACK", super().rollback) if self.in_transaction else None
+
+    def carry_out(self, statement: str, action: Callable[[], T]) -> T:
+        cut = None if self.lost else self.faults.reached(statement)
+        if cut is None and not self.lost:
+            return action()
+        if cut is not None:
+            if cut.when == "after":
+                with suppress(sqlite3.Error):  # a reply as good as any to be lost
+                    action()
+            self.lost = cut.happened = True
+        super().rollback()
+        raise _error("disk I/O error", "SQLITE_IOERR")
+
+
+class _Cursor(sqlite3.Cursor):
+    def execute(self, statement: str, parameters: Any = ()) -> Any:
+        connection = cast(_Connection, self.connection)
+        execute = super().execute
+        return connection.carry_out(statement, lambda: execute(statement, parameters))
+
+
+def _error(message: str, name: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorname, error.sqlite_errorcode = name, getattr(sqlite3, name)
+    return error
