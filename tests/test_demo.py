@@ -49,30 +49,34 @@ def tables(url: str) -> set[str]:
 
 def check(report: dict[str, Any], total: int) -> None:
     """What every report must say."""
-    locked, unlocked = report["with_lock"], report["without_lock"]
+    fresh, row_lock, neither = report["fresh"], report["row_lock"], report["neither"]
     assert report["passed"]
-    waits = locked.pop("wait_p50"), locked.pop("wait_max")
-    assert 0 < waits[0] <= waits[1]
-    assert waits[1] >= report["latency"] * 0.9
-    assert locked == {
-        "requests": 1,
-        "refreshes": 1,
-        "reuses": 0,
-        "grant_alive": True,
-        "refreshed": 1,
-        "waited": total - 1,
-        "working": total,
-        "errors": {},
-    }
-    assert unlocked["reuses"] >= 1
-    assert unlocked["requests"] == unlocked["refreshes"] + unlocked["reuses"]
-    assert not unlocked["grant_alive"]
-    assert unlocked["working"] == 0
-    assert unlocked["refreshed"] + unlocked["waited"] + sum(unlocked["errors"].values()) == total
+    assert fresh.pop("connections") == 0
+    assert 1 <= row_lock.pop("connections") <= report["processes"]
+    for found in (fresh, row_lock):
+        waits = found.pop("wait_p50"), found.pop("wait_max")
+        assert 0 < waits[0] <= waits[1]
+        assert waits[1] >= report["latency"] * 0.9
+        assert found == {
+            "requests": 1,
+            "refreshes": 1,
+            "reuses": 0,
+            "grant_alive": True,
+            "refreshed": 1,
+            "waited": total - 1,
+            "working": total,
+            "errors": {},
+        }
+    assert neither["reuses"] >= 1
+    assert neither["requests"] == neither["refreshes"] + neither["reuses"]
+    assert not neither["grant_alive"]
+    assert neither["working"] == 0
+    assert neither["connections"] >= 1
+    assert neither["refreshed"] + neither["waited"] + sum(neither["errors"].values()) == total
 
 
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+aiomysql"]))  # one a database
-def test_one_refresh_with_the_lock_a_lost_grant_without_it_and_no_table_left(
+def test_one_refresh_with_lease_or_lock_a_lost_grant_with_neither_and_no_table_left(
     row: Row, url: str, tmp_path: Path, keyring: Keyring
 ) -> None:
     """The URL names a table that is in use: the demo neither reads nor changes nor drops it."""
@@ -103,8 +107,8 @@ def test_without_a_url_it_needs_nothing_and_explains_itself(tmp_path: Path) -> N
         "8 processes with 25 tasks each",
         "199 waited",
         "200 of 200",
-        "revoked: log in again",
-        "The lock held:",
+        "revoked",
+        "Lease and lock held:",
     ):
         assert words in done.stdout
 
@@ -116,7 +120,7 @@ def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("after", "ending"),
-    [("processes", signal.SIGINT), ("With the lock", signal.SIGINT), ("With the lock", signal.SIGTERM)],
+    [("processes", signal.SIGINT), ("load_fresh_tokens", signal.SIGINT), ("load_fresh_tokens", signal.SIGTERM)],
     ids=["early-SIGINT", "between-rounds-SIGINT", "between-rounds-SIGTERM"],
 )
 @pytest.mark.parametrize("row", params(names=["sqlite"]))

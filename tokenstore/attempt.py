@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tokenstore.errors import (
     BackendError,
@@ -71,6 +71,8 @@ __all__ = [
     "pause",
     "validity",
 ]
+
+T = TypeVar("T")
 
 Refresh = Callable[[TokenRecord], Awaitable[Mapping[str, Any]]]
 """Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
@@ -350,8 +352,10 @@ class Attempt:
         # It cannot end sooner than this, however long the statement takes.
         self._leased_until = time.monotonic() + self._settings.lease
         try:
-            granted = await self._backend.claim_lease(
-                self.key, generation=step.generation, holder=self.goal.holder, duration=self._settings.lease
+            granted = await self._answered(
+                self._backend.claim_lease(
+                    self.key, generation=step.generation, holder=self.goal.holder, duration=self._settings.lease
+                )
             )
         except LockTimeoutError:
             granted = False  # whoever holds the row's lock may be refreshing it
@@ -403,8 +407,10 @@ class Attempt:
 
     async def _save(self, step: Save) -> Step:
         try:
-            saved = await self._backend.complete_lease(
-                self.key, self._issued, generation=step.generation, holder=self.goal.holder
+            saved = await self._answered(
+                self._backend.complete_lease(
+                    self.key, self._issued, generation=step.generation, holder=self.goal.holder
+                )
             )
         except BackendError as error:
             await self._persist(error)
@@ -459,17 +465,30 @@ class Attempt:
         self._backoff.reset()
         while True:
             try:
-                return await self._backend.release_lease(
-                    self.key, generation=self._last.row.generation, holder=self.goal.holder, failure=failure
+                return await self._answered(
+                    self._backend.release_lease(
+                        self.key, generation=self._last.row.generation, holder=self.goal.holder, failure=failure
+                    )
                 )
             except _TRANSIENT as error:
                 await self._backoff.pause(error)
 
     async def _fetch(self) -> SealedRecord | None:
-        (row,) = await self._backend.get([self.key])
+        (row,) = await self._answered(self._backend.get([self.key]))
         self._backoff.reset()
         self._seen = None if row is None else Seen(row, time.monotonic())
         return row
+
+    async def _answered(self, call: Awaitable[T]) -> T:
+        """A connection that is dead without a word must not keep a refresh waiting; another one may be alive."""
+        scope = asyncio.timeout(self._settings.timeout)
+        try:
+            async with scope:
+                return await call
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        raise BackendUnavailableError(f"{self.key}: no answer of the database within {self._settings.timeout:g} s")
 
     def _judged(self, row: SealedRecord | None) -> View | None:
         if row is None:
