@@ -138,6 +138,24 @@ class _NoLock(AnyBackend):
             yield _Unlocked(transaction)
 
 
+class _Unforgetting:
+    """A transaction whose rollback in the middle does nothing."""
+
+    def __init__(self, real: BackendTransaction) -> None:
+        self.get, self.put, self.delete, self.lock = real.get, real.put, real.delete, real.lock
+
+    async def rollback(self) -> None:
+        await _network()
+
+
+@_fault("rollback that does nothing", "wrong generation", "stale read", *_LOST)
+class _NoRollback(AnyBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with super().transaction() as transaction:
+            yield _Unforgetting(transaction)
+
+
 async def _execute(statement: Executable, rows: Rows) -> None:
     await rows.connection.execute(statement)
 

@@ -24,8 +24,9 @@ from hypothesis.errors import Flaky
 
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
-from tokenstore.protocol import Backend
-from tokenstore.records import Failure, SealedTokens, TokenKey, TokenRecord, to_epoch_us
+from tokenstore.protocol import Backend, SupportsRowLocks
+from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord, to_epoch_us
+from tokenstore.sealing import open_record
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.history import Mixture, NotLinearizable, Operation, Version, check_history
 
@@ -66,6 +67,7 @@ class Step:
         cancel_at: Which of its own suspensions the step is cancelled at.
         deletes: `update` deletes what it read.
         rolls_back: `update` is undone.
+        restarts: `update` rolls back in the middle, and starts again in the same transaction.
         brief: `claim` takes a lease that may expire at once.
         ends: How `claim` goes on when it was granted, after the pause.
         which: Whose claim to `complete` or `release`, counted from the last one.
@@ -78,6 +80,7 @@ class Step:
     cancel_at: int | None = None
     deletes: bool = False
     rolls_back: bool = False
+    restarts: bool = False
     brief: bool = False
     ends: Literal["complete", "release"] | None = None
     which: int = 0
@@ -102,7 +105,7 @@ def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
     rarely = st.sampled_from((False, False, False, True))
     which = st.integers(0, 2)
     fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
-        "update": {"deletes": rarely, "rolls_back": rarely},
+        "update": {"deletes": rarely, "rolls_back": rarely, "restarts": rarely},
         "claim": {"brief": st.booleans(), "ends": st.sampled_from((None, "complete", "release")), "fails": rarely},
         "complete": {"which": which},
         "release": {"which": which, "fails": rarely},
@@ -263,26 +266,34 @@ class _Actor:
         writes: list[tuple[Literal["update", "put", "delete"], dict[str, Any]]] = []
         committing = False
         try:
-            async with self.tokens.transaction() as transaction:
+            # The backend's own, as the store's waits for leases, which these programs leave behind.
+            assert isinstance(self.backend, SupportsRowLocks)
+            async with self.backend.transaction() as transaction:
+                if step.restarts:
+                    for key in map(self._key, step.keys):
+                        await transaction.lock(key)
+                        await transaction.put({key: sealed(self.keyring, key, f"undone by {self.name}")})
+                        await _pause(step.pause)
+                    await transaction.rollback()
                 for key in map(self._key, step.keys):
                     begun: dict[str, Any] = {"key": key, "by": self.name, "invoked": self.stage.clock()}
-                    seen = version(await transaction.load_tokens(*key, for_update=True))
+                    seen = self._version(await transaction.lock(key))
                     self._record("get", **begun, returned=self.stage.clock(), seen=seen)
                     await _pause(step.pause)
                     if seen is None:
                         begun["invoked"] = self.stage.clock()  # no row, no lock
                     written = None
                     if step.deletes:
-                        effect: dict[str, Any] = {"ok": await transaction.delete_tokens(*key)}
+                        effect: dict[str, Any] = {"ok": await transaction.delete(key)}
                     else:
                         written = next(self.ids)
-                        await transaction.store_tokens(*key, **tokens(written))
+                        await transaction.put({key: sealed(self.keyring, key, written)})
                         effect = {"value": written}
                     if seen is not None:
                         writes.append(("update", begun | {"seen": seen, "value": written}))
                     else:
                         writes.append(("delete" if step.deletes else "put", begun | effect))
-                    own = version(await transaction.load_tokens(*key))
+                    own = self._version(*await transaction.get([key]))
                     if (own and own.value) != written and not (step.deletes and seen is None):
                         raise Unexpected("own write unseen", f"{self.name} wrote {written} and then read {own}")
                     await _pause(step.pause)
@@ -298,6 +309,9 @@ class _Actor:
             raise  # before the commit began, a cancelled transaction is an undone one
         for name, fields in writes:
             self._record(name, **fields, returned=self.stage.clock())
+
+    def _version(self, row: SealedRecord | None) -> Version | None:
+        return version(None if row is None else open_record(self.keyring, row))
 
     @contextmanager
     def _recorded(

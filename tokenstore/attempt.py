@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import random
 import re
 import secrets
@@ -12,8 +13,10 @@ import traceback
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 from tokenstore.errors import (
     BackendError,
@@ -65,6 +68,7 @@ __all__ = [
     "Seen",
     "Settings",
     "explained",
+    "harmless",
     "has_failed",
     "is_leased",
     "new_name",
@@ -188,7 +192,7 @@ class Result:
 
     outcome: Outcome
     row: SealedRecord | None = None
-    error: Callable[[], Exception] | None = None
+    error: Callable[[], BaseException] | None = None
 
 
 class _Backoff:
@@ -258,9 +262,11 @@ class Attempt:
         self._deadline = time.monotonic() + settings.wait
         self._leased_until = float("-inf")
         self._backoff = _Backoff(_PATIENCE)
+        self._claiming = _Backoff(_PATIENCE)  # of its own: that the row can be read does not help it
         self._sealed: SealedTokens | None = None
         self._save_by = float("inf")
         self._cause: Exception | None = None
+        self._refused = False
         self._closing = False
 
     def join(self, goal: Goal) -> None:
@@ -288,7 +294,7 @@ class Attempt:
         except asyncio.CancelledError:
             self._publish(_failed(lambda: StoreClosedError(f"{self.key}: the event loop is closing")))
             raise
-        except Exception as error:  # noqa: BLE001 - it is for those who wait
+        except BaseException as error:  # noqa: BLE001 - it is for those who wait
             failure, place = error, error.__traceback__
             # The one object for all, as nobody can tell how to make another; each raises it from here anew.
             result = _failed(lambda: failure.with_traceback(place))
@@ -360,8 +366,10 @@ class Attempt:
         except LockTimeoutError:
             granted = False  # whoever holds the row's lock may be refreshing it
         except _TRANSIENT as error:
-            await self._backoff.pause(error)
+            await self._claiming.pause(error)
             granted = False  # or the answer was lost
+        else:
+            self._claiming.reset()
         return after_claim(step, granted=granted)
 
     async def _call(self) -> Failure | None:
@@ -371,27 +379,28 @@ class Attempt:
             with self._settings.telemetry.provider_call(self.report):
                 limit = min(self._settings.timeout, self._leased_until - time.monotonic())
                 async with asyncio.timeout(limit):
-                    response: object = self._refresh(record)
+                    response: object = self._refresh(deepcopy(record))  # its own, to change as it likes
                     if inspect.isawaitable(response):  # if not, it was no coroutine function, and has refreshed already
                         response = await response
             new = read_response(response, record, issued_at)
-        except asyncio.CancelledError:
+        except ReauthorizationRequiredError as error:
+            return self._failure(error, record, None)
+        except ProviderUnavailableError as error:
+            return self._failure(error, record, _retry_in(error.retry_after, _RETRY))
+        except ProviderRefusedError as error:
+            self._refused = True
+            return self._failure(error, record, _retry_in(error.retry_after, _REFUSED_RETRY))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the row must not stay leased
+            self._cause = harmless(error, record)
+            code = {TimeoutError: "timeout", InvalidInputError: "invalid_response"}.get(type(error), "refresh_failed")
+            return Failure(code, _retry_in(None, _RETRY))
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
+                return Failure("refresh_failed", _retry_in(None, _RETRY))  # of a task that the callable waited for
             with suppress(BackendError):
                 await self._release(Failure("interrupted", _RETRY))
             raise
-        except ReauthorizationRequiredError as error:
-            self._cause = error
-            return Failure(_code(error.code))
-        except ProviderUnavailableError as error:
-            self._cause = error
-            return Failure(_code(error.code), _retry_in(error.retry_after, _RETRY))
-        except ProviderRefusedError as error:
-            self._cause = error
-            return Failure(_code(error.code), _retry_in(error.retry_after, _REFUSED_RETRY))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the row must not stay leased
-            self._cause = _harmless(error, record)
-            code = {TimeoutError: "timeout", InvalidInputError: "invalid_response"}.get(type(error), "refresh_failed")
-            return Failure(code, _retry_in(None, _RETRY))
         self._sealed = seal_tokens(
             self._settings.keyring,
             self.key,
@@ -405,26 +414,32 @@ class Attempt:
         self._backoff.reset()
         return None
 
+    def _failure(self, error: RefreshError, record: TokenRecord, retry_in: float | None) -> Failure:
+        """What the callable's own verdict leaves to others."""
+        self._cause = harmless(error, record)
+        return Failure("unreadable_code" if _holds_token(str(error.code), record) else _code(error.code), retry_in)
+
     async def _save(self, step: Save) -> Step:
+        tried_at = time.monotonic()
         try:
             saved = await self._answered(
                 self._backend.complete_lease(
                     self.key, self._issued, generation=step.generation, holder=self.goal.holder
                 )
             )
-        except BackendError as error:
-            await self._persist(error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, this may be the only copy
+            await self._persist(error, tried_at)
             return step
         return after_save(step, saved=saved)
 
     async def _reread(self, step: Reread) -> Step:
         if step.wait:
             await pause(self._backend, self._last.row)
-        held = self._last
+        held, tried_at = self._last, time.monotonic()
         try:
             row = await self._fetch()
-        except BackendError as error:
-            await self._persist(error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, this may be the only copy
+            await self._persist(error, tried_at)
             return step
         if row is not None and row.tokens == self._sealed:
             self._seen = held
@@ -434,18 +449,21 @@ class Attempt:
         else:
             view = self._judged(row)
         self.goal, following = after_reread(self.goal, step, view)
+        if isinstance(following, Save):  # never at once: a backend that refuses for no reason would block the loop
+            await self._persist(ConflictError(f"{self.key}: the new tokens were refused"), tried_at)
         return following
 
-    async def _persist(self, error: BackendError) -> None:
+    async def _persist(self, error: Exception, tried_at: float) -> None:
         """New tokens could not be written: try again, tell the callers when it takes too long, give up on closing."""
-        if time.monotonic() > self._save_by:
-            record = open_record(self._settings.keyring, self._last.renewed(self._issued))
+        # A try that began in time may have failed for no other reason than that this process was suspended.
+        if tried_at > self._save_by:
+            row = self._last.renewed(self._issued)
             if self._closing:
-                self.unsaved = record
-                raise _not_stored(self.key, record)
+                self.unsaved = open_record(self._settings.keyring, row)
+                raise _not_stored(self.key, self.unsaved)
             if not self.result.done():
                 self._settings.telemetry.problem(self.key, "not_stored", "new tokens could not be stored so far", error)
-                self._publish(_failed(lambda: _not_stored(self.key, record.copy())))
+                self._publish(_failed(lambda: _not_stored(self.key, open_record(self._settings.keyring, row))))
         await self._backoff.pause()
 
     async def _settle(self, step: Settle) -> Step:
@@ -463,15 +481,25 @@ class Attempt:
 
     async def _release(self, failure: Failure) -> bool:
         self._backoff.reset()
+        unsure = False
         while True:
             try:
-                return await self._answered(
+                released = await self._answered(
                     self._backend.release_lease(
                         self.key, generation=self._last.row.generation, holder=self.goal.holder, failure=failure
                     )
                 )
+                return released or (unsure and await self._is_left(failure))
             except _TRANSIENT as error:
+                unsure = True
                 await self._backoff.pause(error)
+
+    async def _is_left(self, failure: Failure) -> bool:
+        """Whether the failure is in the row: the lease was ended, and the answer lost."""
+        (row,) = await self._answered(self._backend.get([self.key]))
+        if row is None or row.generation != self._last.row.generation or row.lease_holder is not None:
+            return False
+        return row.failure is not None and row.failure.code == failure.code
 
     async def _fetch(self) -> SealedRecord | None:
         (row,) = await self._answered(self._backend.get([self.key]))
@@ -510,9 +538,10 @@ class Attempt:
         self.report.outcome = end.outcome.name.lower()
         if end.failure is not None:
             failure, cause = end.failure, self._cause if self.settled else None
-            error = explained(self.key, failure, cause)
+            refused = self.settled and self._refused
+            error = explained(self.key, failure, cause, refused=refused)
             self.report.outcome, self.report.code = _REPORTED[type(error)], error.code
-            return Result(end.outcome, error=lambda: explained(self.key, failure, cause))
+            return Result(end.outcome, error=lambda: explained(self.key, failure, cause, refused=refused))
         row = None if self._seen is None else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)
@@ -546,9 +575,10 @@ async def pause(backend: Backend, row: SealedRecord) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(longest):
             if isinstance(backend, SupportsWatching):
-                await backend.watch(row.key)
-            else:
-                await asyncio.sleep(_SHORTEST_PAUSE * _jitter(1.0, 1.5))
+                with suppress(Exception):  # the caller may have new tokens in hand
+                    await backend.watch(row.key)
+                    return
+            await asyncio.sleep(_SHORTEST_PAUSE * _jitter(1.0, 1.5))
 
 
 def is_leased(row: SealedRecord) -> bool:
@@ -589,7 +619,9 @@ _REPORTED: Final[Mapping[type[RefreshError], str]] = {
 }
 
 
-def explained(key: TokenKey, failure: Failure, cause: Exception | None = None) -> RefreshError:
+def explained(
+    key: TokenKey, failure: Failure, cause: Exception | None = None, *, refused: bool = False
+) -> RefreshError:
     """What a failure means to callers, whether this process met it (the cause) or read it in the row."""
     code, retry_in = failure.code, failure.retry_in
     error: RefreshError
@@ -597,7 +629,7 @@ def explained(key: TokenKey, failure: Failure, cause: Exception | None = None) -
         error = ReauthorizationRequiredError(
             f"{key}: there is no refresh token that is still good ({code}); the user has to log in again", code=code
         )
-    elif code in _REFUSALS or isinstance(cause, ProviderRefusedError):
+    elif code in _REFUSALS or refused:
         error = ProviderRefusedError(
             f"{key}: the provider refuses this client ({code}): check its registration; "
             f"no other attempt is made for {retry_in:.0f} s",
@@ -625,7 +657,7 @@ def _not_stored(key: TokenKey, record: TokenRecord) -> TokensNotStoredError:
     return error
 
 
-def _failed(error: Callable[[], Exception]) -> Result:
+def _failed(error: Callable[[], BaseException]) -> Result:
     return Result(Outcome.FAILED, error=error)
 
 
@@ -635,17 +667,29 @@ def _code(code: object) -> str:
     return str(code) if known else "unreadable_code"
 
 
-def _retry_in(wanted: float | None, otherwise: float) -> float:
-    if wanted is None:
-        return otherwise * _jitter(0.8, 1.2)
-    return min(max(float(wanted), 0.0), _LONGEST_RETRY)
+def _retry_in(wanted: object, otherwise: float) -> float:
+    if isinstance(wanted, int | float) and not math.isnan(wanted):
+        return float(min(max(wanted, 0.0), _LONGEST_RETRY))
+    return otherwise * _jitter(0.8, 1.2)
 
 
-def _harmless(error: Exception, record: TokenRecord) -> Exception | None:
-    """A callable's own exception, to chain; None if its text, or that of what it chains, holds a token."""
-    text = "".join([*traceback.format_exception(error), *map(repr, error.args)])
-    tokens = (record["access_token"], record["refresh_token"])
-    return None if any(token in text for token in tokens if token) else error
+def harmless(error: Exception, record: TokenRecord) -> Exception | None:
+    """A callable's own exception, to chain; None if it holds a token of the record, or anything that it chains does."""
+    chain: list[BaseException] = [error]
+    try:
+        for link in chain:  # which grows
+            following = (link.__cause__, link.__context__, *getattr(link, "exceptions", ()))
+            chain += [one for one in following if one is not None and all(one is not known for known in chain)]
+        texts = [[*traceback.format_exception(one, chain=False), repr((one.args, one.__dict__))] for one in chain]
+    except Exception:  # noqa: BLE001 - it cannot even be shown
+        return None
+    return None if any(_holds_token(text, record) for some in texts for text in some) else error
+
+
+def _holds_token(text: str, record: TokenRecord) -> bool:
+    """Whether a text holds one of the record's tokens: as it is, as `repr` writes it, or as it stands in a URL."""
+    tokens = [token for token in (record["access_token"], record["refresh_token"]) if token]
+    return any(spelt in text for token in tokens for spelt in (token, repr(token)[1:-1], quote(token, safe="")))
 
 
 def _jitter(low: float, high: float) -> float:

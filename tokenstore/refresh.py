@@ -11,6 +11,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -21,6 +22,7 @@ from tokenstore.attempt import (
     Seen,
     Settings,
     explained,
+    harmless,
     has_failed,
     is_leased,
     new_name,
@@ -35,6 +37,7 @@ from tokenstore.errors import (
     InvalidInputError,
     ProviderUnavailableError,
     ReauthorizationRequiredError,
+    RefreshError,
     RefreshTimeoutError,
     StoreClosedError,
     TokensNotStoredError,
@@ -156,8 +159,12 @@ class RefreshEngine:
             result = await self._join(Attempt(self._settings, key, refresh, goal, step, seen))
             if result.error is not None:
                 raise result.error()
-            if result.outcome is not Outcome.LEFT:
-                return None if result.row is None else open_record(self._settings.keyring, result.row)
+            if result.outcome is Outcome.LEFT:
+                continue
+            if result.row is None:
+                return None
+            if result.row.generation != generation:  # else it was joined by somebody who had found another one refused
+                return open_record(self._settings.keyring, result.row)
 
     async def refresh_due(
         self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
@@ -322,15 +329,18 @@ class RefreshEngine:
         if row is None:
             return False
         record = open_record(self._settings.keyring, row)
+        failure: Exception | None = None
         try:
             async with asyncio.timeout(self._settings.timeout):
-                await refresher.revoke(record)
-        except BaseException as error:
-            with suppress(BackendError):  # it ends by itself
-                await self._backend.release_lease(key, generation=row.generation, holder=holder)
-            if isinstance(error, TimeoutError):
-                raise ProviderUnavailableError(f"{key}: the provider did not answer in time", code="timeout") from None
+                await refresher.revoke(deepcopy(record))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the row must not stay leased
+            failure = error
+        except BaseException:
+            await self._unhold(key, row.generation, holder)
             raise
+        if failure is not None:  # raised here, where it gets no context
+            await self._unhold(key, row.generation, holder)
+            raise _not_revoked(key, failure, record)
         await self._forget(key, row.generation)
         return True
 
@@ -349,6 +359,10 @@ class RefreshEngine:
                 raise RefreshTimeoutError(f"{key}: others kept refreshing this row; repeat the call")
             await pause(self._backend, row)
 
+    async def _unhold(self, key: TokenKey, generation: int, holder: str) -> None:
+        with suppress(BackendError):  # it ends by itself
+            await self._backend.release_lease(key, generation=generation, holder=holder)
+
     async def _forget(self, key: TokenKey, generation: int) -> None:
         """Delete what was revoked, and not what the user's next login has stored meanwhile."""
         if isinstance(self._backend, SupportsRowLocks):
@@ -360,3 +374,21 @@ class RefreshEngine:
             row = await self._get(key)
             if row is not None and row.generation == generation:
                 await self._backend.delete(key)
+
+
+def _not_revoked(key: TokenKey, error: Exception, record: TokenRecord) -> TokenStoreError:
+    """What callers of ``revoke_tokens`` get: one of the library's own errors, which holds no token."""
+    cause = harmless(error, record)
+    if isinstance(cause, TokenStoreError):
+        failed = cause
+    elif isinstance(error, TimeoutError):
+        failed = ProviderUnavailableError(f"{key}: the provider did not answer in time", code="timeout")
+    else:
+        failed = ProviderUnavailableError(
+            f"{key}: the tokens could not be revoked ({type(error).__name__}); they are still stored",
+            code="revocation_failed",
+        )
+        failed.__cause__ = cause
+    if isinstance(failed, RefreshError):
+        failed.provider, failed.user_id = key
+    return failed

@@ -61,7 +61,9 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
         raise InvalidInputError(f"a token response must be a mapping, not {type(response).__name__}")
     access_token = token_text("access_token", response.get("access_token"))
     refresh_token, refresh_token_expires_at = _refresh_token(response, record, issued_at)
-    expires_at = response.get("expires_at", response.get("access_token_expires_at"))
+    expires_at = response.get("expires_at")
+    if expires_at is None:
+        expires_at = response.get("access_token_expires_at")
     return NewTokens(
         access_token,
         refresh_token,
@@ -72,9 +74,8 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
 
 
 def lifetime_of(record: TokenRecord) -> float | None:
-    """How long an access token that came from a refresh lives in all, in seconds; None if unknown."""
-    lifetime = record["extra"].get(_LIFETIME)
-    return float(lifetime) if isinstance(lifetime, int | float) else None
+    """How long a record's access token lives in all, in seconds, where a token response has told; else None."""
+    return _lifetime(record["extra"].get(_LIFETIME))
 
 
 def _refresh_token(response: Mapping[str, Any], record: TokenRecord, issued_at: int) -> tuple[str | None, int | None]:
@@ -101,6 +102,13 @@ def _expiry(expires_in: object, expires_at: object, issued_at: int) -> int | Non
         return issued_at
 
 
+def _lifetime(value: object) -> float | None:
+    try:
+        return None if value is None else _number(value)
+    except (InvalidInputError, OverflowError, ValueError):
+        return None
+
+
 def _number(value: object) -> float:
     """A number of seconds; some providers send text, against the RFC."""
     if isinstance(value, str):
@@ -112,10 +120,7 @@ def _number(value: object) -> float:
 
 def _extra(response: Mapping[str, Any], record: TokenRecord) -> str | None:
     known = {name: value for name, value in record["extra"].items() if name not in _EXPIRIES}
-    try:
-        lifetime = {_LIFETIME: _number(response[_LIFETIME])} if response.get(_LIFETIME) is not None else {}
-    except (InvalidInputError, OverflowError, ValueError):
-        lifetime = {}
+    lifetime = {} if (told := _lifetime(response.get(_LIFETIME))) is None else {_LIFETIME: told}
     news = {name: value for name, value in response.items() if name not in _TOKENS | _EXPIRIES}
     for extra in ({**known, **news, **lifetime}, {**known, **lifetime}, known):
         try:

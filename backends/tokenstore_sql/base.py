@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, ClassVar, Final, Self, TypeVar
 
-from sqlalchemy import URL, MetaData, inspect, make_url
+from sqlalchemy import URL, Engine, MetaData, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -29,6 +29,7 @@ from tokenstore.options import OptionParser, identifier, positive_int, positive_
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.failures import mapped
+from tokenstore_sql.pace import Clients, Pace
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements import Statements
@@ -40,6 +41,7 @@ __all__ = [
     "SQLOperations",
     "SQLTransaction",
     "backend_for_engine",
+    "beside",
     "pool_arguments",
 ]
 
@@ -72,8 +74,10 @@ _FINISH_GRACE: Final = 0.5
 class SQLOperations(ABC):
     """The backend protocol's operations, each one call of :meth:`_run` on whatever connection that provides."""
 
-    def __init__(self, dialect: Dialect, table: str = DEFAULT_TABLE, schema: str | None = None) -> None:
+    def __init__(self, dialect: Dialect, url: URL, table: str = DEFAULT_TABLE, schema: str | None = None) -> None:
         self.dialect = dialect
+        self._url = url
+        self._pace = Pace()
         self.table = token_table(MetaData(), table, schema)
         self.statements = self._build_statements()
 
@@ -133,6 +137,13 @@ class SQLOperations(ABC):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self._run([key], lambda rows: rows.rewrap(key, tokens, generation=generation), write=True)
 
+    async def watch(self, key: TokenKey) -> None:
+        """See :class:`tokenstore.protocol.SupportsWatching`; :mod:`tokenstore_sql.pace` has the sums."""
+        await self.dialect.watch(self._url, lambda: self._pace.interval(self._count_clients))
+
+    async def _count_clients(self) -> Clients:
+        return await self._run([], lambda rows: rows.count_clients(), write=False)
+
     async def _create_table(self, connection: AsyncConnection) -> None:
         """Create the table if it is missing, and refuse another table of its name."""
         await self.dialect.check(connection)
@@ -178,7 +189,7 @@ class SQLBackend(SQLOperations):
         lock_timeout: float = LOCK_TIMEOUT,
         owned: bool = False,
     ) -> None:
-        super().__init__(self.dialect_class(lock_timeout), table, schema)
+        super().__init__(self.dialect_class(lock_timeout), engine.url, table, schema)
         self.dialect.check_url(engine.url)
         self._engine = engine
         self._owned = owned
@@ -452,6 +463,11 @@ async def finish(action: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             await asyncio.wait([task])
         raise
+
+
+def beside(engine: AsyncEngine) -> AsyncEngine:
+    """An engine to the same database with a pool of its own, for when all of the first one's connections wait."""
+    return AsyncEngine(Engine(engine.sync_engine.pool.recreate(), engine.dialect, engine.url))
 
 
 def pool_arguments(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -23,6 +24,7 @@ from tokenstore.errors import (
     TableMissingError,
 )
 from tokenstore.records import TokenKey
+from tokenstore_sql.pace import jittered
 
 if TYPE_CHECKING:
     from tokenstore_sql.rows import Rows
@@ -71,6 +73,20 @@ class Dialect(ABC):
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
         """Let an update of one row read the clock only when it has the row's lock."""
         return update
+
+    # Waiting for somebody else's lease
+
+    async def count_clients(self, connection: AsyncConnection) -> int:
+        """This user's connections to this database, as its server counts them; 1 where there is no server."""
+        return 1
+
+    async def watch(self, url: URL, pace: Callable[[], Awaitable[float]]) -> None:
+        """Wait until a row may have changed; ``pace`` gives the interval, in seconds, that the server can bear."""
+        await asyncio.sleep(jittered(await pace()))
+
+    async def may_look(self, connection: AsyncConnection) -> bool:
+        """Whether a plain read in somebody's transaction, before a lock, binds neither that lock nor later reads."""
+        return True
 
     # Sessions
 

@@ -9,7 +9,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Final, NamedTuple
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Engine, Table, cast, event, func, literal_column
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Table,
+    cast,
+    column,
+    event,
+    func,
+    literal_column,
+    select,
+    table,
+)
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,7 +35,7 @@ from tokenstore.errors import (
     TableMissingError,
 )
 from tokenstore.options import OptionParser, positive_seconds, switch, text
-from tokenstore_sql.base import SQLBackend, pool_arguments
+from tokenstore_sql.base import SQLBackend, beside, pool_arguments
 from tokenstore_sql.dialect import Dialect, Upsert
 from tokenstore_sql.rows import Rows
 
@@ -100,6 +112,26 @@ class MySQLDialect(Dialect):
     ) -> Upsert:
         statement = insert(table).values(**values)
         return statement.on_duplicate_key_update({**{name: statement.inserted[name] for name in replaced}, **also})
+
+    async def count_clients(self, connection: AsyncConnection) -> int:
+        # Without the privilege PROCESS they show the user's own threads alone, which are those that count. MySQL warns
+        # of the one table, and MariaDB lacks the other.
+        home = "information_schema" if getattr(connection.dialect, "is_mariadb", False) else "performance_schema"
+        threads = table("processlist", column("user"), column("db"), schema=home)
+        query = (
+            select(func.count())
+            .select_from(threads)
+            .where(threads.c.user == func.substring_index(func.user(), "@", 1), threads.c.db == func.database())
+        )
+        found = int((await connection.execute(query)).scalar_one())
+        if found == 0:  # performance_schema is off: then those of all users
+            found = int((await connection.execute(sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'"))).one()[1])
+        return found
+
+    async def may_look(self, connection: AsyncConnection) -> bool:
+        # At REPEATABLE READ, the default, the first plain read decides what all later ones see, and locks do not; at
+        # SERIALIZABLE it locks.
+        return await connection.get_isolation_level() not in ("REPEATABLE READ", "SERIALIZABLE")
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
@@ -179,7 +211,7 @@ async def _thread(connection: AsyncConnection) -> _Thread | None:
 
 async def _kill_thread(engine: AsyncEngine, thread: _Thread) -> None:
     """Over a connection beside the pool, all of whose connections may be waiting."""
-    aside = AsyncEngine(Engine(engine.sync_engine.pool.recreate(), engine.dialect, engine.url))
+    aside = beside(engine)
     # Whatever goes wrong here: what is not killed ends with its own lock wait timeout.
     with suppress(Exception):
         try:

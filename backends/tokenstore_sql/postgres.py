@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Select, Table, Update, cast, func, select
+from sqlalchemy import URL, BigInteger, ColumnElement, Select, Table, Update, cast, column, func, select, table
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -81,6 +81,19 @@ class PostgresDialect(Dialect):
         key = list(table.primary_key)
         locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
         return update.where(*(column == locked.c[column.name] for column in key))
+
+    async def count_clients(self, connection: AsyncConnection) -> int:
+        sessions = table("pg_stat_activity", *map(column, ("usename", "datname", "application_name")))
+        query = (
+            select(func.count())
+            .select_from(sessions)
+            .where(
+                sessions.c.usename == func.session_user(),
+                sessions.c.datname == func.current_database(),
+                sessions.c.application_name == func.current_setting("application_name"),
+            )
+        )
+        return int((await connection.execute(query)).scalar_one())
 
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, Executable, Row
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
 from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.pace import Clients
 from tokenstore_sql.statements import Statements
 
 __all__ = ["Rows"]
@@ -104,6 +106,14 @@ class Rows:
         sealed = _sealed(tokens)
         del sealed["access_token_expires_at"], sealed["refresh_token_expires_at"]
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
+
+    async def count_clients(self) -> Clients:
+        # A transaction goes on even where counting is refused.
+        async with self.connection.begin_nested() if self.transactional else nullcontext():
+            found = await self.dialect.count_clients(self.connection)
+        pool: Any = self.connection.engine.sync_engine.pool
+        own = pool.checkedin() + pool.checkedout() if hasattr(pool, "checkedin") else 1
+        return Clients(found, own)
 
     async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         return await self.dialect.execute(self.connection, statement, parameters)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeGuard, TypeVar
 
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 
-from tokenstore.errors import ConfigurationError, UnsupportedOperationError
+from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
 from tokenstore.options import read_options
 from tokenstore.records import SealedRecord, TokenKey
-from tokenstore_sql.base import LOCK_TIMEOUT, TABLE_OPTIONS, SQLOperations, backend_class, finish
+from tokenstore_sql.base import (
+    LOCK_TIMEOUT,
+    TABLE_OPTIONS,
+    SQLBackend,
+    SQLOperations,
+    backend_class,
+    beside,
+    finish,
+)
 from tokenstore_sql.failures import mapped
 from tokenstore_sql.rows import Rows
 
@@ -23,6 +33,8 @@ T = TypeVar("T")
 # In Session.info, which belongs to users of a session, so that every store on it sees it: the transaction that a call
 # of a store began.
 _BEGUN_HERE: Final = "tokenstore.transaction"
+# How far behind a lease's end to look again, in seconds: SQLite's clock has milliseconds.
+_LEASE_GRACE: Final = 0.005
 
 
 class SessionBackend(SQLOperations):
@@ -55,7 +67,7 @@ class SessionBackend(SQLOperations):
             raise ConfigurationError("the session is bound to no engine") from None
         dialect = backend_class(bind.dialect.name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
         dialect.check_url(bind.engine.url)
-        super().__init__(dialect, **values)
+        super().__init__(dialect, bind.engine.url, **values)
 
     def __repr__(self) -> str:
         return f"<SessionBackend {self.table.fullname} in {type(self._source).__name__}>"
@@ -70,17 +82,83 @@ class SessionBackend(SQLOperations):
         """Nothing: the session is its owner's."""
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        """Lock and read a row; the lock is held until the session's transaction ends."""
+        """Lock and read a row; the lock is held until the session's transaction ends.
+
+        Somebody's live lease is waited for first, without the lock, which its holder needs in order to end it.
+
+        Raises:
+            LockTimeoutError: A lock was not free, or a lease not over, within ``lock_timeout``.
+            ConflictError: In a transaction of the caller's a lease began just before the lock.
+        """
+        deadline = asyncio.get_running_loop().time() + self.dialect.lock_timeout
 
         async def lock(rows: Rows) -> SealedRecord | None:
-            if not await self.dialect.holds_locks(rows.connection):
-                raise UnsupportedOperationError(
-                    "for_update=True on a session in autocommit mode: no lock would outlive its statement; "
-                    "let the session's engine, or its transaction, have the isolation level READ COMMITTED"
-                )
-            return await rows.lock(key)
+            row = await self._locked(rows, key)
+            if _is_leased(row):
+                raise _Leased(row)  # and so undo the transaction, which this call began
+            return row
 
-        return await self._run([key], lock, write=True, keep=True)
+        async def lock_in_transaction(rows: Rows) -> SealedRecord | None:
+            await self._wait_without_lock(rows, key, deadline)
+            row = await self._locked(rows, key)
+            if _is_leased(row):
+                raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
+            return row
+
+        while not self._session().in_transaction():
+            try:
+                return await self._run([key], lock, write=True, keep=True)
+            except _Leased as leased:
+                row = leased.row
+            await self._pause(self, row, deadline)
+        return await self._run([key], lock_in_transaction, write=True, keep=True)
+
+    async def _locked(self, rows: Rows, key: TokenKey) -> SealedRecord | None:
+        if not await self.dialect.holds_locks(rows.connection):
+            raise UnsupportedOperationError(
+                "for_update=True on a session in autocommit mode: no lock would outlive its statement; "
+                "let the session's engine, or its transaction, have the isolation level READ COMMITTED"
+            )
+        return await rows.lock(key)
+
+    async def _wait_without_lock(self, rows: Rows, key: TokenKey, deadline: float) -> None:
+        """Wait for the end of a live lease in a transaction that cannot be undone to try again.
+
+        Over another connection: what this transaction sees of the lease may stand still.
+        """
+        if await self.dialect.may_look(rows.connection):
+            (row,) = await rows.get([key])
+            if not _is_leased(row):
+                return
+        async with self._aside(rows.connection.engine) as aside:
+            while _is_leased(row := (await aside.get([key]))[0]):
+                await self._pause(aside, row, deadline)
+
+    @asynccontextmanager
+    async def _aside(self, engine: AsyncEngine) -> AsyncIterator[SQLBackend]:
+        """The same table over the pool of the session's engine, or beside it where no connection is free."""
+        pool: Any = engine.sync_engine.pool
+        free = hasattr(pool, "checkedin") and pool.checkedin() > 0
+        used = engine if free else beside(engine)
+        try:
+            yield backend_class(engine.dialect.name)(
+                used, table=self.table.name, schema=self.table.schema, lock_timeout=self.dialect.lock_timeout
+            )
+        finally:
+            if not free:
+                await finish(used.dispose())
+
+    async def _pause(self, rows: SQLOperations, row: SealedRecord, deadline: float) -> None:
+        """Until it is worth reading a leased row again."""
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise LockTimeoutError(
+                f"{row.key}: a refresh held the row's lease for longer than {self.dialect.lock_timeout:g} s; "
+                "repeat the call"
+            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(left, _lease_left(row) + _LEASE_GRACE)):
+                await rows.watch(row.key)
 
     async def rollback(self) -> None:
         """Undo what a call of the store began, and give its locks up.
@@ -125,6 +203,21 @@ class SessionBackend(SQLOperations):
     def _session(self) -> AsyncSession:
         """The session, or the current one of a scope."""
         return self._source if isinstance(self._source, AsyncSession) else self._source()
+
+
+class _Leased(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a transaction of the store's own that has locked a row with a live lease."""
+
+    def __init__(self, row: SealedRecord) -> None:
+        self.row = row
+
+
+def _lease_left(row: SealedRecord) -> float:
+    return row.lease_expires_in or 0.0
+
+
+def _is_leased(row: SealedRecord | None) -> TypeGuard[SealedRecord]:
+    return row is not None and _lease_left(row) > 0
 
 
 def _mark_ours(session: AsyncSession) -> None:

@@ -8,10 +8,11 @@ import os
 import random
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import aiosqlite
 from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Integer, Select, Table, cast, func
@@ -33,6 +34,7 @@ from tokenstore.options import OptionParser
 from tokenstore.records import TokenKey
 from tokenstore_sql.base import SQLBackend, finish, pool_arguments
 from tokenstore_sql.dialect import Dialect, Upsert
+from tokenstore_sql.pace import jittered
 from tokenstore_sql.rows import Rows
 
 __all__ = ["SQLiteBackend", "SQLiteDialect"]
@@ -40,6 +42,11 @@ __all__ = ["SQLiteBackend", "SQLiteDialect"]
 # How long SQLite itself may block a thread. A cancelled task is free only when that ends, so it is short, and the
 # rest of a wait is asyncio's.
 _BUSY_TIMEOUT_MS = 100
+# In seconds, while somebody else's lease is live: how often to look at the files, and when to read the row all the
+# same, as two writes within one tick of the kernel's clock can leave the same time and size behind.
+_LOOK_EVERY, _LONGEST_WATCH = 0.010, 0.250
+# How recent a write may have been missed by the read before; and the pause where there are no files to look at.
+_FRESH_NS, _BLIND_PAUSE = 25_000_000, 0.025
 # STRICT tables came with 3.37, RETURNING with 3.35, UPSERT with 3.24.
 _MIN_VERSION = (3, 37, 0)
 
@@ -78,6 +85,25 @@ class SQLiteDialect(Dialect):
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query  # BEGIN IMMEDIATE locks the whole database
+
+    async def watch(self, url: URL, pace: object) -> None:
+        # No statement, and a look at the files costs next to nothing.
+        files = [Path(f"{url.database}{end}") for end in ("", "-wal")]
+        before = _state(files)
+        if not before:
+            await asyncio.sleep(jittered(_BLIND_PAUSE))
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + jittered(_LONGEST_WATCH)
+        fresh = max(status.written_ns for status in before) > time.time_ns() - _FRESH_NS
+        while loop.time() < deadline:
+            await asyncio.sleep(_LOOK_EVERY)
+            if fresh or _state(files) != before:
+                return
+
+    async def may_look(self, connection: AsyncConnection) -> bool:
+        # A read that begins a snapshot makes a later lock fail, if somebody writes in between.
+        return not await _in_transaction(connection)
 
     def queue_key(self, key: TokenKey) -> Hashable:
         return None  # whichever row it is, the lock is the database's
@@ -210,6 +236,21 @@ def require_version(version: tuple[int, ...]) -> None:
     if version < _MIN_VERSION:
         found, needed = (".".join(map(str, numbers)) for numbers in (version, _MIN_VERSION))
         raise UnsupportedOperationError(f"this Python has SQLite {found}; {needed} or later is needed")
+
+
+class _Status(NamedTuple):
+    inode: int
+    size: int
+    written_ns: int
+
+
+def _state(files: Sequence[Path]) -> list[_Status]:
+    found = []
+    for file in files:
+        with suppress(OSError, ValueError):
+            status = file.stat()
+            found.append(_Status(status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 async def _in_transaction(connection: AsyncConnection) -> bool:

@@ -49,10 +49,12 @@ class Statements:
             c.created_at,
             c.updated_at,
         )
-        record: Any = select(*columns, as_of)  # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select
+        # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select.
+        unlocked: Any = select(*columns).where(*this_row)
+        record: Any = select(*columns, as_of)
         self.get = record.where(*this_row)
         self.get_many = record.where(tuple_(c.provider, c.user_id).in_(bindparam("keys", expanding=True)))
-        self.lock = dialect.lock_and_read(select(*columns).where(*this_row), as_of)
+        self.lock = dialect.lock_and_read(unlocked, as_of)
 
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")

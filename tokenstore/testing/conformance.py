@@ -38,7 +38,7 @@ from tokenstore.errors import (
     StoreClosedError,
     TableMissingError,
 )
-from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
+from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks, SupportsWatching
 from tokenstore.records import (
     MAX_PROVIDER_BYTES,
     MAX_TOKEN_BYTES,
@@ -945,6 +945,29 @@ class BackendConformance(Testbed):
         await backend.put({KEY: sealed("newer")})
         assert await backend.rewrap(KEY, sealed("stale"), generation=generation) is False
         assert (await _row(backend)).tokens == sealed("newer")
+
+    # Waiting for somebody else's lease
+
+    @_on_two()
+    async def test_watching(self, backend: Backend, other: Backend) -> None:
+        """Ends by itself and takes no connection from others, however many watch; whoever is cancelled leaves."""
+        if not isinstance(backend, SupportsWatching):
+            return
+        generation = await _stored(backend)
+        assert await other.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
+        for key in (KEY, THIRD):  # there is no such row
+            async with asyncio.timeout(3):
+                await asyncio.gather(*(backend.watch(key) for _ in range(40)))
+        watching = [asyncio.ensure_future(backend.watch(KEY)) for _ in range(40)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            await asyncio.gather(*(backend.get([KEY]) for _ in range(8)))
+        for watch in watching[::2]:
+            watch.cancel()
+        await asyncio.wait(watching, timeout=3)
+        assert all(watch.done() for watch in watching)
+        await backend.put({KEY: sealed("b")})
+        assert (await _row(other)).tokens == sealed("b")
 
     # Many callers
 

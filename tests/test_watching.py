@@ -1,0 +1,335 @@
+"""How waiters learn of the end of somebody else's lease: soon, and at little cost to the database."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from matrix import Row, params, shared_rows
+from tokenstore.errors import BackendError
+from tokenstore.protocol import SupportsWatching
+from tokenstore.records import TokenKey
+from tokenstore.registry import backend_for_url
+from tokenstore.testing.conformance import sealed
+from tokenstore_sql import pace
+from tokenstore_sql.base import SQLBackend
+from tokenstore_sql.pace import Clients, Pace, interval_for
+from watch import Place, app_engine
+
+KEY = TokenKey("github", "u1")
+sqlite = pytest.mark.parametrize("row", params(names=["sqlite"]))
+server_rows = pytest.mark.parametrize(
+    "row",
+    params(names=["postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mariadb+asyncmy", "mysql9+asyncmy"]),
+)
+
+
+@asynccontextmanager
+async def _opened(url: str, *, setup: bool = True, **options: Any) -> AsyncIterator[SQLBackend]:
+    backend: Any = backend_for_url(url, options)
+    try:
+        if setup:
+            await backend.setup()
+            await backend.put({KEY: sealed()})
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+def _statements(engine: AsyncEngine) -> list[str]:
+    """What is sent from now on."""
+    sent: list[str] = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    return sent
+
+
+async def _took(backend: SupportsWatching) -> float:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await backend.watch(KEY)
+    return loop.time() - started
+
+
+# ---- On servers: the pace
+
+
+def test_the_interval_follows_the_process_s_share_of_the_connections() -> None:
+    """The same for processes that are alike, however many connections each has; between 36 ms and 1 s."""
+    for pooled in (1, 3, 10):
+        assert [interval_for(Clients(processes * pooled, pooled)) for processes in (1, 2, 15)] == [0.036] * 3
+        assert interval_for(Clients(43 * pooled, pooled)) == pytest.approx(0.1)
+        assert interval_for(Clients(100 * pooled, pooled)) == pytest.approx(0.2326, abs=1e-4)
+        assert interval_for(Clients(5000 * pooled, pooled)) == 1.0
+    assert interval_for(Clients(0, 0)) == 0.036, "a pooler hides how many there are"
+
+
+@pytest.mark.parametrize("pools", [[1] * 100, [10] * 100, [1] * 50 + [10] * 50, [100] + [1] * 99, list(range(1, 101))])
+def test_a_hundred_processes_together_stay_within_500_statements_a_second(pools: list[int]) -> None:
+    """Reads and counts, whatever their pools: the mean of 1 / interval is 1.4 % higher for the jitter."""
+    total = 0.0
+    for own in pools:
+        interval = interval_for(Clients(sum(pools), own))
+        recount = pace._RECOUNT_SMALL_AFTER if interval == pace._SHORTEST else pace._RECOUNT_AFTER
+        total += 1.014 * (1 / interval + 1 / recount)
+    assert total < 500
+
+
+def test_a_small_fleet_sees_a_commit_within_50_ms() -> None:
+    """Up to 16 processes the longest interval, jitter included, leaves time for the read."""
+    assert max(pace.jittered(interval_for(Clients(16, 1))) for _ in range(1000)) < 0.045
+
+
+def test_the_count_is_kept_for_some_seconds() -> None:
+    """However many wait at once; one second where the fleet looks small, as it may just be starting."""
+
+    async def main() -> None:
+        counts = [Clients(86, 1), Clients(4, 1)]
+        counted: list[Clients] = []
+
+        async def count() -> Clients:
+            await asyncio.sleep(0)
+            counted.append(counts[min(len(counted), 1)])
+            return counted[-1]
+
+        subject = Pace()
+        first = await asyncio.gather(*(subject.interval(count) for _ in range(50)))
+        assert first[0] == 0.2
+        assert [await subject.interval(count) for _ in range(50)] == [0.2] * 50
+        assert len(counted) == 1
+        loop = asyncio.get_running_loop()
+        assert 2.3 < subject._next_count - loop.time() < 3.7
+        subject._next_count = loop.time()
+        assert await subject.interval(count) == 0.036
+        assert 0.7 < subject._next_count - loop.time() < 1.3
+
+    asyncio.run(main())
+
+
+def test_a_count_that_fails_or_hangs_does_not_fail_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last interval stays, or one in the middle, and it is not asked for again at once."""
+
+    async def main() -> None:
+        monkeypatch.setattr(pace, "_COUNT_TIMEOUT", 0.05)
+        asked = 0
+
+        async def refused() -> Clients:
+            nonlocal asked
+            asked += 1
+            raise BackendError("no privilege")
+
+        async def hangs() -> Clients:
+            nonlocal asked
+            asked += 1
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def counts() -> Clients:
+            return Clients(215, 1)
+
+        for fails in (refused, hangs):
+            subject = Pace()
+            asked = 0
+            assert [await subject.interval(fails) for _ in range(3)] == [0.1] * 3
+            assert asked == 1
+            subject._next_count = 0.0
+            assert await subject.interval(counts) == 0.5
+            subject._next_count = 0.0
+            assert await subject.interval(fails) == 0.5
+
+    asyncio.run(main())
+
+
+@server_rows
+def test_a_server_counts_the_connections(row: Row, url: str) -> None:
+    """Those of this process, and those of another one."""
+
+    async def main() -> None:
+        async with _opened(url) as backend, _opened(url, setup=False) as other:
+            await asyncio.gather(*(backend.get([KEY]) for _ in range(3)))
+            await asyncio.gather(*(other.get([KEY]) for _ in range(4)))
+            found = await backend._count_clients()
+            assert 1 <= found.own <= 3
+            assert found.all >= found.own + 1
+            assert (await other._count_clients()).all == found.all
+
+    asyncio.run(main())
+
+
+@server_rows
+def test_a_user_without_privileges_counts_as_well(row: Row, url: str) -> None:
+    """The user's own connections are seen without any right to see others'."""
+    place = Place(row, url)
+    server = place.server()
+    user = "watcher"
+    for statement in (
+        [f"DROP ROLE IF EXISTS {user}", f"CREATE ROLE {user} LOGIN PASSWORD 'secret'"]
+        if row.mark == "postgres"
+        else [
+            f"DROP USER IF EXISTS {user}",
+            f"CREATE USER {user} IDENTIFIED BY 'secret'",
+            f"GRANT SELECT ON {server.database}.* TO {user}",
+        ]
+    ):
+        server.execute(statement)
+    parsed = make_url(url).set(username=user, password="secret")
+
+    async def main() -> None:
+        async with _opened(parsed.render_as_string(hide_password=False), setup=False) as backend:
+            await asyncio.gather(*(backend._count_clients() for _ in range(3)))
+            found = await backend._count_clients()
+            assert found.all >= found.own >= 1
+
+    asyncio.run(main())
+
+
+@server_rows
+def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None:
+    """And one statement in many calls: the count."""
+
+    async def main() -> None:
+        async with _opened(url, pool_size=1) as backend:
+            pool: Any = backend._engine.sync_engine.pool
+            sent = _statements(backend._engine)
+            await backend.watch(KEY)
+            assert len(sent) <= 3, "MySQL 9 may need two, and the first checkout one"
+            sent.clear()
+            watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
+            await asyncio.sleep(0.02)
+            assert pool.checkedout() == 0
+            await backend.get([KEY])
+            await asyncio.gather(*watching)
+            assert len(sent) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_watching_a_server_that_is_gone() -> None:
+    """The wait goes on; it is the read that says so."""
+
+    async def main() -> None:
+        async with _opened("postgresql://nobody:x@127.0.0.1:1/none", setup=False) as backend:
+            assert await _took(backend) < 1.5
+
+    asyncio.run(main())
+
+
+# ---- SQLite: the files
+
+
+@sqlite
+def test_sqlite_watches_the_files(row: Row, url: str) -> None:
+    """Another connection's commit ends the wait at once, without a statement of the waiter's."""
+
+    async def main() -> None:
+        async with _opened(url) as backend, _opened(url) as other:
+            await backend.get([KEY])
+            sent = _statements(backend._engine)
+            for _ in range(5):
+                await asyncio.sleep(0.04)  # so that nothing is fresh
+                watching = asyncio.create_task(_took(backend))
+                await asyncio.sleep(0.03)
+                assert not watching.done()
+                await other.put({KEY: sealed("b")})
+                assert await watching < 0.15
+            assert sent == []
+
+    asyncio.run(main())
+
+
+@sqlite
+def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
+    """After a quarter of a second: of two commits in one tick of the clock one may not show."""
+
+    async def main() -> None:
+        async with _opened(url) as backend:
+            await asyncio.sleep(0.05)
+            assert 0.19 < await _took(backend) < 0.6
+
+    asyncio.run(main())
+
+
+@sqlite
+def test_sqlite_misses_no_commit_between_the_read_and_the_wait(row: Row, url: str) -> None:
+    """What was written just before the first look at the files may have come after the read."""
+
+    async def main() -> None:
+        async with _opened(url) as backend, _opened(url) as other:
+            await other.put({KEY: sealed("b")})
+            assert await _took(backend) < 0.1
+
+    asyncio.run(main())
+
+
+@sqlite
+def test_sqlite_watches_a_file_in_another_journal_mode(row: Row, url: str, tmp_path: Path) -> None:
+    """An application's engine need not be in WAL mode; and what is no file is waited for blindly."""
+
+    async def main() -> None:
+        path = tmp_path / "app.db"
+        place = Place(row, f"sqlite:///{path}")
+        async with app_engine(place) as engine:
+            dialect = backend_for_url(place.url, {}).dialect  # type: ignore[attr-defined]
+            writer = sqlite3.connect(path)
+            writer.execute("CREATE TABLE t (x)")
+            writer.commit()
+            await asyncio.sleep(0.04)
+
+            async def watch(url: Any) -> float:
+                started = asyncio.get_running_loop().time()
+                await dialect.watch(url, None)
+                return asyncio.get_running_loop().time() - started
+
+            watching = asyncio.create_task(watch(engine.url))
+            await asyncio.sleep(0.02)
+            writer.execute("INSERT INTO t VALUES (1)")
+            writer.commit()
+            assert await watching < 0.15
+            writer.close()
+            assert await watch(engine.url.set(database="file:app.db?mode=ro&uri=true")) < 0.1
+
+    asyncio.run(main())
+
+
+@shared_rows
+def test_a_waiter_sees_a_commit_within_50_ms(row: Row, url: str) -> None:
+    """Of another backend object, by reads and watches in turn; mostly, on a machine that does other things as well."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with _opened(url) as backend, _opened(url) as other:
+            assert isinstance(backend, SupportsWatching)
+            await backend.watch(KEY)
+            late = []
+            for _ in range(10):
+                (before,) = await backend.get([KEY])
+                assert before is not None
+
+                async def seen(generation: int = before.generation) -> float:
+                    while True:
+                        (record,) = await backend.get([KEY])
+                        if record is not None and record.generation != generation:
+                            return loop.time()
+                        await backend.watch(KEY)
+
+                waiting = asyncio.create_task(seen())
+                await asyncio.sleep(0.05)
+                await other.put({KEY: sealed("b")})
+                committed = loop.time()
+                late.append(await waiting - committed)
+            assert sorted(late)[5] < 0.06
+            assert max(late) < 0.5
+
+    asyncio.run(main())
