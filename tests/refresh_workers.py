@@ -230,20 +230,18 @@ async def come_and_go(link: Link, terms: Terms, stays: Sequence[int | None], unt
     store = await opened(link, terms)
     link.meet()
     callers = [asyncio.create_task(_ask(store)) for _ in stays]
-    patience = [
-        asyncio.create_task(_cancel_after(steps, caller))
-        for steps, caller in zip(stays, callers, strict=True)
-        if steps is not None
-    ]
+    leavers = {caller: steps for caller, steps in zip(callers, stays, strict=True) if steps is not None}
+    patience = [asyncio.create_task(_cancel_after(steps, caller)) for caller, steps in leavers.items()]
     if until_told:
         await _told(link)
         for caller in callers:
+            leavers[caller] = 0
             _ = caller.cancel()
         _ = await asyncio.wait(callers)
         link.answers.send(("here", None))
     _ = await asyncio.wait([*callers, *patience])
     await _idle(store)
-    return [None if caller.cancelled() else caller.result() for caller in callers]
+    return [None if caller in leavers and caller.cancelled() else caller.result() for caller in callers]
 
 
 async def _cancel_after(steps: int, caller: asyncio.Task[Any]) -> None:

@@ -1234,7 +1234,6 @@ async def test_a_statement_without_an_answer_is_sent_again(world: World, method:
 
 
 @on_memory
-@pytest.mark.xfail(reason="FINDING: the call is begun with what is left of the lease, and cut off at its end")
 async def test_a_call_begins_with_a_lease_that_outlasts_it(world: World) -> None:
     """If the answer to the claim was slow, the lease is claimed anew: a call that is cut short may lose a pair."""
     script = Script()
@@ -1733,11 +1732,8 @@ async def test_what_can_no_longer_be_refreshed_can_be_revoked(world: World, fail
 
 
 @on_memory
-@pytest.mark.xfail(
-    reason="FINDING: while a failure holds no lease can be claimed, and it may end during the revocation"
-)
-async def test_a_failure_that_ends_meanwhile_lets_nobody_refresh(world: World) -> None:
-    """Else the new tokens stay behind, unknown to whoever revoked the old ones."""
+async def test_what_was_refreshed_during_a_revocation_is_revoked_too(world: World) -> None:
+    """While a failure holds no lease can be claimed, and it may end meanwhile."""
     script = Script(ProviderUnavailableError("x", retry_after=1), NEW)
     store = await world.store(refreshers={"github": script})
     await world.expired(store)

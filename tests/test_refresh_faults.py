@@ -292,18 +292,15 @@ def test_a_refresh_that_is_cut_at_each_statement(row: Row, url: str, expires_in:
 
 @pytest.mark.soak
 @every_driver
-@either_way
-def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(
-    row: Row, url: str, expires_in: float, keyring: Keyring
-) -> None:
+def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
-        dice = random.Random(f"{row.name} {expires_in}")
+        dice = random.Random(row.name)
         async with scene_of(url, keyring, _SOAK_PATIENCE) as scene:
-            clean = (await run(scene, expires_in)).sent
+            clean = (await run(scene, EXPIRED)).sent
             for number in range(100):
                 [point] = cuts_at_random(dice, scene.faults, len(clean), 1)
                 with noted(number, *point, clean[point[0]]):
-                    found = await run(scene, expires_in, point)
+                    found = await run(scene, dice.choice((EXPIRED, DUE)), point)
                     assert found.cuts[0].happened
                     assert not found.failed
 
@@ -312,23 +309,19 @@ def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(
 
 @pytest.mark.soak
 @every_driver
-@either_way
-def test_a_hundred_refreshes_of_a_hundred_survive_several_cuts(
-    row: Row, url: str, expires_in: float, keyring: Keyring
-) -> None:
+def test_a_hundred_refreshes_of_a_hundred_survive_several_cuts(row: Row, url: str, keyring: Keyring) -> None:
     """Also cuts of what earlier ones set off. Two may be too much for the first read, which has begun nothing yet."""
 
     async def main() -> None:
-        dice = random.Random(f"{row.name} {expires_in}")
+        dice = random.Random(row.name)
         async with scene_of(url, keyring, _SOAK_PATIENCE) as scene:
-            clean = (await run(scene, expires_in)).sent
+            clean = (await run(scene, EXPIRED)).sent
             failed = 0
             for number in range(100):
                 points = cuts_at_random(dice, scene.faults, len(clean) + 5, dice.choice((2, 3)))
                 with noted(number, *points):
-                    found = await run(scene, expires_in, *points)
-                failed += found.failed
-            assert failed < 25, "the first read is but a part of it all"
+                    failed += (await run(scene, dice.choice((EXPIRED, DUE)), *points)).failed
+            assert failed < 20, "most cuts are elsewhere"
 
     asyncio.run(main())
 
@@ -502,7 +495,8 @@ def test_closing_without_a_database_hands_the_tokens_over(row: Row, url: str, ke
             stores = [await scene.open(old, refresh_timeout=BRIEF) for old in olds]
             with spied(stores[0]) as writes:
                 with scene.provider.hold():
-                    callers = [asyncio.create_task(fresh(*of)) for of in zip(stores, (old["user_id"] for old in olds))]
+                    pairs = zip(stores, olds, strict=True)
+                    callers = [asyncio.create_task(fresh(store, old["user_id"])) for store, old in pairs]
                     await asyncio.to_thread(scene.provider.wait_for_requests, 2)
                     scene.go_away()
                 await until(lambda: writes.await_count > 0)
@@ -600,7 +594,7 @@ def _stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> Generato
 
 
 async def cancelled(scene: Scene, at: int) -> bool:
-    """A caller that is cancelled at the n-th wait of its own or of the refresh that it began; returns whether it was."""
+    """A caller, cancelled at the n-th wait of its own or of the refresh that it began. Returns whether it was."""
     old = await scene.log_in()
     user = old["user_id"]
     steps = 0

@@ -44,10 +44,16 @@ one_row_a_database = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team()
-    yield team
-    team.close()
+def fleet() -> Iterator[Team]:
+    fleet = Team()
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def team(fleet: Team) -> Iterator[Team]:
+    yield fleet
+    fleet.muster()
 
 
 @pytest.fixture
@@ -74,6 +80,7 @@ def _tokens(answers: Sequence[Sequence[Answer | None]]) -> set[str | None]:
 @one_row_a_database
 def test_a_fleet_refreshes_an_expired_token_once(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
     """Of 16 processes with 50 callers each, one calls the provider, and all 800 get the new token."""
+    provider.latency = 0.2
     answers = team.all_at_once(jobs.ask, terms, _CALLERS, count=_PROCESSES)
     stats = provider.stats()
     assert (stats.requests, stats.refreshes, stats.reuses) == (1, 1, 0)

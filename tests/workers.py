@@ -124,6 +124,18 @@ class Worker:
         elif signal == SIGKILL:
             self._process.join(_PATIENCE)
 
+    def is_idle(self) -> bool:
+        """Whether it has nothing left to say, and takes a job."""
+        try:
+            self.start(nothing)
+            if not self._answers.poll(1) or self._answers.recv() != ("here", "idle"):
+                return False
+            self.go_on()
+            self.result()
+        except (OSError, EOFError):  # it has ended
+            return False
+        return True
+
     def close(self) -> None:
         """Let the process end, or make it."""
         self._commands.close()
@@ -190,12 +202,22 @@ class Team:
         self._workers.remove(worker)
         worker.close()
 
+    def muster(self) -> None:
+        """Take leave of those whom a test that failed has left in the midst of something."""
+        for worker in [worker for worker in self._workers if not worker.is_idle()]:
+            self.dismiss(worker)
+
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
 
 
 # Jobs
+
+
+async def nothing(link: Link) -> None:
+    """Show that there is nothing else to do."""
+    link.meet("idle")
 
 
 async def set_up(link: Link, url: str) -> None:

@@ -115,7 +115,7 @@ class Settings:
 
     @property
     def lease(self) -> float:
-        """A lease outlives the provider's call, with time to write what the call brings."""
+        """A lease outlives the provider's call, with time to get it and to write what the call brings."""
         return self.timeout * 1.5
 
     @property
@@ -326,6 +326,8 @@ class Attempt:
             case Claim():
                 return await self._claim(step)
             case Call():
+                if self._leased_until - time.monotonic() < self._settings.timeout:
+                    return await self._claim_anew()
                 return after_call(step, await self._call())
             case Save():
                 return await self._save(step)
@@ -372,13 +374,19 @@ class Attempt:
             self._claiming.reset()
         return after_claim(step, granted=granted)
 
+    async def _claim_anew(self) -> Step:
+        """The answer to the claim was so slow that the lease could end before the call, which may lose a pair then."""
+        with suppress(BackendError):
+            await self._release(None)
+        self.goal = replace(self.goal, holder=new_name())
+        return Read()
+
     async def _call(self) -> Failure | None:
         """Call the provider; what it issues is sealed at once, its refusal becomes a failure to share."""
         record, issued_at = open_record(self._settings.keyring, self._last.row), self._last.now()
         try:
             with self._settings.telemetry.provider_call(self.report):
-                limit = min(self._settings.timeout, self._leased_until - time.monotonic())
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout(self._settings.timeout):
                     response: object = self._refresh(deepcopy(record))  # its own, to change as it likes
                     if inspect.isawaitable(response):  # if not, it was no coroutine function, and has refreshed already
                         response = await response
@@ -479,7 +487,7 @@ class Attempt:
             self.goal = replace(self.goal, holder=new_name())
         return after_settle(step, settled=self.settled)
 
-    async def _release(self, failure: Failure) -> bool:
+    async def _release(self, failure: Failure | None) -> bool:
         self._backoff.reset()
         unsure = False
         while True:
@@ -489,7 +497,7 @@ class Attempt:
                         self.key, generation=self._last.row.generation, holder=self.goal.holder, failure=failure
                     )
                 )
-                return released or (unsure and await self._is_left(failure))
+                return released or (unsure and failure is not None and await self._is_left(failure))
             except _TRANSIENT as error:
                 unsure = True
                 await self._backoff.pause(error)

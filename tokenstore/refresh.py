@@ -328,6 +328,7 @@ class RefreshEngine:
         row = await self._hold(key, holder)
         if row is None:
             return False
+        leased = not has_failed(row)
         record = open_record(self._settings.keyring, row)
         failure: Exception | None = None
         try:
@@ -341,7 +342,10 @@ class RefreshEngine:
         if failure is not None:  # raised here, where it gets no context
             await self._unhold(key, row.generation, holder)
             raise _not_revoked(key, failure, record)
-        await self._forget(key, row.generation)
+        forgotten = await self._forget(key, row.generation)
+        if not forgotten and not leased:
+            # The failure has ended meanwhile, and somebody has refreshed: those tokens are no less to be revoked.
+            await self._revoke(key, refresher)
         return True
 
     async def _hold(self, key: TokenKey, holder: str) -> SealedRecord | None:
@@ -363,17 +367,14 @@ class RefreshEngine:
         with suppress(BackendError):  # it ends by itself
             await self._backend.release_lease(key, generation=generation, holder=holder)
 
-    async def _forget(self, key: TokenKey, generation: int) -> None:
+    async def _forget(self, key: TokenKey, generation: int) -> bool:
         """Delete what was revoked, and not what the user's next login has stored meanwhile."""
         if isinstance(self._backend, SupportsRowLocks):
             async with self._backend.transaction() as transaction:
                 row = await transaction.lock(key)
-                if row is not None and row.generation == generation:
-                    await transaction.delete(key)
-        else:
-            row = await self._get(key)
-            if row is not None and row.generation == generation:
-                await self._backend.delete(key)
+                return row is not None and row.generation == generation and await transaction.delete(key)
+        row = await self._get(key)
+        return row is not None and row.generation == generation and await self._backend.delete(key)
 
 
 def _not_revoked(key: TokenKey, error: Exception, record: TokenRecord) -> TokenStoreError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from tokenstore.records import TokenRecord, extra_json, optional_epoch_us, to_ep
 __all__ = ["NewTokens", "lifetime_of", "read_response"]
 
 _US = 1_000_000
+_NUMBER = re.compile(r"\d+(\.\d*)?", re.ASCII)
 _LONGEST = 1e10  # seconds: over three centuries, as a duration and since the epoch
 _LIFETIME: Final = "expires_in"
 _TOKENS: Final = frozenset({"access_token", "refresh_token"})
@@ -45,9 +47,9 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
     """Read a token response. Without an access token it is none; whatever else is wrong with it must lose no token.
 
     Known fields: ``access_token``; ``refresh_token``; ``expires_in`` and ``refresh_token_expires_in`` (seconds);
-    ``expires_at`` or ``access_token_expires_at``, and ``refresh_token_expires_at`` (a datetime, or seconds since the
-    epoch). Every other field goes to ``extra``, over what is there, as does ``expires_in``. An access token that comes
-    without an expiry never expires; one with an unreadable expiry is as good as expired.
+    ``expires_at`` or ``access_token_expires_at``, and ``refresh_token_expires_at`` (a datetime, ISO 8601, or seconds
+    since the epoch). Every other field goes to ``extra``, over what is there, as does ``expires_in``. An access token
+    that comes without an expiry never expires; one with an unreadable expiry is as good as expired.
 
     Args:
         response: What a ``refresh`` callable returned.
@@ -95,7 +97,9 @@ def _expiry(expires_in: object, expires_at: object, issued_at: int) -> int | Non
             return issued_at + round(_number(expires_in) * _US)
         if expires_at is None:
             return None
-        if not isinstance(expires_at, datetime):
+        if isinstance(expires_at, str) and not _NUMBER.fullmatch(expires_at):
+            expires_at = datetime.fromisoformat(expires_at)
+        elif not isinstance(expires_at, datetime):
             expires_at = datetime.fromtimestamp(_number(expires_at), UTC)
         return to_epoch_us("expires_at", expires_at)
     except (InvalidInputError, OverflowError, ValueError, OSError):

@@ -7,7 +7,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, ClassVar, Final, Self, TypeVar
 
 from sqlalchemy import URL, Engine, MetaData, inspect, make_url
@@ -67,6 +67,8 @@ LOCK_TIMEOUT: Final = 10.0
 _SERVER_GRACE: Final = 1.0
 # How often a lone statement that a concurrent transaction undid is sent again.
 _ATTEMPTS: Final = 10
+# How long a connection may stay silent where no lock is waited for.
+_STUCK: Final = 30.0
 # How long a cancelled caller waits for a commit or clean-up that is already on its way.
 _FINISH_GRACE: Final = 0.5
 
@@ -193,9 +195,6 @@ class SQLBackend(SQLOperations):
         self.dialect.check_url(engine.url)
         self._engine = engine
         self._owned = owned
-        # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
-        self._alone = engine if owned else engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._locking = engine.execution_options(isolation_level=self.dialect.isolation_level)
         self._queue = KeyedLocks()
         self._closed = False
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
@@ -245,7 +244,7 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def create() -> None:
-            async with self._checkout(self._locking, transactional=True) as rows:
+            async with self._checkout(transactional=True) as rows:
                 await self._create_table(rows.connection)
                 await rows.connection.commit()
 
@@ -256,7 +255,7 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def drop() -> None:
-            async with self._checkout(self._alone, transactional=False) as rows:
+            async with self._checkout(transactional=False) as rows:
                 await rows.connection.run_sync(self.table.drop, checkfirst=True)
                 await rows.connection.commit()
 
@@ -283,25 +282,22 @@ class SQLBackend(SQLOperations):
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         self._check_open()
         if write:
-            # More than one row is more than one statement, which must hold or fail together.
-            engine = self._locking if len(keys) > 1 else self._alone
-            return await self._retried(lambda: self._mapped(keys, lambda: self._write(engine, keys, operation)))
+            return await self._retried(lambda: self._mapped(keys, lambda: self._write(keys, operation)))
 
         async def read() -> T:
-            async with self._checkout(self._alone, transactional=False) as rows:
+            async with self._checkout(transactional=False) as rows, self._answered(keys):
                 return await self._on(rows, operation)
 
         return await self._retried(lambda: self._mapped(keys, read))
 
-    async def _write(
-        self, engine: AsyncEngine, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]]
-    ) -> T:
+    async def _write(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]]) -> T:
         async with AsyncExitStack() as stack:
             await self._enqueue(keys, stack)
-            rows = await stack.enter_async_context(self._checkout(engine, transactional=engine is self._locking))
+            # More than one row is more than one statement, which must hold or fail together.
+            rows = await stack.enter_async_context(self._checkout(transactional=len(keys) > 1))
             async with self._bounded(keys):
                 result = await self._on(rows, operation)
-                await finish(rows.connection.commit())
+                await self._on(rows, _commit)
                 return result
 
     async def _on(self, rows: Rows, operation: Callable[[Rows], Awaitable[T]]) -> T:
@@ -316,13 +312,24 @@ class SQLBackend(SQLOperations):
             raise
 
     @asynccontextmanager
-    async def _checkout(self, engine: AsyncEngine, *, transactional: bool) -> AsyncIterator[Rows]:
+    async def _checkout(self, *, transactional: bool) -> AsyncIterator[Rows]:
+        """A connection: for one statement on its own, or at the isolation level of a transaction that takes locks."""
         self._settle_in()
-        connection = engine.connect()
+        connection = self._engine.connect()
+        rows = Rows(connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned)
+        # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
+        level = self.dialect.isolation_level if transactional else None if self._owned else "AUTOCOMMIT"
+
+        async def prepare() -> None:
+            _ = await connection.start()
+            if level is not None:
+                _ = await self._on(rows, lambda _: connection.execution_options(isolation_level=level))
+
         try:
-            # A checkout that is cancelled half-way, while it sets the isolation level say, never returns to the pool.
-            connection = await finish(connection.start())
-            yield Rows(connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned)
+            async with self._answered([]):
+                # One that is cancelled half-way would never return to the pool.
+                await finish(prepare())
+            yield rows
         finally:
             if connection.sync_connection is not None:
                 await finish(connection.close())
@@ -339,20 +346,22 @@ class SQLBackend(SQLOperations):
                 ) from None
             stack.callback(lock.release)
 
-    @asynccontextmanager
-    async def _bounded(self, keys: Sequence[TokenKey]) -> AsyncIterator[None]:
-        """The last resort where a server does not end a wait by itself."""
-        scope = asyncio.timeout(self.dialect.lock_timeout + _SERVER_GRACE)
-        try:
-            async with scope:
-                yield
-        except TimeoutError:
-            if scope.expired():
-                raise LockTimeoutError(
-                    f"{self._about(keys)}: the statement had no answer within "
-                    f"{self.dialect.lock_timeout + _SERVER_GRACE:g} s; a lock is held, or the server is stuck"
-                ) from None
-            raise
+    def _bounded(self, keys: Sequence[TokenKey]) -> AbstractAsyncContextManager[None]:
+        """The last resort where a server does not end a wait for a lock by itself."""
+        limit = self.dialect.lock_timeout + _SERVER_GRACE
+        return _within(
+            limit,
+            LockTimeoutError(
+                f"{self._about(keys)}: the statement had no answer within {limit:g} s; a lock is held, or the server "
+                "is stuck"
+            ),
+        )
+
+    def _answered(self, keys: Sequence[TokenKey]) -> AbstractAsyncContextManager[None]:
+        """A connection that is dead without a word must not keep its caller for ever."""
+        return _within(
+            _STUCK, BackendUnavailableError(f"{self._about(keys)}: no answer of the database within {_STUCK:g} s")
+        )
 
     async def _mapped(self, keys: Sequence[TokenKey], operation: Callable[[], Awaitable[T]]) -> T:
         return await mapped(self.dialect, self._about(keys), operation)
@@ -429,20 +438,21 @@ class SQLTransaction:
                 self._queued = True
                 await backend._enqueue(sorted(keys)[:1], self._stack)
             if self._rows is None:
-                checkout = backend._checkout(backend._locking, transactional=True)
+                checkout = backend._checkout(transactional=True)
                 self._rows = await self._stack.enter_async_context(checkout)
-            if not write:
-                return await backend._on(self._rows, operation)
-            async with backend._bounded(keys):
+            async with backend._bounded(keys) if write else backend._answered(keys):
                 return await backend._on(self._rows, operation)
 
         async with self._turn:  # a connection serves one statement at a time, whatever the tasks in the block do
             return await backend._mapped(keys, run)
 
     async def _commit(self) -> None:
-        if self._rows is not None:
-            connection = self._rows.connection
-            await self._backend._mapped([], lambda: finish(connection.commit()))
+        async def commit(rows: Rows) -> None:
+            async with self._backend._answered([]):
+                await self._backend._on(rows, _commit)
+
+        if (rows := self._rows) is not None:
+            await self._backend._mapped([], lambda: commit(rows))
 
     async def _end(self) -> None:
         stack, self._rows, self._queued = self._stack.pop_all(), None, False
@@ -450,6 +460,22 @@ class SQLTransaction:
         # server rolls back.
         with suppress(BackendError):
             await self._backend._mapped([], stack.aclose)
+
+
+async def _commit(rows: Rows) -> None:
+    await finish(rows.connection.commit())
+
+
+@asynccontextmanager
+async def _within(seconds: float, failure: BackendError) -> AsyncIterator[None]:
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            yield
+    except TimeoutError:
+        if scope.expired():
+            raise failure from None
+        raise
 
 
 async def finish(action: Coroutine[Any, Any, T]) -> T:

@@ -45,8 +45,8 @@ _BUSY_TIMEOUT_MS = 100
 # In seconds, while somebody else's lease is live: how often to look at the files, and when to read the row all the
 # same, as two writes within one tick of the kernel's clock can leave the same time and size behind.
 _LOOK_EVERY, _LONGEST_WATCH = 0.010, 0.250
-# How recent a write may have been missed by the read before; and the pause where there are no files to look at.
-_FRESH_NS, _BLIND_PAUSE = 25_000_000, 0.025
+# How old a write must be for its transaction to have been seen; and the pause where there are no files to look at.
+_FRESH, _BLIND_PAUSE = 0.100, 0.025
 # STRICT tables came with 3.37, RETURNING with 3.35, UPSERT with 3.24.
 _MIN_VERSION = (3, 37, 0)
 
@@ -93,12 +93,14 @@ class SQLiteDialect(Dialect):
         if not before:
             await asyncio.sleep(jittered(_BLIND_PAUSE))
             return
+        # What was written just now may be later than the read that came before; or not be visible yet, as a commit
+        # writes its pages first and then waits for the disk.
+        age = time.time() - max(status.written_at for status in before)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + jittered(_LONGEST_WATCH)
-        fresh = max(status.written_ns for status in before) > time.time_ns() - _FRESH_NS
+        deadline = loop.time() + (max(age, _LOOK_EVERY) if age < _FRESH else jittered(_LONGEST_WATCH))
         while loop.time() < deadline:
             await asyncio.sleep(_LOOK_EVERY)
-            if fresh or _state(files) != before:
+            if _state(files) != before:
                 return
 
     async def may_look(self, connection: AsyncConnection) -> bool:
@@ -241,7 +243,7 @@ def require_version(version: tuple[int, ...]) -> None:
 class _Status(NamedTuple):
     inode: int
     size: int
-    written_ns: int
+    written_at: float
 
 
 def _state(files: Sequence[Path]) -> list[_Status]:
@@ -249,7 +251,7 @@ def _state(files: Sequence[Path]) -> list[_Status]:
     for file in files:
         with suppress(OSError, ValueError):
             status = file.stat()
-            found.append(_Status(status.st_ino, status.st_size, status.st_mtime_ns))
+            found.append(_Status(status.st_ino, status.st_size, status.st_mtime))
     return found
 
 
