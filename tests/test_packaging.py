@@ -152,7 +152,7 @@ def test_the_sdist_has_what_a_packager_needs_and_no_leftovers(sdist: Path) -> No
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "tox.ini"} <= names
     assert Path(__file__).relative_to(ROOT).as_posix() in names
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    assert tops == {"backends", "docs", "examples", "tests", "tokenstore"}
+    assert tops == {"backends", "benchmarks", "docs", "examples", "tests", "tokenstore"}
     parts = {part for name in names for part in name.split("/")}
     hidden = {part for part in parts if part.startswith(".")} - {".gitignore"}  # hatchling takes its exclusions from it
     assert not hidden

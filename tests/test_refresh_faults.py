@@ -36,7 +36,7 @@ from tokenstore import (
     TokensNotStoredError,
     open_store,
 )
-from tokenstore.attempt import Settings
+from tokenstore.attempt import Settings, is_leased
 from tokenstore.records import TokenKey
 from tokenstore.testing.provider import StrictRotatingProvider
 from watch import Place, engine_of, until
@@ -69,19 +69,29 @@ either_way = pytest.mark.parametrize("expires_in", [EXPIRED, DUE], ids=["expired
 class Recorder(Refresher):
     """Keeps what the provider answered, by user.
 
+    Args:
+        provider: Whom to call.
+        beside: A store that shows whether the row is leased.
+
     Attributes:
         issued: The answers to each user's refreshes.
+        unleased: For whom the provider was called without a lease.
         answered: Called between an answer and its delivery to the store.
         retry_after: What an outage tells callers.
     """
 
-    def __init__(self, provider: StrictRotatingProvider) -> None:
+    def __init__(self, provider: StrictRotatingProvider, beside: AuthTokenStore) -> None:
         super().__init__(provider)
+        self._backend = beside._backend
         self.issued: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        self.unleased: list[str] = []
         self.answered: Callable[[], None] = lambda: None
         self.retry_after: float | None = None
 
     async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
+        (row,) = await self._backend.get([TokenKey("github", record["user_id"])])
+        if row is None or not is_leased(row):
+            self.unleased.append(record["user_id"])
         try:
             answer = await super().__call__(record)
         except ProviderUnavailableError as error:
@@ -158,7 +168,7 @@ class Scene:
         (sealed,) = await self.direct._backend.get([TokenKey("github", user)])
         assert sealed is not None
         assert (sealed.lease_holder, sealed.failure) == (None, None)
-        await fresh(self.direct, user, force=True)
+        await fresh(self.direct, user, force=True, refresh=self.recorder)
         assert self.provider.stats().refreshes_by_user[user] == 2
         assert self.provider.stats().reuses == 0
 
@@ -170,12 +180,12 @@ async def scene_of(url: str, keyring: Keyring, patience: float = _PATIENCE) -> A
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
     async with asyncio.timeout(patience):
         with StrictRotatingProvider() as provider:
-            recorder = Recorder(provider)
-            direct = open_store(url, keyring=keyring, refreshers={"github": recorder})
-            async with direct, faulty(url) as faults:
+            async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
                 await direct.setup()
+                recorder = Recorder(provider, direct)
                 yield Scene(url, keyring, faults, direct, recorder)
             assert provider.stats().reuses == 0
+            assert not recorder.unleased
     assert not problems, problems
 
 
@@ -602,7 +612,7 @@ def _stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> Generato
             resume = functools.partial(work.throw, error)
 
 
-async def cancelled(scene: Scene, store: AuthTokenStore, at: int) -> bool:
+async def cancelled(scene: Scene, store: AuthTokenStore, at: int, *, alone: bool) -> bool:
     """A caller, cancelled at the n-th wait of its own or of the refresh that it began. Returns whether it was."""
     old = await scene.log_in()
     user = old["user_id"]
@@ -617,26 +627,31 @@ async def cancelled(scene: Scene, store: AuthTokenStore, at: int) -> bool:
     perform = store._engine._perform
     with mock.patch.object(store._engine, "_perform", lambda attempt: stepped(perform(attempt), step)):
         caller = asyncio.create_task(stepped(fresh(store, user), step))
-        await asyncio.wait([caller])
+        others = [] if alone else [asyncio.create_task(fresh(store, user))]
+        await asyncio.wait([caller, *others])
         await settled(store)
     assert checked_out(store) == 0
     issued = scene.recorder.issued[user]
     assert scene.provider.stats().refreshes_by_user.get(user, 0) == len(issued)
     assert pair(await load(scene.direct, user)) == pair(issued[0] if issued else old)
-    await scene.check(old, await fresh(store, user))
+    others.append(asyncio.create_task(fresh(store, user)))
+    for other in others:
+        assert pair(await other) == pair(issued[0])
+    await scene.check(old)
     return caller.cancelled()
 
 
 @each_database
-def test_a_caller_is_cancelled_at_each_step(row: Row, url: str, keyring: Keyring) -> None:
-    """The refresh has not begun, or goes on to its end: what the provider has issued is in the row."""
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "joined"])
+def test_a_caller_is_cancelled_at_each_step(row: Row, url: str, alone: bool, keyring: Keyring) -> None:
+    """The refresh has not begun, or goes on to its end: what the provider has issued is in the row. Others get it."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene, scene.store(await scene.log_in(), url) as store:
             at = 1
             while True:
                 with noted(at):
-                    if not await cancelled(scene, store, at):
+                    if not await cancelled(scene, store, at, alone=alone):
                         break
                 at += 1
             assert at > 10

@@ -1,0 +1,1 @@
+"""Measurements, to be run from the checkout: ``python -m benchmarks.refresh URL …``."""
