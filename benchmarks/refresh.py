@@ -14,14 +14,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from secrets import token_hex
 from statistics import median
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import event, make_url
 
@@ -30,18 +32,20 @@ from tokenstore.records import TokenRecord
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
 
-ROUNDS, CALLERS, POOL_SIZE, READERS, OTHER_ROWS, A_CALL = 5, 200, 10, 4, 50, 1.0
-WAITS, WAITERS = 20, 15
-FLEET, A_LONG_CALL, STAMPEDE = 100, 10.0, 3.0
+CALLERS, POOL_SIZE, READERS, ROUNDS, CALL = 200, 10, 4, 5, 1.0
+WAITERS, WAITS = 15, 20
+FLEET, LONG_CALL, STAMPEDE = 100, 10.0, 3.0
 
 KEY = ("provider", "user")
-HOUR: Final = timedelta(hours=1)
-_PATIENCE: Final = 120.0
-# Children begin as copies of one process that has imported everything.
+CLIENT = {"client_id": "demo-client", "client_secret": "demo-secret"}
+HOUR = timedelta(hours=1)
+# Processes begin as copies of one that has imported everything.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tokenstore_sql.base", "tokenstore.testing.provider", "httpx"])
 
 Table = list[list[str]]
+Log = list[tuple[float, str]]
+Way = Callable[["Probe"], Awaitable[object]]
 
 
 class Target(NamedTuple):
@@ -50,213 +54,145 @@ class Target(NamedTuple):
     url: str
     table: str
     token_url: str
-    client: dict[str, str]
-
-
-@dataclass
-class Notes:
-    """What a process did, and when, in seconds of the machine's monotonic clock."""
-
-    calls: list[tuple[float, float]] = field(default_factory=list)  # of the provider: begin and end
-    commits: list[float] = field(default_factory=list)  # of new tokens
-    reads: list[float] = field(default_factory=list)  # statements that read the table
-    others: list[float] = field(default_factory=list)  # all other statements
-    checkouts: list[float] = field(default_factory=list)  # each of them pings the server
-    in_use: list[tuple[float, int]] = field(default_factory=list)  # connections, at each change
-    done: float = 0.0
 
 
 class Probe:
-    """A store, and notes of what it does."""
+    """A store, and a log of what it does, with the times of the machine's monotonic clock in seconds.
+
+    The log has ``read`` (a SELECT from the table) and ``other`` statements, ``checkout`` (which pings the server) and
+    ``checkin`` of connections, ``call`` and ``answer`` of the provider, ``commit`` of new tokens and ``done``.
+    """
 
     def __init__(self, target: Target) -> None:
-        self.notes = Notes()
-        self.target = target
+        self.log: Log = []
+        self.token_url = target.token_url
         options: dict[str, Any] = {"table": target.table, "pool_size": POOL_SIZE}
         self.store: AuthTokenStore = open_store(
             target.url, keyring=Keyring({"k1": bytes(32)}), refreshers={KEY[0]: self.refresh}, **options
         )
-        self.backend: Any = self.store._backend
-        engine, complete_lease = self.backend._engine.sync_engine, self.backend.complete_lease
-        event.listen(engine, "before_cursor_execute", lambda *arguments: self._sent(arguments[2]))
-        event.listen(engine.pool, "checkout", lambda *_: self._took(1))
-        event.listen(engine.pool, "checkin", lambda *_: self._took(-1))
+        backend: Any = self.store._backend
+        engine, complete_lease = backend._engine.sync_engine, backend.complete_lease
 
-        async def complete(*arguments: Any, **named: Any) -> bool:
-            written: bool = await complete_lease(*arguments, **named)
-            self.notes.commits.append(time.monotonic())
+        @event.listens_for(engine, "before_cursor_execute")
+        def _(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            self.note("read" if statement.lstrip().startswith("SELECT") and target.table in statement else "other")
+
+        for change in ("checkout", "checkin"):
+            event.listen(engine.pool, change, lambda *_, change=change: self.note(change))
+
+        async def complete(*arguments: Any, **named: Any) -> Any:
+            written = await complete_lease(*arguments, **named)
+            self.note("commit")
             return written
 
-        self.backend.complete_lease = complete
+        backend.complete_lease = complete
+        self.backend = backend
 
-    def _sent(self, statement: str) -> None:
-        reads = statement.lstrip().startswith("SELECT") and self.target.table in statement
-        (self.notes.reads if reads else self.notes.others).append(time.monotonic())
-
-    def _took(self, change: int) -> None:
-        self.notes.in_use.append((time.monotonic(), self.notes.in_use[-1][1] + change if self.notes.in_use else change))
-        if change > 0:
-            self.notes.checkouts.append(time.monotonic())
+    def note(self, what: str) -> None:
+        """Write it down."""
+        self.log.append((time.monotonic(), what))
 
     async def refresh(self, record: TokenRecord) -> dict[str, Any]:
         """Call the provider."""
-        began = time.monotonic()
-        new = await refresh_over_http(self.target.token_url, record["refresh_token"], **self.target.client, timeout=60)
-        self.notes.calls.append((began, time.monotonic()))
+        self.note("call")
+        new = await refresh_over_http(self.token_url, record["refresh_token"], **CLIENT, timeout=60)
+        self.note("answer")
         return new
 
     async def expire(self, refresh_token: str) -> None:
         """Store a new grant, whose access token has expired."""
         await self.store.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - HOUR)
 
-    async def load_leased(self) -> object:
-        """A valid token, by the engine."""
-        return await self.store.load_fresh_tokens(*KEY)
+    async def load_leased(self) -> None:
+        """Get a valid token by the engine."""
+        await self.store.load_fresh_tokens(*KEY)
+        self.note("done")
 
-    async def load_locked(self) -> object:
-        """A valid token, by the three steps under a row lock."""
+    async def load_locked(self) -> None:
+        """Get a valid token by the three steps under a row lock."""
         async with self.store.transaction() as transaction:
             record = await transaction.load_tokens(*KEY, for_update=True)
             if record is not None and not self.store.is_access_token_valid(record):
                 new = await self.refresh(record)
-                expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
-                await transaction.store_tokens(*KEY, new["access_token"], new["refresh_token"], expires_at)
-            return record
+                await transaction.store_tokens(
+                    *KEY, new["access_token"], new["refresh_token"], datetime.now(UTC) + HOUR
+                )
 
 
 # Processes
 
 
-class Child:
-    """A process, and the messages to and from it."""
+class _Provider(StrictRotatingProvider):
+    def __init__(self, latency: float) -> None:
+        super().__init__(latency=latency)
+        self.start()
 
-    def __init__(self, serve: Callable[..., None], *arguments: object) -> None:
-        self._pipe, there = _context.Pipe()
-        self._process = _context.Process(target=serve, args=(there, *arguments), daemon=True)
-        self._process.start()
-        there.close()
-
-    def ask(self, message: object) -> Child:
-        self._pipe.send(message)
-        return self
-
-    def answer(self) -> Any:
-        """Wait for its next message."""
-        if not self._pipe.poll(_PATIENCE):
-            raise TimeoutError(f"no answer from a process within {_PATIENCE:g} s")
-        return self._pipe.recv()
-
-    def close(self) -> None:
-        self._pipe.close()
-        self._process.join(_PATIENCE)
+    def address(self) -> str:
+        return self.token_url
 
 
-def _provide(pipe: Connection, latency: float, grants: int) -> None:
-    with StrictRotatingProvider(latency=latency) as provider:
-        tokens = [provider.new_grant("user")["refresh_token"] for _ in range(grants)]
-        client = {"client_id": provider.client_id, "client_secret": provider.client_secret}
-        pipe.send((provider.token_url, client, tokens))
-        pipe.recv()
-        stats = provider.stats()
-        pipe.send((stats.requests, stats.refreshes, stats.reuses))
+class _Providers(BaseManager):
+    """A process for the provider, so that it takes no time from those who are measured."""
+
+
+_Providers.register("provider", _Provider)
 
 
 @contextmanager
 def provider(url: str, latency: float, grants: int) -> Iterator[tuple[Target, list[str]]]:
     """A table, and refresh tokens of a provider, each of which has to be used once by the end."""
-    child = Child(_provide, latency, grants)
-    try:
-        token_url, client, tokens = child.answer()
-        target = Target(url, f"bench_{token_hex(8)}", token_url, client)
-        asyncio.run(_with_table(target, "setup"))
+    with _Providers(ctx=_context) as providers:
+        provider: Any = providers.provider(latency)  # type: ignore[attr-defined]
+        tokens = [provider.new_grant("user")["refresh_token"] for _ in range(grants)]
+        target = Target(url, f"bench_{token_hex(8)}", provider.address())
+        asyncio.run(_once(target, lambda probe: probe.store.setup()))
         try:
             yield target, tokens
         finally:
-            asyncio.run(_with_table(target, "drop"))
-        if (counted := child.ask("stop").answer()) != (grants, grants, 0):
-            raise RuntimeError(f"{grants} refreshes were due; requests, refreshes and reuses were {counted}")
-    finally:
-        child.close()
+            asyncio.run(_once(target, lambda probe: probe.backend.drop()))
+        stats = provider.stats()
+        if (stats.requests, stats.refreshes, stats.reuses) != (grants, grants, 0):
+            raise RuntimeError(f"{grants} refreshes were due: {stats}")
 
 
-async def _with_table(target: Target, action: str) -> None:
+async def _once(target: Target, action: Way) -> None:
     probe = Probe(target)
     async with probe.store:
-        await getattr(probe.backend, action)()
+        await action(probe)
 
 
-def _want(pipe: Connection, target: Target) -> None:
-    """Whenever told to, want a valid token; send what was noted until it was there."""
-
-    async def want() -> Notes:
-        await probe.load_leased()
-        notes, probe.notes = probe.notes, Notes(in_use=probe.notes.in_use[-1:])
-        notes.done = time.monotonic()
-        return notes
-
-    probe = Probe(target)
-    with asyncio.Runner() as runner:
-        runner.run(probe.store.load_tokens(*KEY))  # connects
-        pipe.send("ready")
-        try:
-            while pipe.recv():
-                pipe.send(runner.run(want()))
-        except EOFError:
-            runner.run(probe.store.aclose())
-
-
-def all_want(target: Target, tokens: Sequence[str], count: int) -> Iterator[list[Notes]]:
-    """For each token: processes that all want a valid one at once, and their notes."""
-    children = [Child(_want, target) for _ in range(count)]
-    try:
-        for child in children:
-            child.answer()
+def all_want(target: Target, tokens: Sequence[str], count: int) -> Iterator[list[Log]]:
+    """For each token: processes that all want a valid one at once, and their logs."""
+    everybody = _context.Barrier(count)
+    with ProcessPoolExecutor(count, _context, _open, (target, everybody)) as processes:
         for token in tokens:
-            asyncio.run(_expire(target, token))
-            yield [child.answer() for child in [child.ask("go") for child in children]]
-    finally:
-        for child in children:
-            child.close()
+            asyncio.run(_once(target, lambda probe, token=token: probe.expire(token)))  # type: ignore[misc]
+            yield list(processes.map(_want, range(count)))
 
 
-async def _expire(target: Target, token: str) -> None:
-    probe = Probe(target)
-    async with probe.store:
-        await probe.expire(token)
+_mine: list[tuple[asyncio.Runner, Probe, Barrier]] = []
+
+
+def _open(target: Target, everybody: Barrier) -> None:
+    _mine.append((asyncio.Runner(), Probe(target), everybody))
+    runner, probe, _ = _mine[0]
+    runner.run(probe.store.load_tokens(*KEY))  # connects
+
+
+def _want(_: int) -> Log:
+    runner, probe, everybody = _mine[0]
+    everybody.wait(120)  # so that each process gets one of these jobs
+    probe.log.clear()
+    runner.run(probe.load_leased())
+    return probe.log
 
 
 # Measurements
 
 
-def bystanders(url: str) -> Table:
-    """200 callers in one process wait for a provider that takes a second, while others read other rows."""
-    ways = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
-    with provider(url, A_CALL, len(ways) * (1 + ROUNDS)) as (target, tokens):
-        return asyncio.run(_bystanders(target, ways, tokens))
-
-
-async def _bystanders(target: Target, ways: dict[str, Callable[[Probe], Awaitable[object]]], tokens: list[str]) -> Table:
-    lines: Table = []
-    probe = Probe(target)
-    async with probe.store:
-        for number in range(OTHER_ROWS):
-            await probe.store.store_tokens("other", str(number), "access", "refresh", datetime.now(UTC) + HOUR)
-        unread = {name: await _crowd(probe, way, tokens.pop(), readers=0) for name, way in ways.items()}
-        rounds = [{name: await _crowd(probe, way, tokens.pop()) for name, way in ways.items()} for _ in range(ROUNDS)]
-    for name in ways:
-        measured = [each[name] for each in rounds]
-        idle = [length for crowd in measured for length in crowd.idle]
-        for of, part in enumerate(Crowd.PARTS):
-            busy = [length for crowd in measured for length in crowd.busy[of]]
-            ratio = median(at(99, crowd.busy[of]) / at(99, crowd.idle) for crowd in measured)
-            used = str(unread[name].in_use[of]), str(max(crowd.in_use[of] for crowd in measured))
-            lines.append([name, part, *used, ms(50, idle), ms(99, idle), ms(50, busy), ms(99, busy), f"{ratio:.2f}"])
-    return lines
-
-
 @dataclass(frozen=True)
 class Crowd:
-    """One refresh that many wait for, in two parts: from their arrival on, and while the provider is asked.
+    """A refresh that many wait for, from their arrival on, and of that the time while the provider is asked.
 
     Attributes:
         in_use: The most connections that were taken in each part.
@@ -264,45 +200,73 @@ class Crowd:
         busy: The same in each part.
     """
 
-    PARTS: ClassVar = ("arrival, call", "call")
+    PARTS: ClassVar = ("from arrival on", "call")
 
     in_use: list[int]
     idle: list[float]
     busy: list[list[float]]
 
 
-async def _crowd(probe: Probe, way: Callable[[Probe], Awaitable[object]], token: str, readers: int = READERS) -> Crowd:
+def bystanders(url: str) -> Table:
+    """200 callers in one process wait for a provider that takes a second, while others read other rows."""
+    ways: dict[str, Way] = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
+    with provider(url, CALL, len(ways) * (1 + ROUNDS)) as (target, tokens), asyncio.Runner() as runner:
+        probe = Probe(target)
+
+        def crowds(readers: int) -> dict[str, Crowd]:
+            return {name: runner.run(_crowd(probe, way, tokens.pop(), readers)) for name, way in ways.items()}
+
+        alone, rounds = crowds(0), [crowds(READERS) for _ in range(ROUNDS)]
+        runner.run(probe.store.aclose())
+    lines = []
+    for name in ways:
+        measured = [crowds[name] for crowds in rounds]
+        idle = [length for crowd in measured for length in crowd.idle]
+        for of, part in enumerate(Crowd.PARTS):
+            busy = [length for crowd in measured for length in crowd.busy[of]]
+            ratio = median(percentile(99, crowd.busy[of]) / percentile(99, crowd.idle) for crowd in measured)
+            used = alone[name].in_use[of], max(crowd.in_use[of] for crowd in measured)
+            lines.append([name, part, *map(str, used), *ms(idle, 50, 99), *ms(busy, 50, 99), f"{ratio:.2f}"])
+    return lines
+
+
+async def _crowd(probe: Probe, way: Way, token: str, readers: int) -> Crowd:
     await probe.expire(token)
-    idle = await _read_beside(probe, asyncio.sleep(A_CALL), readers)
+    idle = await _read_beside(probe, asyncio.sleep(CALL), readers)
     arrived = time.monotonic()
     reads = await _read_beside(probe, asyncio.gather(*(way(probe) for _ in range(CALLERS))), readers)
-    began, ended = probe.notes.calls[-1]
+    called, answered = max(when([probe.log], "call")), max(when([probe.log], "answer"))
     return Crowd(
-        [max(_in_use(probe, start, ended)) for start in (arrived, began)],
+        [_most_in_use(probe.log, start, answered) for start in (arrived, called)],
         [length for _, length in idle],
-        [[length for at, length in reads if start <= at <= ended] for start in (arrived, began)],
+        [[length for began, length in reads if start <= began <= answered] for start in (arrived, called)],
     )
 
 
-def _in_use(probe: Probe, start: float, end: float) -> Iterator[int]:
-    yield next((number for at, number in reversed(probe.notes.in_use) if at <= start), 0)
-    yield from (number for at, number in probe.notes.in_use if start < at <= end)
+def _most_in_use(log: Log, start: float, end: float) -> int:
+    number = most = 0
+    since = -math.inf
+    for at, what in [*log, (math.inf, "end")]:
+        if since <= end and at > start:
+            most = max(most, number)
+        number += {"checkout": 1, "checkin": -1}.get(what, 0)
+        since = at
+    return most
 
 
 async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> list[tuple[float, float]]:
     """Read other rows until the work is done: when each read began, and how long it took, in seconds."""
     reads: list[tuple[float, float]] = []
 
-    async def read(number: int) -> None:
+    async def read(user_id: str) -> None:
         while True:
             began = time.monotonic()
-            await probe.store.load_tokens("other", str(number))
+            await probe.store.load_tokens("other", user_id)
             reads.append((began, time.monotonic() - began))
             await asyncio.sleep(0.005)
-            number = (number + 1) % OTHER_ROWS
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(read(number)) for number in range(readers)]
+        tasks = [group.create_task(read(str(number))) for number in range(readers)]
         await work
         for task in tasks:
             task.cancel()
@@ -311,46 +275,47 @@ async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> l
 
 def waits(url: str) -> Table:
     """From the commit of new tokens until another process that waits for them has them."""
-    with provider(url, A_CALL, WAITS) as (target, tokens):
-        lengths = []
-        for everybody in all_want(target, tokens, 1 + WAITERS):
-            [committed] = [at for notes in everybody for at in notes.commits]
-            lengths += [notes.done - committed for notes in everybody if not notes.calls]
-    return [[str(WAITERS), str(len(lengths)), *(ms(percent, lengths) for percent in (50, 95, 100))]]
+    lengths: list[float] = []
+    with provider(url, CALL, WAITS) as (target, tokens):
+        for logs in all_want(target, tokens, 1 + WAITERS):
+            [committed] = when(logs, "commit")
+            lengths += [max(when([log], "done")) - committed for log in logs if not when([log], "call")]
+    return [[str(WAITERS), str(len(lengths)), *ms(lengths, 50, 95, 100)]]
 
 
 def statements(url: str) -> Table:
-    """What a fleet sends to the database while it waits for a slow provider."""
-    with provider(url, A_LONG_CALL, 1) as (target, tokens):
-        [everybody] = all_want(target, tokens, FLEET)
-    [(began, ended)] = [call for notes in everybody for call in notes.calls]
-    lines: Table = []
-    for part, start in (("whole call", began), (f"after its first {STAMPEDE:g} s", began + STAMPEDE)):
-        rates = [
-            sum(start <= at <= ended for notes in everybody for at in getattr(notes, kind)) / (ended - start)
-            for kind in ("reads", "others", "checkouts")
-        ]
-        lines.append([str(FLEET), part, *(f"{rate:.0f}" for rate in (sum(rates[:2]), *rates))])
+    """What 100 processes send to the database while they wait for a provider that takes ten seconds."""
+    with provider(url, LONG_CALL, 1) as (target, tokens):
+        [logs] = all_want(target, tokens, FLEET)
+    [called], [answered] = when(logs, "call"), when(logs, "answer")
+    lines = []
+    for part, start in (("call", called), (f"call after {STAMPEDE:g} s", called + STAMPEDE)):
+        kinds = [when(logs, kind) for kind in ("read", "other", "checkout")]
+        rates = [sum(start <= at <= answered for at in times) / (answered - start) for times in kinds]
+        lines.append([part, *(f"{rate:.0f}" for rate in (rates[0] + rates[1], *rates))])
     return lines
 
 
-def at(percent: float, lengths: Sequence[float]) -> float:
-    """A percentile."""
+def when(logs: Sequence[Log], wanted: str) -> list[float]:
+    """The times of everything of one kind."""
+    return [at for log in logs for at, what in log if what == wanted]
+
+
+def percentile(percent: float, lengths: Sequence[float]) -> float:
+    """The length that so many of them do not exceed."""
     return sorted(lengths)[max(math.ceil(len(lengths) * percent / 100), 1) - 1]
 
 
-def ms(percent: float, lengths: Sequence[float]) -> str:
-    """A percentile of seconds, in milliseconds."""
-    return f"{at(percent, lengths) * 1000:.1f}"
+def ms(lengths: Sequence[float], *percents: float) -> list[str]:
+    """Percentiles of seconds, in milliseconds."""
+    return [f"{percentile(percent, lengths) * 1000:.1f}" for percent in percents]
 
 
+_PERCENTILES = ["idle p50, ms", "p99", "busy p50, ms", "p99", "p99 ratio"]
 MEASUREMENTS: dict[str, tuple[Callable[[str], Table], list[str]]] = {
-    "bystanders": (
-        bystanders,
-        ["way", "part", "in use", "with reads", "idle p50", "idle p99", "busy p50", "busy p99, ms", "p99 ratio"],
-    ),
-    "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95, ms", "longest, ms"]),
-    "statements": (statements, ["processes", "during", "statements/s", "reads/s", "others/s", "pings/s"]),
+    "bystanders": (bystanders, ["way", "part", "connections", "with reads", *_PERCENTILES]),
+    "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95", "longest"]),
+    "statements": (statements, ["part", "statements/s", "reads of the row/s", "others/s", "pings/s"]),
 }
 
 

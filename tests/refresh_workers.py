@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -19,7 +19,7 @@ from tokenstore.errors import ReauthorizationRequiredError, RefreshError
 from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore
-from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
+from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, _tls_context, refresh_over_http
 from workers import Link
 
 PROVIDER = "provider"
@@ -45,6 +45,7 @@ class Terms:
         url: The store's.
         token_url: The provider's.
         client: Its client and secret.
+        user_id: Whose row the jobs are about.
         timeout: ``refresh_timeout``; a lease lasts 1.5 times as long.
         clock_error: How far this process's clock is ahead, in seconds.
         stop: Where to meet the test.
@@ -54,6 +55,7 @@ class Terms:
     url: str
     token_url: str
     client: tuple[str, str] = field(repr=False)
+    user_id: str = "user"
     timeout: float = 20.0
     clock_error: float = 0.0
     stop: Stop | None = None
@@ -115,6 +117,7 @@ async def opened(link: Link, terms: Terms) -> AuthTokenStore:
     """The worker's store, on new connections unless the last job wanted the same."""
     if link.opened != terms:
         await link.close()
+        _ = _tls_context()  # takes longer than a refresh, and is kept
         refresher = _Refresher(terms, link)
         backend: Any = backend_for_url(terms.url, {}) if terms.fault is None else terms.fault.backend(terms.url)
         _make_stand(backend, refresher._stand)
@@ -146,7 +149,7 @@ def _make_stand(backend: Any, stand: Callable[[Stop], None]) -> None:
     backend.get, backend.complete_lease = get_and_stand, complete_and_stand
 
 
-async def _ask(store: AuthTokenStore, user_id: str = "user") -> Answer:
+async def _ask(store: AuthTokenStore, user_id: str) -> Answer:
     try:
         record = await store.load_fresh_tokens(PROVIDER, user_id)
     except RefreshError as error:
@@ -187,11 +190,11 @@ async def expire(link: Link, terms: Terms) -> str:
     """Let the row's access token have expired; return it."""
     store = await opened(link, terms)
     link.meet()
-    record = await store.load_tokens(PROVIDER, "user")
+    record = await store.load_tokens(PROVIDER, terms.user_id)
     assert record is not None
     token: str = record["access_token"]
     past = datetime.now(UTC) - _A_WHILE
-    await store.store_tokens(PROVIDER, "user", f"expired {token}", record["refresh_token"], past)
+    await store.store_tokens(PROVIDER, terms.user_id, f"expired {token}", record["refresh_token"], past)
     return token
 
 
@@ -199,7 +202,7 @@ async def stored(link: Link, terms: Terms) -> str | None:
     """The access token in the row."""
     store = await opened(link, terms)
     link.meet()
-    record = await store.load_tokens(PROVIDER, "user")
+    record = await store.load_tokens(PROVIDER, terms.user_id)
     return None if record is None else record["access_token"]
 
 
@@ -207,7 +210,7 @@ async def ask(link: Link, terms: Terms, callers: int) -> list[Answer]:
     """Callers that all want a valid token at once."""
     store = await opened(link, terms)
     link.meet()
-    return await asyncio.gather(*(_ask(store) for _ in range(callers)))
+    return await asyncio.gather(*(_ask(store, terms.user_id) for _ in range(callers)))
 
 
 async def log_in(link: Link, terms: Terms, response: dict[str, Any]) -> None:
@@ -215,7 +218,7 @@ async def log_in(link: Link, terms: Terms, response: dict[str, Any]) -> None:
     store = await opened(link, terms)
     link.meet()
     expires_at = datetime.now(UTC) + timedelta(seconds=response["expires_in"])
-    await store.store_tokens(PROVIDER, "user", response["access_token"], response["refresh_token"], expires_at)
+    await store.store_tokens(PROVIDER, terms.user_id, response["access_token"], response["refresh_token"], expires_at)
 
 
 async def come_and_go(link: Link, terms: Terms, stays: Sequence[int | None], until_told: bool) -> list[Answer | None]:
@@ -229,7 +232,7 @@ async def come_and_go(link: Link, terms: Terms, stays: Sequence[int | None], unt
     """
     store = await opened(link, terms)
     link.meet()
-    callers = [asyncio.create_task(_ask(store)) for _ in stays]
+    callers = [asyncio.create_task(_ask(store, terms.user_id)) for _ in stays]
     leavers = {caller: steps for caller, steps in zip(callers, stays, strict=True) if steps is not None}
     patience = [asyncio.create_task(_cancel_after(steps, caller)) for caller, steps in leavers.items()]
     if until_told:
@@ -253,7 +256,7 @@ async def _cancel_after(steps: int, caller: asyncio.Task[Any]) -> None:
 async def outlast(link: Link, terms: Terms) -> None:
     """Look at the row until the lease on it has expired, and do nothing about it."""
     _ = await opened(link, terms)
-    backend, key = link.stores[0].backend, TokenKey(PROVIDER, "user")
+    backend, key = link.stores[0].backend, TokenKey(PROVIDER, terms.user_id)
     link.meet()
     while True:
         (row,) = await backend.get([key])
@@ -272,13 +275,13 @@ async def lock_and_refresh(link: Link, terms: Terms, tasks: int) -> list[Answer]
 
     async def valid_token() -> Answer:
         async with store.transaction() as transaction:
-            record = await transaction.load_tokens(PROVIDER, "user", for_update=True)
+            record = await transaction.load_tokens(PROVIDER, terms.user_id, for_update=True)
             assert record is not None
             if not store.is_access_token_valid(record):
                 new = await refresher(record)
                 expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
                 names = {name: new[name] for name in ("access_token", "refresh_token")}
-                await transaction.store_tokens(PROVIDER, "user", **names, access_token_expires_at=expires_at)
+                await transaction.store_tokens(PROVIDER, terms.user_id, **names, access_token_expires_at=expires_at)
                 record = TokenRecord(new)
         return Answer(record["access_token"], None, time.monotonic())
 
@@ -296,4 +299,4 @@ async def revoke(link: Link, terms: Terms, callers: int) -> list[bool]:
     """Callers that all revoke the tokens."""
     store = await opened(link, terms)
     link.meet()
-    return await asyncio.gather(*(store.revoke_tokens(PROVIDER, "user") for _ in range(callers)))
+    return await asyncio.gather(*(store.revoke_tokens(PROVIDER, terms.user_id) for _ in range(callers)))

@@ -339,7 +339,7 @@ class Attempt:
                 return step
 
     async def _read(self) -> Step:
-        self._check_time()
+        # However late it is: what the row holds by now may be what is wanted.
         try:
             row = await self._fetch()
         except _TRANSIENT as error:
@@ -433,7 +433,8 @@ class Attempt:
             saved = await self._answered(
                 self._backend.complete_lease(
                     self.key, self._issued, generation=step.generation, holder=self.goal.holder
-                )
+                ),
+                self._write_limit(),
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, this may be the only copy
             await self._persist(error, tried_at)
@@ -515,16 +516,22 @@ class Attempt:
         self._seen = None if row is None else Seen(row, time.monotonic())
         return row
 
-    async def _answered(self, call: Awaitable[T]) -> T:
+    def _write_limit(self) -> float:
+        """While the lease lasts there has to be time for another try, or others come and use the old token again."""
+        left = self._leased_until - time.monotonic()
+        return left / 3 if left > 0 else self._settings.timeout
+
+    async def _answered(self, call: Awaitable[T], limit: float | None = None) -> T:
         """A connection that is dead without a word must not keep a refresh waiting; another one may be alive."""
-        scope = asyncio.timeout(self._settings.timeout)
+        limit = limit or self._settings.timeout
+        scope = asyncio.timeout(limit)
         try:
             async with scope:
                 return await call
         except TimeoutError:
             if not scope.expired():
                 raise
-        raise BackendUnavailableError(f"{self.key}: no answer of the database within {self._settings.timeout:g} s")
+        raise BackendUnavailableError(f"{self.key}: no answer of the database within {limit:g} s")
 
     def _judged(self, row: SealedRecord | None) -> View | None:
         if row is None:

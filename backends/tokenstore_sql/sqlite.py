@@ -279,7 +279,12 @@ async def _open(path: Path, patience: float) -> aiosqlite.Connection:
     # Its thread must not keep the interpreter from ending.
     thread: Any = getattr(connection, "_thread", connection)  # before aiosqlite 0.22 it was the thread
     thread.daemon = True
-    connection = await connection
+    try:
+        connection = await connection
+    except BaseException:
+        # The thread has something to tell this event loop still, which could be closed by then.
+        await finish(asyncio.to_thread(thread.join))
+        raise
     try:
         # FULL: a power failure must not undo the commit of a rotated token.
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
