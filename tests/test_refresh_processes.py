@@ -23,7 +23,8 @@ from tokenstore.testing.provider import StrictRotatingProvider
 from workers import Team, Worker
 
 _PROCESSES, _CALLERS = 16, 50
-_TIMEOUT = 1.0
+# A busy machine takes its time from the claim to where a process is stopped.
+_TIMEOUT = 4.0
 _LEASE = 1.5 * _TIMEOUT
 # SQLite's clock counts milliseconds, and a machine's clocks may be adjusted against each other.
 _CLOCK_ERROR = 0.05
@@ -233,9 +234,7 @@ def cases(row: Row, tmp_path: Path, team: Team) -> Iterator[Cases]:
 
 
 @one_row_a_database
-def test_who_waits_for_a_killed_refresher_recovers(
-    cases: Cases, team: Team, record_property: Callable[[str, object], None]
-) -> None:
+def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, request: pytest.FixtureRequest) -> None:
     """When its lease has expired, one other caller tries again, with what the provider makes of that.
 
     The user has to log in again only where the provider had issued tokens that went down with the process.
@@ -271,7 +270,8 @@ def test_who_waits_for_a_killed_refresher_recovers(
             assert first - case.began > _LEASE - _CLOCK_ERROR
         assert first - case.stood < _LEASE + _PROMPTLY
         where = case.at.name.lower() if case.at else "during_the_call"
-        record_property(f"{where} ({fate}), seconds from claim to recovery", round(first - case.stood, 3))
+        # As `record_property` does, which warns about pytest's own default of JUnit files.
+        request.node.user_properties.append((f"{where} ({fate}), seconds to recover", round(first - case.stood, 3)))
 
 
 @one_row_a_database

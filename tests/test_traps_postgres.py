@@ -231,7 +231,7 @@ def test_a_transaction_that_the_server_ends_for_idling(place: Place, keyring: Ke
             await store.setup()
             await _store(store, "old")
         async with app_engine(place) as engine, AsyncSession(engine) as session:
-            await session.execute(text("SET idle_in_transaction_session_timeout = '50ms'"))
+            await session.execute(text("SET idle_in_transaction_session_timeout = '500ms'"))
             await session.commit()
             borrowed = AuthTokenStore(session, keyring=keyring, **place.options)
             await _tag(borrowed, for_update=True)

