@@ -147,7 +147,7 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
         alone, *rounds = crowds(0), *(crowds(READERS) for _ in range(ROUNDS))
         runner.run(probe.store.aclose())
     for way, name in enumerate(WAYS):
-        for part, title in enumerate(("from arrival on", "call")):
+        for part, title in enumerate(("all", "call")):
             idle = [crowds[way].idle for crowds in rounds]
             busy = [crowds[way].busy[part] for crowds in rounds]
             ratio = median(_percentile(99, one) / _percentile(99, other) for one, other in zip(busy, idle, strict=True))
@@ -157,7 +157,7 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
 
 
 class Crowd(NamedTuple):
-    """Of a refresh that many wait for, from their arrival on, and of the provider's call alone."""
+    """Of a refresh that many wait for: all of it from their arrival on, and the provider's call alone."""
 
     in_use: list[int]  # the most connections that were taken
     idle: list[float]  # how long each read of another row took before that, in seconds
@@ -263,9 +263,11 @@ def _ms(lengths: Sequence[list[float]], *percents: float) -> list[str]:
 
 
 WAYS: dict[str, Way] = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
-_PERCENTILES = ["idle ms, p50", "p99", "busy, p50", "p99", "p99 ratio"]
 MEASUREMENTS: dict[str, tuple[Callable[[str], Table], list[str]]] = {
-    "bystanders": (bystanders, ["way", "part", "in use", "with reads", *_PERCENTILES]),
+    "bystanders": (
+        bystanders,
+        ["way", "part", "in use", "with reads", "idle p50, ms", "p99", "busy p50, ms", "p99", "p99 ratio"],
+    ),
     "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95", "longest"]),
     "statements": (statements, ["part", "statements/s", "reads of the row/s", "others/s", "pings/s"]),
 }
@@ -294,8 +296,7 @@ def main() -> None:
         if not urls:
             sys.path.append(str(Path(__file__).parents[1] / "tests"))
             servers: Any = importlib.import_module("servers")
-            private = servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")
-            urls = [f"sqlite:///{folder}/tokens.db", *private]
+            urls = [f"sqlite:///{folder}/t.db", servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")]
         for name in arguments.only or MEASUREMENTS:
             measure, columns = MEASUREMENTS[name]
             lines = [[make_url(url).drivername, *line] for url in urls for line in measure(url)]

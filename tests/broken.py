@@ -160,7 +160,7 @@ async def _execute(statement: Executable, rows: Rows) -> None:
     await rows.connection.execute(statement)
 
 
-@_fault("read-then-write upsert", "wrong generation", "lost update", on=ALL[1:])
+@_fault("read-then-write upsert", "wrong generation", "lost update", "stale read", on=ALL[1:])
 class _ReadThenWrite(AnySQLBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():

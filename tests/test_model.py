@@ -59,10 +59,10 @@ SCENARIOS = {
     "three refreshes, two faults, nothing lost": (3_000, Scenario(True, kinds=FAULTS - LOSSES)),
 }
 DEEPER = {
-    "three refreshes, three faults": (30_000, Scenario(True, faults=3)),
+    "three refreshes, three faults": (25_000, Scenario(True, faults=3)),
     "three refreshes, two faults, a login": (20_000, Scenario(True, logins=1)),
     "three refreshes, a fault, a login, a deletion, an expiry": (
-        80_000,
+        70_000,
         Scenario(True, faults=1, logins=1, deletions=1, ageings=1),
     ),
     "three refreshes ahead of time": (
