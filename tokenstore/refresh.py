@@ -139,18 +139,21 @@ class RefreshEngine:
         """What ``load_fresh_tokens`` does."""
         refresh = self._refresher(key.provider, refresh)
         while True:
-            goal = Goal(new_name(), force=generation is None, stale=generation)
             step: Step = Read()
             seen = None
-            if not force:
+            if force:
+                goal = Goal(new_name(), force=generation is None, stale=generation)
+            else:
                 row = await self._get(key)
                 if row is None:
                     return None
                 seen, record = Seen(row, time.monotonic()), open_record(self._settings.keyring, row)
                 view = self._settings.view(row, lifetime_of(record))
-                valid = view.validity in (Validity.FRESH, Validity.DUE)
-                goal, step = after_read(Goal(new_name(), urgent=not valid), view)
-                if valid:
+                if view.validity is Validity.FRESH:
+                    return record
+                due = view.validity is Validity.DUE
+                goal, step = after_read(Goal(new_name(), urgent=not due), view)
+                if due:
                     if isinstance(step, Claim) and self._running(key) is None and not self._closing:
                         self._start(Attempt(self._settings, key, refresh, goal, step, seen))
                     return record
