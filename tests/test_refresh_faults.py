@@ -36,8 +36,8 @@ from tokenstore import (
     TokensNotStoredError,
     open_store,
 )
-from tokenstore.attempt import Settings, is_leased
-from tokenstore.records import TokenKey
+from tokenstore.attempt import Settings
+from tokenstore.records import TokenKey, is_leased
 from tokenstore.testing.provider import StrictRotatingProvider
 from watch import Place, engine_of, until
 

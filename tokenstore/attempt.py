@@ -34,7 +34,7 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import Keyring
 from tokenstore.protocol import Backend, SupportsWatching
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of, read_response
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.telemetry import Report, Telemetry
@@ -69,8 +69,6 @@ __all__ = [
     "Settings",
     "explained",
     "harmless",
-    "has_failed",
-    "is_leased",
     "new_name",
     "pause",
     "validity",
@@ -594,16 +592,6 @@ async def pause(backend: Backend, row: SealedRecord) -> None:
                     await backend.watch(row.key)
                     return
             await asyncio.sleep(_SHORTEST_PAUSE * _jitter(1.0, 1.5))
-
-
-def is_leased(row: SealedRecord) -> bool:
-    """Whether somebody's lease is live."""
-    return row.lease_expires_in is not None and row.lease_expires_in > 0
-
-
-def has_failed(row: SealedRecord) -> bool:
-    """Whether a failure forbids a refresh: for good, or for the time being."""
-    return row.failure is not None and (row.failure.retry_in is None or row.failure.retry_in > 0)
 
 
 def validity(expires_at: int | None, now: int, margin: float) -> Validity:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeGuard
 
 from tokenstore.errors import InvalidInputError
 
@@ -26,6 +26,8 @@ __all__ = [
     "TokenKey",
     "TokenRecord",
     "from_epoch_us",
+    "has_failed",
+    "is_leased",
     "new_generation",
     "to_epoch_us",
 ]
@@ -182,6 +184,16 @@ class TokenRecord(dict[str, Any]):
 
     def __ror__(self, other: Mapping[str, Any]) -> TokenRecord:  # type: ignore[override]
         return TokenRecord({**other, **self})
+
+
+def is_leased(row: SealedRecord | None) -> TypeGuard[SealedRecord]:
+    """Whether there is a row, and somebody's lease on it is live."""
+    return row is not None and row.lease_expires_in is not None and row.lease_expires_in > 0
+
+
+def has_failed(row: SealedRecord) -> bool:
+    """Whether a failure forbids a refresh: for good, or for the time being."""
+    return row.failure is not None and (row.failure.retry_in is None or row.failure.retry_in > 0)
 
 
 def new_generation() -> int:

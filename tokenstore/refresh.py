@@ -23,8 +23,6 @@ from tokenstore.attempt import (
     Settings,
     explained,
     harmless,
-    has_failed,
-    is_leased,
     new_name,
     pause,
     validity,
@@ -44,7 +42,7 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 from tokenstore.protocol import SupportsRowLocks
-from tokenstore.records import SealedRecord, TokenKey, TokenRecord
+from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of
 from tokenstore.sealing import open_record
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read

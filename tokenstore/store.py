@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings, is_leased, pause
+from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings, pause
 from tokenstore.errors import (
     BackendError,
     ConfigurationError,
@@ -33,6 +33,7 @@ from tokenstore.records import (
     TokenRecord,
     extra_json,
     from_epoch_us,
+    is_leased,
     optional_datetime,
     optional_epoch_us,
     seconds,
@@ -227,16 +228,16 @@ class _UntilFailure:
         while True:
             if not self._begun:
                 row = await self._rows.lock(key)
-                if row is None or not is_leased(row):
+                if not is_leased(row):
                     self._begun = True
                     return row
                 await self._rows.rollback()
             else:
                 # What the transaction has locked and written so far must not be given up, so look before locking.
                 (row,) = await self._rows.get([key])
-                if row is None or not is_leased(row):
+                if not is_leased(row):
                     row = await self._rows.lock(key)
-                    if row is not None and is_leased(row):
+                    if is_leased(row):
                         raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
                     return row
             if time.monotonic() > deadline:

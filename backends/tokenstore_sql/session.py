@@ -6,14 +6,14 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 
 from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
 from tokenstore.options import read_options
-from tokenstore.records import SealedRecord, TokenKey
+from tokenstore.records import SealedRecord, TokenKey, is_leased
 from tokenstore_sql.base import (
     LOCK_TIMEOUT,
     TABLE_OPTIONS,
@@ -94,14 +94,14 @@ class SessionBackend(SQLOperations):
 
         async def lock(rows: Rows) -> SealedRecord | None:
             row = await self._locked(rows, key)
-            if _is_leased(row):
+            if is_leased(row):
                 raise _Leased(row)  # and so undo the transaction, which this call began
             return row
 
         async def lock_in_transaction(rows: Rows) -> SealedRecord | None:
             await self._wait_without_lock(rows, key, deadline)
             row = await self._locked(rows, key)
-            if _is_leased(row):
+            if is_leased(row):
                 raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
             return row
 
@@ -128,10 +128,10 @@ class SessionBackend(SQLOperations):
         """
         if await self.dialect.may_look(rows.connection):
             (row,) = await rows.get([key])
-            if not _is_leased(row):
+            if not is_leased(row):
                 return
         async with self._aside(rows.connection.engine) as aside:
-            while _is_leased(row := (await aside.get([key]))[0]):
+            while is_leased(row := (await aside.get([key]))[0]):
                 await self._pause(aside, row, deadline)
 
     @asynccontextmanager
@@ -214,10 +214,6 @@ class _Leased(Exception):  # noqa: N818 - a signal, not an error
 
 def _lease_left(row: SealedRecord) -> float:
     return row.lease_expires_in or 0.0
-
-
-def _is_leased(row: SealedRecord | None) -> TypeGuard[SealedRecord]:
-    return row is not None and _lease_left(row) > 0
 
 
 def _mark_ours(session: AsyncSession) -> None:
