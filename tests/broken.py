@@ -40,7 +40,7 @@ else:
 ALL = ("memory", "sqlite", "postgres", "mysql")
 SERVERS = ("postgres", "mysql")
 # What it looks like depends on who comes next: the first is the usual, and the others are consequences.
-_LOST = ("lost update", "wrong delete", "wrong generation")
+_LOST = ("lost update", "wrong delete", "wrong generation", "stale read", "own write unseen")
 _TAKEN = ("two live holders", "wrong refusal", "completion by a loser", "release by a loser")
 
 
@@ -111,7 +111,7 @@ class _DeferredDialect(AnySQLiteDialect):
         await super()._begin_immediate(connection, deferred)
 
 
-@_fault("no BEGIN", "stale read", "own write unseen", *_LOST, on=("sqlite",))
+@_fault("no BEGIN", *_LOST, on=("sqlite",))
 class _NoBeginDialect(AnySQLiteDialect):
     @asynccontextmanager
     async def waiting(self, rows: Rows) -> AsyncIterator[None]:
@@ -148,7 +148,7 @@ class _Unforgetting:
         await _network()
 
 
-@_fault("rollback that does nothing", "wrong generation", "stale read", *_LOST)
+@_fault("rollback that does nothing", *_LOST)
 class _NoRollback(AnyBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -160,7 +160,7 @@ async def _execute(statement: Executable, rows: Rows) -> None:
     await rows.connection.execute(statement)
 
 
-@_fault("read-then-write upsert", "wrong generation", "lost update", "stale read", on=ALL[1:])
+@_fault("read-then-write upsert", *_LOST, on=ALL[1:])
 class _ReadThenWrite(AnySQLBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():
@@ -175,7 +175,7 @@ class _ReadThenWrite(AnySQLBackend):
             await self._run([key], functools.partial(_execute, statement), write=True)
 
 
-@_fault("read-then-write upsert", "wrong generation", "lost update", "stale read", on=("memory",))
+@_fault("read-then-write upsert", *_LOST, on=("memory",))
 class _ReadThenWriteInMemory(AnyBackend):
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
         for key, tokens in entries.items():
@@ -187,7 +187,7 @@ class _ReadThenWriteInMemory(AnyBackend):
                 self._rows[key] = stored.after(written(stored.row, tokens), self._now())
 
 
-@_fault("commit in place of rollback", "stale read", *_LOST)
+@_fault("commit in place of rollback", *_LOST)
 class _CommitsFailures(AnyBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -243,7 +243,7 @@ class _CompletesBesideALease(AnyBackend):
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
-@_fault("completion over newer tokens", "completion by a loser", "stale read", *_LOST)
+@_fault("completion over newer tokens", "completion by a loser", *_LOST)
 class _CompletesAnything(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         await self.put({key: tokens})
@@ -259,7 +259,7 @@ class _RefusesWhoLostItsLease(AnyBackend):
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
-@_fault("rewrap of whatever is there", "mixed read", "stale read", "lost update")
+@_fault("rewrap of whatever is there", "mixed read", *_LOST)
 class _RewrapsAnything(AnyBackend):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         await _network()
