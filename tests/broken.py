@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Executable, Select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
@@ -27,6 +26,8 @@ from tokenstore_sql.rows import Rows
 from tokenstore_sql.sqlite import SQLiteDialect
 
 __all__ = ["FAULTS", "Fault", "fault_named"]
+
+T = TypeVar("T")
 
 # The faults are mixins over any of the real classes, which a type checker takes for one of them.
 if TYPE_CHECKING:
@@ -106,16 +107,13 @@ class _NoForUpdateDialect(AnyDialect):
 
 @_fault("deferred BEGIN", "unexpected LockTimeoutError", on=("sqlite",))
 class _DeferredDialect(AnySQLiteDialect):
-    async def _begin_immediate(self, connection: AsyncConnection, statement: Executable) -> None:
-        deferred = text("BEGIN") if str(statement) == "BEGIN IMMEDIATE" else statement
-        await super()._begin_immediate(connection, deferred)
+    begin_statement = text("BEGIN")
 
 
 @_fault("no BEGIN", *_LOST, on=("sqlite",))
 class _NoBeginDialect(AnySQLiteDialect):
-    @asynccontextmanager
-    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
-        yield
+    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
+        return await action()
 
 
 class _Unlocked:
@@ -157,7 +155,7 @@ class _NoRollback(AnyBackend):
 
 
 async def _execute(statement: Executable, rows: Rows) -> None:
-    await rows.connection.execute(statement)
+    _ = await rows.connection.run(statement)
 
 
 @_fault("read-then-write upsert", *_LOST, on=ALL[1:])

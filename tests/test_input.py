@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from matrix import Row, every_row
 from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreError, open_store
-from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
+from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, from_epoch_us, to_epoch_us
 
 SECRET = "s3cr3t"
 """Stands in every token, and in nothing that a message may show."""
@@ -271,3 +271,18 @@ def test_an_unacceptable_option_is_refused_before_anything_is_opened(
     with pytest.raises(TokenStoreError) as caught:
         open_store(url, keyring=keyring, lock_timeout=value)
     assert str(caught.value).startswith("lock_timeout must be ")
+
+
+@given(st.datetimes())
+@example(datetime.min)
+@example(datetime.max)
+@example(datetime(1969, 12, 31, 23, 59, 59, 999999))
+def test_a_time_is_exact_to_the_microsecond(moment: datetime) -> None:
+    """From the year 1 to 9999, there and back, it is what whole days, seconds and microseconds add up to."""
+    since = moment - datetime(1970, 1, 1)
+    microseconds = (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
+    assert to_epoch_us("it", moment) == microseconds
+    found = from_epoch_us(microseconds)
+    assert found == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    assert found == moment.replace(tzinfo=UTC)
+    assert found.tzinfo is UTC

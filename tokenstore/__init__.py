@@ -25,8 +25,7 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import TokenEntry, TokenRecord
-from tokenstore.refresh import RefreshResult
+from tokenstore.records import RefreshResult, TokenEntry, TokenRecord
 from tokenstore.store import AuthTokenStore, Transaction, open_store
 
 __all__ = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -14,15 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Final, Never, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Never, TypeVar, cast
 
 import rich  # noqa: F401  # its absence is to show at once, not in the middle of a command
 import typer
 from typer.core import TyperGroup
 
-from tokenstore.attempt import Refresh
 from tokenstore.errors import (
     BackendError,
     ConfigurationError,
@@ -33,6 +29,9 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import KEYS_VARIABLE, Keyring, generate_key
 from tokenstore.store import AuthTokenStore, open_store
+
+if TYPE_CHECKING:
+    from tokenstore.attempt import Refresh
 
 __all__ = ["app", "run"]
 
@@ -142,7 +141,7 @@ def _open(settings: _Settings, *, needs_keys: bool, refreshers: Mapping[str, Ref
     keyring = None
     if not needs_keys and not _has_keys():
         # A store wants a keyring; this one seals and opens nothing.
-        keyring = Keyring({"unused": secrets.token_bytes(32)})
+        keyring = Keyring({"unused": os.urandom(32)})
     return open_store(url, keyring=keyring, refreshers=refreshers)
 
 
@@ -151,6 +150,8 @@ def _has_keys() -> bool:
 
 
 def _run(operation: Coroutine[Any, Any, T]) -> T:
+    import asyncio  # here: to show help it is not needed, and would take as long as all of the store
+
     return asyncio.run(operation)
 
 
@@ -208,6 +209,8 @@ def _print_table(rows: Iterable[Iterable[str]], *columns: str) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             _say(f"tokenstore {version('tokenstore')}")
         except PackageNotFoundError:

@@ -34,7 +34,16 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import Keyring
 from tokenstore.protocol import Backend, SupportsWatching
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord, has_failed, is_leased
+from tokenstore.records import (
+    CLOCK_SKEW,
+    Failure,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+    TokenRecord,
+    has_failed,
+    is_leased,
+)
 from tokenstore.responses import lifetime_of, read_response
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.telemetry import Report, Telemetry
@@ -61,7 +70,6 @@ from tokenstore.transitions import (
 )
 
 __all__ = [
-    "CLOCK_SKEW",
     "Attempt",
     "Refresh",
     "Result",
@@ -78,9 +86,6 @@ T = TypeVar("T")
 
 Refresh = Callable[[TokenRecord], Awaitable[Mapping[str, Any]]]
 """Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
-
-CLOCK_SKEW: Final = 60.0
-"""How long before its expiry an access token counts as expired, in seconds."""
 
 _US = 1_000_000
 _RETRY, _REFUSED_RETRY, _LONGEST_RETRY = 5.0, 60.0, 3600.0

@@ -18,18 +18,16 @@ from __future__ import annotations
 import base64
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
-
-from tokenstore.errors import ConfigurationError, TamperedError, UnknownKeyError
+from tokenstore.errors import ConfigurationError, SealingError, TamperedError, UnknownKeyError
 from tokenstore.records import TokenKey
 
-__all__ = ["KEYS_VARIABLE", "Keyring", "generate_key"]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+__all__ = ["KEYS_VARIABLE", "Keyring", "generate_key", "place_of"]
 
 KEYS_VARIABLE: Final = "TOKENSTORE_KEYS"
 """The environment variable that :meth:`Keyring.from_env` reads unless told otherwise."""
@@ -42,6 +40,19 @@ _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}", re.ASCII)  # padding is 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)
 
 
+def _part(text: str) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(2, "big") + data
+
+
+_FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra")}
+
+
+def place_of(key: TokenKey) -> bytes:
+    """A row's part of the associated data, the same for all of its fields."""
+    return _part(key.provider) + _part(key.user_id)
+
+
 def generate_key(name: str = "k1") -> str:
     """Make one random key as an entry for ``TOKENSTORE_KEYS`` or a key file: ``name:base64url``.
 
@@ -52,7 +63,7 @@ def generate_key(name: str = "k1") -> str:
         ConfigurationError: The name is not acceptable.
     """
     _check_name(name)
-    return f"{name}:{base64.urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES)).decode()}"
+    return f"{name}:{base64.urlsafe_b64encode(os.urandom(_KEY_BYTES)).decode()}"
 
 
 class Keyring:
@@ -67,7 +78,7 @@ class Keyring:
         ConfigurationError: No key, a name or length that is not acceptable, a name twice, or one key under two names.
     """
 
-    __slots__ = ("_ciphers", "_header", "_primary")
+    __slots__ = ("_ciphers", "_header", "_names")
 
     def __init__(self, keys: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
         pairs = cast(list[tuple[str, bytes]], list(keys.items() if isinstance(keys, Mapping) else keys))
@@ -75,25 +86,30 @@ class Keyring:
             raise ConfigurationError(
                 f"the keyring is empty; make a key with `tokenstore keygen` and set {KEYS_VARIABLE}"
             )
-        self._ciphers: dict[str, AESGCMSIV] = {}
+        # Here: to import it takes as long as all of the core, and what makes no keyring needs none of it.
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+        self._ciphers: dict[bytes, AESGCMSIV] = {}  # by the first bytes of what they sealed
+        self._names: list[str] = []
         seen: dict[bytes, str] = {}
         for name, key in pairs:
             _check_name(name)
             if not isinstance(key, bytes | bytearray) or len(key) != _KEY_BYTES:
                 raise ConfigurationError(f"key {name!r} must be {_KEY_BYTES} bytes long")
-            if name in self._ciphers:
+            if name in self._names:
                 raise ConfigurationError(f"key {name!r} stands in the keyring twice")
             if (twin := seen.setdefault(bytes(key), name)) != name:
                 raise ConfigurationError(f"keys {twin!r} and {name!r} are the same key under two names")
             try:
-                self._ciphers[name] = AESGCMSIV(key)
+                self._ciphers[_header(name)] = AESGCMSIV(key)
             except UnsupportedAlgorithm:
                 raise ConfigurationError(
                     "this build of cryptography has no AES-GCM-SIV (OpenSSL 3.2 or later is needed); "
                     "install cryptography's own wheel from PyPI"
                 ) from None
-        self._primary: str = pairs[0][0]
-        self._header = bytes((_FORMAT, len(self._primary))) + self._primary.encode("ascii")
+            self._names.append(name)
+        self._header = _header(self.primary)
 
     @classmethod
     def from_string(cls, text: str, *, source: str = "the key text") -> Keyring:
@@ -140,6 +156,8 @@ class Keyring:
         Raises:
             ConfigurationError: It cannot be read or is malformed.
         """
+        from pathlib import Path
+
         try:
             text, reason = Path(path).read_text("utf-8"), None
         except OSError as error:
@@ -154,65 +172,75 @@ class Keyring:
     @property
     def primary(self) -> str:
         """The name of the key that seals."""
-        return self._primary
+        return self._names[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every key's name, the sealing one first."""
-        return tuple(self._ciphers)
+        return tuple(self._names)
 
     def __repr__(self) -> str:
-        return f"<Keyring {', '.join(self._ciphers)}>"
+        return f"<Keyring {', '.join(self._names)}>"
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a Keyring cannot be pickled or copied; build it anew from its source")
 
-    def seal(self, key: TokenKey, field: str, plaintext: str) -> bytes:
-        """Encrypt one field of one row with the primary key."""
-        nonce = os.urandom(_NONCE_BYTES)
-        sealed: bytes = self._ciphers[self._primary].encrypt(
-            nonce, plaintext.encode(), _associated(self._header, key, field)
-        )
-        return self._header + nonce + sealed
+    def seal(self, key: TokenKey, field: str, plaintext: str, place: bytes | None = None) -> bytes:
+        """Encrypt one field of one row with the primary key.
 
-    def open(self, key: TokenKey, field: str, sealed: bytes) -> str:
-        """Decrypt one field of one row.
+        Args:
+            key: The row.
+            field: The field's name.
+            plaintext: Its value.
+            place: What :func:`place_of` gives for the row, for whoever seals several of its fields.
+        """
+        header, nonce = self._header, os.urandom(_NONCE_BYTES)
+        associated = header + (place or place_of(key)) + (_FIELDS.get(field) or _part(field))
+        return header + nonce + self._ciphers[header].encrypt(nonce, plaintext.encode(), associated)
+
+    def open(self, key: TokenKey, field: str, sealed: bytes, place: bytes | None = None) -> str:
+        """Decrypt one field of one row; the arguments are those of :meth:`seal`.
 
         Raises:
             UnknownKeyError: It was sealed with a key that is not in this keyring.
             TamperedError: It does not open here.
         """
         head = 2 + (sealed[1] if len(sealed) > 1 else 0)
-        if head == 2 or sealed[0] != _FORMAT or len(sealed) <= head + _NONCE_BYTES + _TAG_BYTES:
-            raise TamperedError(f"{field} of {key} is not a sealed value: truncated, or of an unknown format")
-        header = bytes(sealed[:head])
-        name = header[2:].decode("ascii", "replace")
-        cipher = self._ciphers.get(name)
-        if cipher is None:
-            if not _NAME.fullmatch(name):
-                raise TamperedError(f"{field} of {key} is not a sealed value: its key id is malformed")
-            raise UnknownKeyError(
-                f"{field} of {key} is sealed with key {name!r}, which is not in the keyring ({', '.join(self.names)}); "
-                f"add that key back after the first one",
-                key_id=name,
-            )
-        nonce, body = sealed[head : head + _NONCE_BYTES], sealed[head + _NONCE_BYTES :]
+        header, body = bytes(sealed[:head]), head + _NONCE_BYTES
+        cipher = self._ciphers.get(header)
+        if cipher is None or len(sealed) <= body + _TAG_BYTES:
+            raise self._not_sealed(key, field, header, len(sealed))
+        associated = header + (place or place_of(key)) + (_FIELDS.get(field) or _part(field))
         try:
-            plaintext: bytes = cipher.decrypt(nonce, body, _associated(header, key, field))
-            return plaintext.decode()
-        except InvalidTag:
+            return cipher.decrypt(sealed[head:body], sealed[body:], associated).decode()
+        except _invalid_tag():
             raise TamperedError(
-                f"{field} of {key} does not open with key {name!r}: it was altered or moved, "
+                f"{field} of {key} does not open with key {header[2:].decode()!r}: it was altered or moved, "
                 f"or another key had that name when it was sealed"
             ) from None
 
+    def _not_sealed(self, key: TokenKey, field: str, header: bytes, size: int) -> SealingError:
+        """Why no cipher is there for a value with this header."""
+        if len(header) <= 2 or header[0] != _FORMAT or size <= len(header) + _NONCE_BYTES + _TAG_BYTES:
+            return TamperedError(f"{field} of {key} is not a sealed value: truncated, or of an unknown format")
+        name = header[2:].decode("ascii", "replace")
+        if not _NAME.fullmatch(name):
+            return TamperedError(f"{field} of {key} is not a sealed value: its key id is malformed")
+        return UnknownKeyError(
+            f"{field} of {key} is sealed with key {name!r}, which is not in the keyring ({', '.join(self.names)}); "
+            f"add that key back after the first one",
+            key_id=name,
+        )
 
-def _associated(header: bytes, key: TokenKey, field: str) -> bytes:
-    parts = [header]
-    for text in (key.provider, key.user_id, field):
-        data = text.encode()
-        parts += (len(data).to_bytes(2, "big"), data)
-    return b"".join(parts)
+
+def _invalid_tag() -> type[Exception]:
+    from cryptography.exceptions import InvalidTag
+
+    return InvalidTag
+
+
+def _header(name: str) -> bytes:
+    return bytes((_FORMAT, len(name))) + name.encode("ascii")
 
 
 def _check_name(name: object) -> None:

@@ -24,6 +24,8 @@ class KeyedLocks:
         lock = self._locks.get(key)
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
+            await lock.acquire()  # nobody else knows it: there is no wait to limit
+            return lock
         async with asyncio.timeout(timeout):
             await lock.acquire()
         return lock

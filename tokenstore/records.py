@@ -6,19 +6,22 @@ Every argument is checked here, once, before any backend sees it, so that the ve
 from __future__ import annotations
 
 import json
-import secrets
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, TypedDict, TypeGuard
+from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeGuard
 
-from tokenstore.errors import InvalidInputError
+from tokenstore.errors import InvalidInputError, TokenStoreError
 
 __all__ = [
+    "CLOCK_SKEW",
     "MAX_PROVIDER_BYTES",
     "MAX_TOKEN_BYTES",
     "MAX_USER_ID_BYTES",
     "Failure",
+    "RefreshOutcome",
+    "RefreshResult",
     "ScannedRow",
     "SealedRecord",
     "SealedTokens",
@@ -41,6 +44,13 @@ MAX_USER_ID_BYTES = 512
 MAX_TOKEN_BYTES = 256 * 1024
 """The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""
 
+CLOCK_SKEW: Final = 60.0
+"""How long before its expiry an access token counts as expired, in seconds."""
+
+RefreshOutcome = Literal["refreshed", "not_due", "busy", "gone", "failed"]
+"""What became of a row that ``refresh_due`` found."""
+
+_encode_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LONGEST_SECONDS = 10**9  # over 31 years; fits every database's integers as microseconds
@@ -58,7 +68,11 @@ class TokenKey(NamedTuple):
         return f"provider {self.provider!r}, user {self.user_id!r}"
 
 
-@dataclass(frozen=True, slots=True)
+# Nobody changes a field of the next four, whose objects callers may share. They are not frozen because that makes an
+# object cost three times as much, and backends make some for each read.
+
+
+@dataclass(slots=True, unsafe_hash=True)
 class Failure:
     """Why the last refresh of this generation failed.
 
@@ -71,7 +85,7 @@ class Failure:
     retry_in: float | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, unsafe_hash=True, repr=False)
 class SealedTokens:
     """One write as a backend sees it: sealed bytes, and the plain columns beside them.
 
@@ -95,7 +109,7 @@ class SealedTokens:
         return f"<SealedTokens key_id={self.key_id!r}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class SealedRecord:
     """One stored row as a backend returns it.
 
@@ -122,7 +136,7 @@ class SealedRecord:
     as_of: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class ScannedRow:
     """One stored row without its sealed values; the fields are those of :class:`SealedRecord`."""
 
@@ -186,6 +200,24 @@ class TokenRecord(dict[str, Any]):
         return TokenRecord({**other, **self})
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """What ``refresh_due`` did about one row.
+
+    Attributes:
+        provider: The row's provider.
+        user_id: The row's user.
+        outcome: ``refreshed``; ``not_due`` (somebody else had refreshed it by then); ``busy`` (somebody else is at it);
+            ``gone`` (it was deleted); ``failed``.
+        error: Why it failed, or None.
+    """
+
+    provider: str
+    user_id: str
+    outcome: RefreshOutcome
+    error: TokenStoreError | None = None
+
+
 def is_leased(row: SealedRecord | None) -> TypeGuard[SealedRecord]:
     """Whether there is a row, and somebody's lease on it is live."""
     return row is not None and row.lease_expires_in is not None and row.lease_expires_in > 0
@@ -202,7 +234,7 @@ def new_generation() -> int:
     A compare-and-set on an old generation therefore fails after a delete, too. Below 2**48: exact in JSON, and far
     from the end of a 64-bit column.
     """
-    return secrets.randbelow(2**48 - 1) + 1
+    return int.from_bytes(os.urandom(6), "big") or 1
 
 
 def token_key(provider: object, user_id: object) -> TokenKey:
@@ -225,6 +257,8 @@ def token_text(name: str, value: object) -> str:
 
 
 def _text(name: str, value: object, limit: int) -> str:
+    if type(value) is str and value.isascii() and 0 < len(value) <= limit:
+        return value  # nearly all are: each character is a byte
     if not isinstance(value, str):
         raise InvalidInputError(f"{name} must be a str, not {type(value).__name__}")
     text = str.__str__(value)  # a str subclass (an enum, say) must reach no driver
@@ -256,7 +290,7 @@ def to_epoch_us(name: str, value: object) -> int:
 
 def from_epoch_us(microseconds: int) -> datetime:
     """An aware UTC datetime from microseconds since the epoch."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + microseconds * _MICROSECOND
 
 
 def optional_epoch_us(name: str, value: object) -> int | None:
@@ -276,7 +310,7 @@ def extra_json(value: object) -> str | None:
     if not all(isinstance(key, str) for key in value):
         raise InvalidInputError("extra must have str keys")
     try:
-        text = json.dumps(dict(value), allow_nan=False, separators=(",", ":"))
+        text = _encode_json(dict(value))
     except (TypeError, ValueError, RecursionError):
         text = ""  # raised below, for the same reason: json's message may carry a value
     if not text:

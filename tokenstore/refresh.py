@@ -12,8 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from tokenstore.attempt import (
     Attempt,
@@ -42,7 +41,7 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 from tokenstore.protocol import SupportsRowLocks
-from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
+from tokenstore.records import RefreshOutcome, RefreshResult, SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of
 from tokenstore.sealing import open_record
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
@@ -51,7 +50,6 @@ __all__ = [
     "OnReauthorizationRequired",
     "OnRefreshed",
     "RefreshEngine",
-    "RefreshResult",
     "SupportsRevocation",
 ]
 
@@ -73,28 +71,7 @@ class SupportsRevocation(Protocol):
         ...
 
 
-_Named = Literal["refreshed", "not_due", "busy", "gone", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class RefreshResult:
-    """What ``refresh_due`` did about one row.
-
-    Attributes:
-        provider: The row's provider.
-        user_id: The row's user.
-        outcome: ``refreshed``; ``not_due`` (somebody else had refreshed it by then); ``busy`` (somebody else is at it);
-            ``gone`` (it was deleted); ``failed``.
-        error: Why it failed, or None.
-    """
-
-    provider: str
-    user_id: str
-    outcome: _Named
-    error: TokenStoreError | None = None
-
-
-_NAMED: Final[Mapping[Outcome, _Named]] = {
+_NAMED: Final[Mapping[Outcome, RefreshOutcome]] = {
     Outcome.REFRESHED: "refreshed",
     Outcome.SERVED: "not_due",
     Outcome.LEFT: "busy",

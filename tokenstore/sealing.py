@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tokenstore.keyring import Keyring
+from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
 
 __all__ = ["open_record", "seal_tokens"]
@@ -31,11 +31,11 @@ def seal_tokens(
         access_token_expires_at: Microseconds since the epoch, or None for "never".
         refresh_token_expires_at: Likewise.
     """
-    seal = keyring.seal
+    seal, place = keyring.seal, place_of(key)
     return SealedTokens(
-        access_token=seal(key, "access_token", access_token),
-        refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token),
-        extra=None if extra is None else seal(key, "extra", extra),
+        access_token=seal(key, "access_token", access_token, place),
+        refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token, place),
+        extra=None if extra is None else seal(key, "extra", extra, place),
         access_token_expires_at=access_token_expires_at,
         refresh_token_expires_at=refresh_token_expires_at,
         key_id=keyring.primary,
@@ -50,12 +50,13 @@ def open_record(keyring: Keyring, row: SealedRecord) -> TokenRecord:
         TamperedError: The row was altered outside the store.
     """
     key, tokens = row.key, row.tokens
-    access_token = keyring.open(key, "access_token", tokens.access_token)
+    unseal, place = keyring.open, place_of(key)
+    access_token = unseal(key, "access_token", tokens.access_token, place)
     refresh_token = extra = None
     if tokens.refresh_token is not None:
-        refresh_token = keyring.open(key, "refresh_token", tokens.refresh_token)
+        refresh_token = unseal(key, "refresh_token", tokens.refresh_token, place)
     if tokens.extra is not None:
-        extra = keyring.open(key, "extra", tokens.extra)
+        extra = unseal(key, "extra", tokens.extra, place)
     return TokenRecord(
         provider=key.provider,
         user_id=key.user_id,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from tokenstore.attempt import CLOCK_SKEW, Refresh, Settings, pause
 from tokenstore.errors import (
     BackendError,
     ConfigurationError,
@@ -26,6 +25,8 @@ from tokenstore.keyring import Keyring
 from tokenstore.options import positive_int
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import (
+    CLOCK_SKEW,
+    RefreshResult,
     SealedRecord,
     SealedTokens,
     TokenEntry,
@@ -40,14 +41,15 @@ from tokenstore.records import (
     token_key,
     token_text,
 )
-from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, RefreshResult, SupportsRevocation
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
 from tokenstore.sealing import open_record, seal_tokens
-from tokenstore.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    # For annotations alone: the core imports no database package.
+    # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+    from tokenstore.attempt import Refresh
+    from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
 
 __all__ = ["AuthTokenStore", "Transaction", "open_store"]
 
@@ -244,6 +246,8 @@ class _UntilFailure:
                 raise LockTimeoutError(
                     f"{key}: a refresh held the row's lease for longer than {self._lock_timeout:g} s; repeat the call"
                 )
+            from tokenstore.attempt import pause
+
             await pause(self._backend, row)
 
     async def _note_failure(self, call: Awaitable[T]) -> T:
@@ -337,20 +341,14 @@ class AuthTokenStore(_TokenOperations):
         self._backend: Backend = backend
         self._keyring = Keyring.from_env() if keyring is None else keyring
         self._clock = clock
-        settings = Settings(
-            self._backend,
-            self._keyring,
-            Telemetry(),
-            margin=seconds("refresh_margin", refresh_margin),
-            timeout=seconds("refresh_timeout", refresh_timeout, positive=True),
-        )
-        self._engine = RefreshEngine(
-            settings,
-            refreshers=refreshers or {},
-            on_refreshed=on_refreshed,
-            on_reauthorization_required=on_reauthorization_required,
-        )
+        self._margin = seconds("refresh_margin", refresh_margin)
+        self._timeout = seconds("refresh_timeout", refresh_timeout, positive=True)
+        self._refreshers = refreshers or {}
+        self._on_refreshed = on_refreshed
+        self._on_reauthorization_required = on_reauthorization_required
         self._closed = False
+        if refreshers:
+            _ = self._engine  # it will be wanted: its modules are better loaded now than in the event loop
 
     def __repr__(self) -> str:
         return f"<AuthTokenStore on {self._backend!r}{' closed' if self._closed else ''}>"
@@ -369,13 +367,16 @@ class AuthTokenStore(_TokenOperations):
         Raises:
             TokensNotStoredError: A provider has issued new tokens that cannot be written; the error carries them.
         """
+        import asyncio  # here: whoever awaits this has it, and to load it takes most of the time of `import tokenstore`
+
         self._closed = True
         # Although the caller be cancelled: new tokens may be on their way into the database.
         await asyncio.shield(asyncio.ensure_future(self._close()))
 
     async def _close(self) -> None:
         try:
-            await self._engine.aclose()
+            if "_engine" in vars(self):
+                await self._engine.aclose()
         finally:
             await self._backend.aclose()
 
@@ -399,11 +400,11 @@ class AuthTokenStore(_TokenOperations):
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
-        backend = self._rows()
-        if not isinstance(backend, SupportsRowLocks):
+        backend, lockable = self._rows(), self._lockable
+        if lockable is None:
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
-        async with backend.transaction() as rows:
-            guarded = _UntilFailure(rows, backend, backend.lock_timeout)
+        async with lockable.transaction() as rows:
+            guarded = _UntilFailure(rows, backend, lockable.lock_timeout)
             transaction = Transaction(guarded, self._keyring, self._clock)
             try:
                 yield transaction
@@ -602,8 +603,35 @@ class AuthTokenStore(_TokenOperations):
             raise StoreClosedError("this store is closed")
         return self._backend
 
+    # What a backend can do is asked once: a look through a protocol takes as long as to open a row.
+
+    @cached_property
+    def _session(self) -> BackendTransaction | None:
+        """The backend, if it is a borrowed session, which is a transaction already."""
+        return self._backend if isinstance(self._backend, BackendTransaction) else None
+
+    @cached_property
+    def _lockable(self) -> SupportsRowLocks | None:
+        """The backend, if it has row locks."""
+        return self._backend if isinstance(self._backend, SupportsRowLocks) else None
+
+    @cached_property
+    def _engine(self) -> RefreshEngine:
+        from tokenstore.attempt import Settings
+        from tokenstore.refresh import RefreshEngine
+        from tokenstore.telemetry import Telemetry
+
+        settings = Settings(self._backend, self._keyring, Telemetry(), margin=self._margin, timeout=self._timeout)
+        return RefreshEngine(
+            settings,
+            refreshers=self._refreshers,
+            on_refreshed=self._on_refreshed,
+            on_reauthorization_required=self._on_reauthorization_required,
+        )
+
     def _refreshes(self) -> RefreshEngine:
-        if isinstance(self._rows(), BackendTransaction):
+        self._rows()
+        if self._session is not None:
             raise UnsupportedOperationError(
                 "a refresh outlives its caller and needs connections of its own, so not a borrowed session: "
                 "use a store on the session's engine, `open_store(engine)`, or on a URL"
@@ -612,9 +640,9 @@ class AuthTokenStore(_TokenOperations):
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         backend = self._rows()
-        if isinstance(backend, BackendTransaction):
-            return await backend.lock(key)  # a borrowed session is a transaction already
-        if not isinstance(backend, SupportsRowLocks):
+        if self._session is not None:
+            return await self._session.lock(key)
+        if self._lockable is None:
             raise UnsupportedOperationError(f"{backend!r} has no row locks, so for_update=True cannot be served")
         raise TransactionRequiredError(
             "load_tokens(for_update=True) needs a transaction to hold the lock: "

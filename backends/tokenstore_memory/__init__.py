@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -151,14 +152,8 @@ class MemoryBackend:
 
         return await self._change(key, rewrap)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
-        transaction = MemoryTransaction(self)
-        try:
-            yield transaction
-            transaction.commit()
-        finally:
-            transaction.release()
+    def transaction(self) -> AbstractAsyncContextManager[MemoryTransaction]:
+        return MemoryTransaction(self)
 
     async def _change(
         self, key: TokenKey, change: Callable[[Row[SealedTokens], int], Row[SealedTokens] | None]
@@ -201,6 +196,18 @@ class MemoryTransaction:
         self._backend = backend
         self._writes: dict[TokenKey, _Stored | None] = {}
         self._held: dict[TokenKey, asyncio.Lock] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if exc_type is None:
+                self.commit()
+        finally:
+            self.release()
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         now = self._backend._now()
