@@ -55,6 +55,7 @@ from tokenstore_sql import base, token_table
 from tokenstore_sql import mysql as mysql_backend
 from tokenstore_sql import postgres as postgres_backend
 from tokenstore_sql import sqlite as sqlite_backend
+from tokenstore_sql.pool import FINISH_GRACE
 from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.statements import Statements
 
@@ -578,7 +579,7 @@ def test_numbers_in_the_prose() -> None:
     assert f"a busy timeout of {sqlite_backend._BUSY_TIMEOUT_MS} ms" in locking
     assert base._SERVER_GRACE == 1.0
     assert "one second after `lock_timeout`" in locking
-    assert base._FINISH_GRACE == 0.5
+    assert FINISH_GRACE == 0.5
     assert "half a second" in locking
     assert f"version {'.'.join(map(str, sqlite_backend._MIN_VERSION[:2]))} or later" in readme
     assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, user ids 1 to {MAX_USER_ID_BYTES}" in readme

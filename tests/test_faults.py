@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from faults import Faults, How, When, _MySQL, _Postgres, faulty
 from matrix import ROWS, Row, params, shared_rows
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
-from watch import Place, engine_of, until
+from watch import Place, source_of, until
 
 _DATABASES = [row for row in ROWS if row.shared]
 server_rows = pytest.mark.parametrize("row", params(names=[row.name for row in _DATABASES if row.mark != "sqlite"]))
@@ -56,8 +55,7 @@ async def _connected(faults: Faults, direct: AuthTokenStore, keyring: Keyring) -
     async with open_store(faults.url, keyring=keyring) as store:
         assert await _tag(store) == "old"
         yield store
-        pool: Any = engine_of(store).sync_engine.pool
-        assert pool.checkedout() == 0
+        assert source_of(store).in_use == 0
 
 
 async def _count(faults: Faults, direct: AuthTokenStore, keyring: Keyring, tag: str = "new") -> list[str]:
@@ -70,7 +68,7 @@ async def _count(faults: Faults, direct: AuthTokenStore, keyring: Keyring, tag: 
 def _write(row: Row, statements: list[str]) -> int:
     """Which statement commits the write: on a server, the write itself."""
     [write] = [at for at, text in enumerate(statements) if text.startswith("INSERT")]
-    return statements.index("COMMIT") if row.mark == "sqlite" else write
+    return write
 
 
 @shared_rows

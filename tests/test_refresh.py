@@ -61,7 +61,7 @@ from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore.telemetry import Telemetry
 from tokenstore.transitions import Validity
 from tokenstore_memory import MemoryBackend
-from watch import Place, app_engine, engine_of, until
+from watch import Place, app_engine, source_of, until
 
 HOUR = 3600.0
 KEY = TokenKey("github", "u1")
@@ -191,8 +191,7 @@ async def test_tasks_join_one_refresh(world: World) -> None:
         await world.requests(1)
         await until_joined(store, 49)
         if world.row.mark != "memory":
-            pool: Any = engine_of(store).sync_engine.pool
-            assert pool.checkedout() == 0
+            assert source_of(store).in_use == 0
         await store.store_tokens("github", "u2", *OLD, world.at(HOUR))
         assert pair(await fresh(store, "u2")) == OLD
         assert await store.load_tokens("github", "u1") == old

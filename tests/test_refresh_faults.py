@@ -39,7 +39,7 @@ from tokenstore import (
 from tokenstore.attempt import Settings
 from tokenstore.records import TokenKey, is_leased
 from tokenstore.testing.provider import StrictRotatingProvider
-from watch import Place, engine_of, until
+from watch import Place, source_of, until
 
 T = TypeVar("T")
 Point = tuple[int, When, How]
@@ -215,8 +215,7 @@ async def fresh(store: AuthTokenStore, user: str, **options: Any) -> TokenRecord
 
 def checked_out(store: AuthTokenStore) -> int:
     """How many connections are in use."""
-    pool: Any = engine_of(store).sync_engine.pool
-    return int(pool.checkedout())
+    return source_of(store).in_use
 
 
 @contextmanager

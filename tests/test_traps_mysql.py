@@ -21,8 +21,9 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import TokenKey
+from tokenstore_sql.connection import Connection
 from tokenstore_sql.mysql import MySQLDialect
-from watch import Place, app_engine, engine_of, until
+from watch import Place, app_engine, connection_of, until
 
 mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
 
@@ -285,8 +286,8 @@ def test_a_read_only_server_is_left(place: Place, keyring: Keyring) -> None:
 
 
 async def _thread_of(store: AuthTokenStore) -> int:
-    async with engine_of(store).connect() as connection:
-        return int(await _ask(connection, "SELECT CONNECTION_ID()"))
+    async with connection_of(store) as connection:
+        return await connection.thread_id()
 
 
 # ---- Ghosts: what the server goes on with after the client has gone
@@ -346,9 +347,9 @@ def test_nothing_is_killed_where_the_thread_is_not_certain(
     seen: list[Any] = []
     really = mysql._kill_thread
 
-    async def elsewhere(engine: AsyncEngine, thread: Any) -> None:
+    async def elsewhere(connection: Connection, thread: Any) -> None:
         seen.append(thread)
-        await really(engine, thread._replace(hostname="another-server"))
+        await really(connection, thread._replace(hostname="another-server"))
         seen.append("looked")
 
     monkeypatch.setattr(mysql, "_kill_thread", elsewhere)

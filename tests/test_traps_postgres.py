@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import servers
@@ -30,7 +30,7 @@ from tokenstore import (
 )
 from tokenstore.records import TokenKey
 from tokenstore_sql.postgres import PostgresDialect
-from watch import Place, app_engine, engine_of
+from watch import Place, app_engine, connection_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
 
@@ -149,8 +149,9 @@ def test_the_lock_timeout_is_the_transaction_s_alone(place: Place, keyring: Keyr
         async with open_store(place.url, keyring=keyring, pool_size=1) as store:
             async with store.transaction() as tx:
                 await _tag(tx, for_update=True)
-            async with engine_of(store).connect() as connection:
-                assert (await connection.execute(text("SHOW lock_timeout"))).scalar_one() == "0"
+            async with connection_of(store) as connection:
+                (found,), _ = await connection.run(select(func.current_setting("lock_timeout")))
+                assert tuple(found) == ("0",)
 
     asyncio.run(main())
 

@@ -29,8 +29,9 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
+from tokenstore_sql.pool import Source
 from tokenstore_sql.sqlite import _open, require_version
-from watch import Place, app_engine, engine_of, until
+from watch import Place, app_engine, connection_of, source_of, until
 
 pytestmark = pytest.mark.sqlite
 
@@ -99,12 +100,12 @@ def test_a_cancelled_waiter_for_the_write_lock_is_free_at_once(place: Place, key
 
     async def main() -> None:
         async with _stores(place, keyring) as stores:
-            engines = [engine_of(store) for store in (stores[0], stores[1], stores[1])]  # the session's is the second
+            sources = [source_of(store) for store in (stores[0], stores[1], stores[1])]  # the session's is the second
             async with place.held():
-                for store, engine in zip(stores, engines, strict=True):
+                for store, source in zip(stores, sources, strict=True):
 
-                    def has_begun(pool: Any = engine.sync_engine.pool) -> bool:
-                        return bool(pool.checkedout() == 1)
+                    def has_begun(source: Source = source) -> bool:
+                        return source.in_use == 1
 
                     waiter = asyncio.create_task(_store(store, "ghost"))
                     await until(has_begun)
@@ -333,12 +334,12 @@ def test_a_store_s_connections_are_durable_and_in_wal_mode(place: Place, path: P
 
     async def main() -> None:
         await _set_up(place, keyring)
-        async with open_store(place.url, keyring=keyring) as store:
-            backend: Any = store._backend
-            async with backend._engine.connect() as connection:
-                found = [(await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
-                         for name in ("journal_mode", "synchronous")]  # fmt: skip
-        assert found == ["wal", 2]
+        async with open_store(place.url, keyring=keyring) as store, connection_of(store) as connection:
+            found = [
+                tuple((await connection.run(text(f"PRAGMA {name}"))).rows[0])
+                for name in ("journal_mode", "synchronous")
+            ]
+        assert found == [("wal",), (2,)]
 
     asyncio.run(main())
 

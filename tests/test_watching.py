@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from sqlalchemy import event, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Executable, make_url
 
 import tokenstore_sql.sqlite
 from matrix import Row, params
@@ -22,6 +22,7 @@ from tokenstore.registry import backend_for_url
 from tokenstore.testing.conformance import sealed
 from tokenstore_sql import pace
 from tokenstore_sql.base import SQLBackend
+from tokenstore_sql.connection import DriverConnection, Result
 from tokenstore_sql.pace import Clients, Pace, interval_for
 from watch import Place, app_engine
 
@@ -47,15 +48,18 @@ async def _opened(url: str, *, setup: bool = True, **options: Any) -> AsyncItera
         await backend.aclose()
 
 
-def _statements(engine: AsyncEngine) -> list[str]:
-    """What is sent from now on."""
+@contextmanager
+def _statements() -> Iterator[list[str]]:
+    """What stores send over connections of their own."""
     sent: list[str] = []
+    really = DriverConnection.run
 
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement)
+    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> Result:
+        sent.append(str(statement))
+        return await really(connection, statement, *parameters)
 
-    return sent
+    with mock.patch.object(DriverConnection, "run", noted):
+        yield sent
 
 
 async def _took(backend: SupportsWatching) -> float:
@@ -203,16 +207,15 @@ def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None
 
     async def main() -> None:
         async with _opened(url, pool_size=1) as backend:
-            pool: Any = backend._engine.sync_engine.pool
-            sent = _statements(backend._engine)
-            await backend.watch(KEY)
-            assert len(sent) <= 3, "MySQL 9 may need two, and the first checkout one"
-            sent.clear()
-            watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
-            await asyncio.sleep(0.02)
-            assert pool.checkedout() == 0
-            await backend.get([KEY])
-            await asyncio.gather(*watching)
+            with _statements() as sent:
+                await backend.watch(KEY)
+            assert len(sent) <= 3, "MySQL 9 may need two, and the first connection one"
+            with _statements() as sent:
+                watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
+                await asyncio.sleep(0.02)
+                assert backend._source.in_use == 0
+                await backend.get([KEY])
+                await asyncio.gather(*watching)
             assert len(sent) == 1
 
     asyncio.run(main())
@@ -240,15 +243,17 @@ def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.Monkey
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
             await backend.get([KEY])
-            sent = _statements(backend._engine)
             for _ in range(5):
                 await asyncio.sleep(0.15)  # so that nothing is fresh
-                watching = asyncio.create_task(_took(backend))
-                await asyncio.sleep(0.03)
-                assert not watching.done()
+                with _statements() as sent:
+                    watching = asyncio.create_task(_took(backend))
+                    await asyncio.sleep(0.03)
+                    assert not watching.done()
+                assert sent == []
                 await other.put({KEY: sealed("b")})
-                await asyncio.wait_for(watching, _IN_TIME)
-            assert sent == []
+                with _statements() as sent:
+                    await asyncio.wait_for(watching, _IN_TIME)
+                assert sent == []
 
     asyncio.run(main())
 

@@ -17,8 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 import servers
 from matrix import Row
 from tokenstore import AuthTokenStore
+from tokenstore_sql.connection import Connection
+from tokenstore_sql.pool import Source
 
-__all__ = ["Place", "app_engine", "engine_of", "until"]
+__all__ = ["Place", "app_engine", "connection_of", "source_of", "until"]
 
 _PATIENCE = 10.0
 # InnoDB renews what it shows only when nobody has looked for 100 ms.
@@ -97,8 +99,8 @@ class Place:
         """Until so many sessions wait for a lock; on SQLite, until ``store`` has taken a connection to wait on."""
         if self.row.mark == "sqlite":
             assert store is not None
-            pool: Any = engine_of(store).sync_engine.pool
-            await until(lambda: pool.checkedout() >= count)
+            source = source_of(store)
+            await until(lambda: source.in_use >= count)
         else:
             await until(lambda: self.waiting() >= count)
 
@@ -136,8 +138,19 @@ async def app_engine(place: Place, **arguments: Any) -> AsyncIterator[AsyncEngin
         await engine.dispose()
 
 
-def engine_of(store: AuthTokenStore) -> AsyncEngine:
-    """The engine that a store made for itself, to look at its pool."""
+def source_of(store: AuthTokenStore) -> Source:
+    """Where a store's connections come from, to count them."""
     backend: Any = store._backend
-    engine: AsyncEngine = backend._engine
-    return engine
+    source: Source = backend._source
+    return source
+
+
+@asynccontextmanager
+async def connection_of(store: AuthTokenStore) -> AsyncIterator[Connection]:
+    """One of a store's own connections, as its next statement would get it."""
+    source = source_of(store)
+    connection = await source.acquire(transactional=False, write=False)
+    try:
+        yield connection
+    finally:
+        await source.release(connection)

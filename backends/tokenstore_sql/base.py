@@ -6,12 +6,12 @@ import asyncio
 import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, ClassVar, Final, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
-from sqlalchemy import URL, Engine, MetaData, inspect, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, MetaData, NullPool, inspect, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tokenstore.errors import (
@@ -27,25 +27,28 @@ from tokenstore.errors import (
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import OptionParser, identifier, positive_int, positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore_sql.batching import Alone, Batches, Take
+from tokenstore_sql.connection import AlchemyConnection, Connector
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.failures import mapped
 from tokenstore_sql.pace import Clients, Pace
+from tokenstore_sql.pool import EngineSource, Pool, Source, finish
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements import Statements
 
 __all__ = [
+    "ENGINE_ARGUMENTS",
     "POOL_OPTIONS",
     "TABLE_OPTIONS",
     "SQLBackend",
     "SQLOperations",
     "SQLTransaction",
     "backend_for_engine",
-    "beside",
-    "pool_arguments",
 ]
 
 T = TypeVar("T")
+Entry = tuple[TokenKey, SealedTokens]
 
 TABLE_OPTIONS: Final[Mapping[str, OptionParser]] = {
     "table": identifier,
@@ -63,14 +66,24 @@ POOL_OPTIONS: Final[Mapping[str, OptionParser]] = {
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"pool_size": 10, "pool_timeout": 10.0, "pool_recycle": 1800.0}
 LOCK_TIMEOUT: Final = 10.0
+
+ENGINE_ARGUMENTS: Final[Mapping[str, Any]] = {
+    "poolclass": NullPool,
+    "isolation_level": "AUTOCOMMIT",  # for statements on their own; what creates the table asks for its level
+    "hide_parameters": True,
+}
+"""Arguments of ``create_async_engine`` that every engine of ours has."""
+
+# A row of any key, for what is about the whole database.
+_ANY: Final = TokenKey("", "")
 # Beyond lock_timeout, before the client gives up on a server that should have given up by itself.
 _SERVER_GRACE: Final = 1.0
 # How often a lone statement that a concurrent transaction undid is sent again.
 _ATTEMPTS: Final = 10
 # How long a connection may stay silent where no lock is waited for.
 _STUCK: Final = 30.0
-# How long a cancelled caller waits for a commit or clean-up that is already on its way.
-_FINISH_GRACE: Final = 0.5
+# The most sealed bytes of several callers that go in one statement: servers bound its size.
+_MOST_BYTES: Final = 1 << 20
 
 
 class SQLOperations(ABC):
@@ -98,7 +111,7 @@ class SQLOperations(ABC):
         return await self._run(keys, lambda rows: rows.get(keys), write=False)
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._run(list(entries), lambda rows: rows.put(entries), write=True)
+        await self._run(list(entries), lambda rows: rows.put(entries.items()), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
@@ -144,7 +157,12 @@ class SQLOperations(ABC):
         await self.dialect.watch(self._url, lambda: self._pace.interval(self._count_clients))
 
     async def _count_clients(self) -> Clients:
-        return await self._run([], lambda rows: rows.count_clients(), write=False)
+        found = await self._run([], lambda rows: rows.count_clients(), write=False)
+        return Clients(found, self._own_clients())
+
+    @abstractmethod
+    def _own_clients(self) -> int:
+        """How many connections this process has, as far as this object knows."""
 
     async def _create_table(self, connection: AsyncConnection) -> None:
         """Create the table if it is missing, and refuse another table of its name."""
@@ -164,14 +182,14 @@ class SQLOperations(ABC):
 
 
 class SQLBackend(SQLOperations):
-    """A store's rows in one table of a database, over an engine.
+    """A store's rows in one table of a database.
 
     Args:
-        engine: The engine.
+        engine: The engine, which creates the table.
+        source: Where connections come from; default: the engine, whose pool is its owner's.
         table: The table's name.
         schema: Its schema.
         lock_timeout: The longest wait for a lock, in seconds.
-        owned: Whether to dispose of the engine when closing, and whether its connections' settings are ours to make.
     """
 
     dialect_class: ClassVar[type[Dialect]]
@@ -185,23 +203,34 @@ class SQLBackend(SQLOperations):
     def __init__(
         self,
         engine: AsyncEngine,
+        connect: Callable[[Dialect], Pool] | None = None,
         *,
         table: str = DEFAULT_TABLE,
         schema: str | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
-        owned: bool = False,
     ) -> None:
         super().__init__(self.dialect_class(lock_timeout), engine.url, table, schema)
         self.dialect.check_url(engine.url)
         self._engine = engine
-        self._owned = owned
-        self._queue = KeyedLocks()
+        self._creating = EngineSource(engine, self.dialect)
+        self._source: Source = self._creating if connect is None else connect(self.dialect)
+        self._owned = connect is not None
         self._closed = False
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Nothing that waits or is under way belongs to this process and event loop."""
+        self._queue = KeyedLocks()
+        width, most = self.dialect.statements_at_once, self.dialect.most_at_once
+        self._loads = Batches(self._load, width=width, most=most, restate=self._restated)
+        self._stores = Batches(
+            self._store, width=width, most=most, restate=lambda error, entry: self._restated(error, entry[0])
+        )
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
-        """Make a backend with an engine of its own; see :class:`tokenstore.protocol.BackendFactory`."""
+        """Make a backend with connections of its own; see :class:`tokenstore.protocol.BackendFactory`."""
         parsed = None
         with suppress(ArgumentError, ValueError):
             parsed = make_url(url)
@@ -212,7 +241,7 @@ class SQLBackend(SQLOperations):
             )
         scheme = parsed.drivername.lower()
         parsers = {**TABLE_OPTIONS, **POOL_OPTIONS, **cls.driver_options}
-        values = {**_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}
+        values: dict[str, Any] = {**_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}
         driver = cls.drivers[scheme]
         try:
             engine = cls._create_engine(parsed.set(drivername=driver, query={}), values)
@@ -220,12 +249,26 @@ class SQLBackend(SQLOperations):
             raise MissingDependencyError(
                 f'{scheme}:// needs the package {error.name}: pip install "tokenstore[{cls.extras[driver]}]"'
             ) from None
-        return cls(engine, owned=True, **{name: values[name] for name in TABLE_OPTIONS if name in values})
+
+        def pool(dialect: Dialect) -> Pool:
+            return Pool(
+                cls._connector(engine, dialect),
+                size=values["pool_size"],
+                timeout=values["pool_timeout"],
+                recycle=values["pool_recycle"],
+            )
+
+        return cls(engine, pool, **{name: values[name] for name in TABLE_OPTIONS if name in values})
 
     @classmethod
     @abstractmethod
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
-        """An engine for a URL without its query, with checked options."""
+        """An engine without a pool, for a URL without its query, with checked options."""
+
+    @classmethod
+    @abstractmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+        """What opens the driver connections of a store that owns them."""
 
     @staticmethod
     def lock_timeout_of(options: Mapping[str, Any]) -> float:
@@ -244,9 +287,10 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def create() -> None:
-            async with self._checkout(transactional=True) as rows:
-                await self._create_table(rows.connection)
-                await rows.connection.commit()
+            async with self._checkout(self._creating, transactional=True) as rows:
+                alchemy = cast(AlchemyConnection, rows.connection).alchemy
+                await self._create_table(alchemy)
+                await alchemy.commit()
 
         await self._retried(lambda: self._mapped([], create))
 
@@ -255,23 +299,112 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def drop() -> None:
-            async with self._checkout(transactional=False) as rows:
-                await rows.connection.run_sync(self.table.drop, checkfirst=True)
-                await rows.connection.commit()
+            async with self._checkout(self._creating, transactional=False) as rows:
+                alchemy = cast(AlchemyConnection, rows.connection).alchemy
+                await alchemy.run_sync(self.table.drop, checkfirst=True)
+                await alchemy.commit()
 
         await self._mapped([], drop)
 
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
-            await finish(self.dialect.aclose())
-            if self._owned:
-                self._settle_in()
-                await finish(self._engine.dispose())
+            self._settle_in()
+            await finish(self._close())
+
+    async def _close(self) -> None:
+        await self._loads.aclose()
+        await self._stores.aclose()
+        await self.dialect.aclose()
+        await self._source.aclose()
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        if len(keys) != 1:
+            return await super().get(keys)
+        self._check_open()
+        self._settle_in()
+        return [await self._loads.ask(keys[0])]
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        if len(entries) != 1:
+            await super().put(entries)
+            return
+        self._check_open()
+        self._settle_in()
+        [entry] = entries.items()
+        async with AsyncExitStack() as stack:
+            if self.dialect.locks_rows:
+                # Who waits for the row's lock must not keep those waiting who would go along.
+                await self._enqueue([entry[0]], stack)
+            try:
+                await self._stores.ask(entry)
+            except Alone:
+                await self._retried(lambda: self._mapped([entry[0]], lambda: self._store_entries([entry])))
+
+    async def _load(self, take: Take[TokenKey]) -> Sequence[SealedRecord | None]:
+        """Read the rows of one caller or of several."""
+        keys: Sequence[TokenKey] = ()
+
+        async def load() -> Sequence[SealedRecord | None]:
+            nonlocal keys
+            connection = await self._source.acquire(transactional=False, write=False)
+            try:
+                keys = keys or take()
+                async with self._answered(keys):
+                    return await Rows(connection, self.statements, self.dialect, transactional=False).get(keys)
+            finally:
+                await self._source.release(connection)
+
+        for last in (False, True):
+            try:
+                return await mapped(self.dialect, lambda: self._about(keys), load)
+            except (BackendUnavailableError, ConflictError):
+                # One dead connection of a pool is no outage; and who was not connected at all has been told.
+                if last or not keys:
+                    raise
+                self._source.discard_idle()
+        raise AssertionError
+
+    async def _store(self, take: Take[Entry]) -> Sequence[None]:
+        """Write the rows of one caller or of several, which the database takes or refuses together."""
+        entries: list[Entry] = []
+        try:
+            await self._retried(
+                lambda: mapped(
+                    self.dialect,
+                    lambda: self._about([key for key, _ in entries]),
+                    lambda: self._store_entries(entries, take),
+                )
+            )
+        except BackendUnavailableError:
+            raise
+        except BackendError:
+            if len(entries) > 1:
+                raise Alone from None
+            raise
+        return [None] * len(entries)
+
+    async def _store_entries(self, entries: list[Entry], take: Take[Entry] | None = None) -> None:
+        async with AsyncExitStack() as stack:
+            if not self.dialect.locks_rows:
+                await self._enqueue([key for key, _ in entries] or [_ANY], stack)
+            rows = await stack.enter_async_context(self._checkout(self._source, transactional=False))
+            if take is not None and not entries:
+                entries += take()
+            async with self._bounded([key for key, _ in entries]):
+                await rows.put(entries)
+                await finish(rows.connection.commit())
+
+    def _restated(self, error: Exception, key: TokenKey) -> Exception:
+        """An error of its own for each caller of those that went together."""
+        if not isinstance(error, BackendError):
+            return type(error)()
+        return type(error)(f"{key}: {str(error).partition(': ')[2]}", code=error.code)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SQLTransaction]:
         self._check_open()
+        self._settle_in()
         transaction = SQLTransaction(self)
         try:
             yield transaction
@@ -281,58 +414,32 @@ class SQLBackend(SQLOperations):
 
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         self._check_open()
-        if write:
-            return await self._retried(lambda: self._mapped(keys, lambda: self._write(keys, operation)))
+        self._settle_in()
 
-        async def read() -> T:
-            async with self._checkout(transactional=False) as rows, self._answered(keys):
-                return await self._on(rows, operation)
+        async def run() -> T:
+            async with AsyncExitStack() as stack:
+                if write:
+                    await self._enqueue(keys, stack)
+                # To write more than one row may take more than one statement, which must hold or fail together.
+                transactional = write and len(keys) > 1
+                checkout = self._checkout(self._source, transactional=transactional, write=write)
+                rows = await stack.enter_async_context(checkout)
+                async with self._bounded(keys) if write else self._answered(keys):
+                    result = await operation(rows)
+                    if write:
+                        await finish(rows.connection.commit())
+                    return result
 
-        return await self._retried(lambda: self._mapped(keys, read))
-
-    async def _write(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]]) -> T:
-        async with AsyncExitStack() as stack:
-            await self._enqueue(keys, stack)
-            # More than one row is more than one statement, which must hold or fail together.
-            rows = await stack.enter_async_context(self._checkout(transactional=len(keys) > 1))
-            async with self._bounded(keys):
-                result = await self._on(rows, operation)
-                await self._on(rows, _commit)
-                return result
-
-    async def _on(self, rows: Rows, operation: Callable[[Rows], Awaitable[T]]) -> T:
-        """Run an operation, and see to its connection where it fails."""
-        try:
-            return await operation(rows)
-        except DBAPIError as error:
-            # A server that became read-only answers pings; its connections are finished all the same.
-            kind, _ = self.dialect.classify(error.orig or error)
-            if kind is BackendUnavailableError and not rows.connection.invalidated:
-                await rows.connection.invalidate()
-            raise
+        return await self._retried(lambda: self._mapped(keys, run))
 
     @asynccontextmanager
-    async def _checkout(self, *, transactional: bool) -> AsyncIterator[Rows]:
+    async def _checkout(self, source: Source, *, transactional: bool, write: bool = True) -> AsyncIterator[Rows]:
         """A connection: for one statement on its own, or at the isolation level of a transaction that takes locks."""
-        self._settle_in()
-        connection = self._engine.connect()
-        rows = Rows(connection, self.statements, self.dialect, transactional=transactional, borrowed=not self._owned)
-        # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
-        level = self.dialect.isolation_level if transactional else None if self._owned else "AUTOCOMMIT"
-
-        async def prepare() -> None:
-            _ = await connection.start()
-            if level is not None:
-                _ = await self._on(rows, lambda _: connection.execution_options(isolation_level=level))
-
+        connection = await source.acquire(transactional=transactional, write=write)
         try:
-            async with self._answered([]):
-                # One that is cancelled half-way would never return to the pool.
-                await finish(prepare())
-            yield rows
+            yield Rows(connection, self.statements, self.dialect, transactional=transactional)
         finally:
-            if connection.sync_connection is not None:
-                await finish(connection.close())
+            await source.release(connection)
 
     async def _enqueue(self, keys: Sequence[TokenKey], stack: AsyncExitStack) -> None:
         """Wait in this process before taking a connection, so that waiters do not use up the pool."""
@@ -364,7 +471,10 @@ class SQLBackend(SQLOperations):
         )
 
     async def _mapped(self, keys: Sequence[TokenKey], operation: Callable[[], Awaitable[T]]) -> T:
-        return await mapped(self.dialect, self._about(keys), operation)
+        return await mapped(self.dialect, lambda: self._about(keys), operation)
+
+    def _own_clients(self) -> int:
+        return self._source.open
 
     async def _retried(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Send a lone statement again where a dead-lock or serialization failure has undone it whole."""
@@ -384,14 +494,15 @@ class SQLBackend(SQLOperations):
         here = (os.getpid(), asyncio.get_running_loop())
         if self._home == here:
             return
-        if self._home is not None and self._owned:
+        if self._home is not None:
             pid, loop = self._home
-            if pid == here[0] and not loop.is_closed():
+            if self._owned and pid == here[0] and not loop.is_closed():
                 raise UnsupportedOperationError(
                     "this store serves another event loop, which still runs; open one store a loop"
                 )
             # The connections stay with the parent process, or went with their loop: forget, do not close them.
-            self._engine.sync_engine.dispose(close=False)
+            self._source.forget()
+            self._begin_anew()
         self._home = here
 
 
@@ -410,7 +521,10 @@ class SQLTransaction:
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         async def lock(rows: Rows) -> SealedRecord | None:
-            if not await self._backend.dialect.holds_locks(rows.connection):
+            connection = rows.connection
+            if isinstance(connection, AlchemyConnection) and not await self._backend.dialect.holds_locks(
+                connection.alchemy
+            ):
                 raise UnsupportedOperationError(
                     "the engine's connections are in autocommit mode, which holds no row lock"
                 )
@@ -419,7 +533,7 @@ class SQLTransaction:
         return await self._run([key], lock, write=True)
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._run(list(entries), lambda rows: rows.put(entries), write=True)
+        await self._run(list(entries), lambda rows: rows.put(entries.items()), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
@@ -438,10 +552,10 @@ class SQLTransaction:
                 self._queued = True
                 await backend._enqueue(sorted(keys)[:1], self._stack)
             if self._rows is None:
-                checkout = backend._checkout(transactional=True)
+                checkout = backend._checkout(backend._source, transactional=True)
                 self._rows = await self._stack.enter_async_context(checkout)
             async with backend._bounded(keys) if write else backend._answered(keys):
-                return await backend._on(self._rows, operation)
+                return await operation(self._rows)
 
         async with self._turn:  # a connection serves one statement at a time, whatever the tasks in the block do
             return await backend._mapped(keys, run)
@@ -449,7 +563,7 @@ class SQLTransaction:
     async def _commit(self) -> None:
         async def commit(rows: Rows) -> None:
             async with self._backend._answered([]):
-                await self._backend._on(rows, _commit)
+                await finish(rows.connection.commit())
 
         if (rows := self._rows) is not None:
             await self._backend._mapped([], lambda: commit(rows))
@@ -462,10 +576,6 @@ class SQLTransaction:
             await self._backend._mapped([], stack.aclose)
 
 
-async def _commit(rows: Rows) -> None:
-    await finish(rows.connection.commit())
-
-
 @asynccontextmanager
 async def _within(seconds: float, failure: BackendError) -> AsyncIterator[None]:
     scope = asyncio.timeout(seconds)
@@ -476,38 +586,6 @@ async def _within(seconds: float, failure: BackendError) -> AsyncIterator[None]:
         if scope.expired():
             raise failure from None
         raise
-
-
-async def finish(action: Coroutine[Any, Any, T]) -> T:
-    """Let a commit or clean-up end although its caller is cancelled, for a moment; then cancel it, too."""
-    task = asyncio.ensure_future(action)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait([task], timeout=_FINISH_GRACE)
-            task.cancel()
-            await asyncio.wait([task])
-        raise
-
-
-def beside(engine: AsyncEngine) -> AsyncEngine:
-    """An engine to the same database with a pool of its own, for when all of the first one's connections wait."""
-    return AsyncEngine(Engine(engine.sync_engine.pool.recreate(), engine.dialect, engine.url))
-
-
-def pool_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``create_async_engine`` that every engine of ours has."""
-    return {
-        "isolation_level": "AUTOCOMMIT",  # for statements on their own; a transaction asks for its level
-        "hide_parameters": True,
-        "max_overflow": 0,  # pool_size is the bound
-        # The most recently used first, so that what is no longer needed goes idle; a ping, because what is idle may be
-        # dead, and a write must not find that out.
-        "pool_use_lifo": True,
-        "pool_pre_ping": True,
-        **{name: options[name] for name in POOL_OPTIONS if name in options},
-    }
 
 
 def backend_for_engine(engine: object, options: Mapping[str, object]) -> SQLBackend:

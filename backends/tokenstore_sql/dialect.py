@@ -7,9 +7,9 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Select, Table, Update
+from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Select, Table, Update, and_, bindparam, or_
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
@@ -27,10 +27,12 @@ from tokenstore.records import TokenKey
 from tokenstore_sql.pace import jittered
 
 if TYPE_CHECKING:
+    from tokenstore_sql.connection import Connection
     from tokenstore_sql.rows import Rows
 
-__all__ = ["Dialect", "Upsert"]
+__all__ = ["Dialect", "Upsert", "on_conflict_replace"]
 
+T = TypeVar("T")
 Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
 
 
@@ -57,10 +59,51 @@ class Dialect(ABC):
         """Microseconds since the epoch on the database's clock, which goes on while a statement waits for a lock."""
 
     @abstractmethod
-    def upsert(
-        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
-    ) -> Upsert:
-        """An atomic insert that, where the row exists, sets ``replaced`` to the new values and ``also`` as given."""
+    def insert(self, table: Table) -> Upsert:
+        """An insert, as this database's SQLAlchemy dialect has it."""
+
+    @abstractmethod
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        """Make an insert atomically set ``replaced`` to the new values, and ``also`` as given, where the row exists."""
+
+    # Several rows in one statement
+
+    locks_rows: ClassVar[bool] = True
+    """Whether who writes a row waits for those alone who hold that row."""
+
+    statements_at_once: ClassVar[int] = 2
+    """How many statements for reading, or for writing, keep the database busy: what else there is goes together."""
+
+    most_at_once: ClassVar[int]
+    """How many rows one statement reads or writes at most."""
+
+    def padded(self, count: int) -> int:
+        """For how many rows to compile a query that reads so many: some are named twice, so that there are few."""
+        return 1 << (count - 1).bit_length()
+
+    def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        """Restrict a query to rows that are named by parameters."""
+        c = table.c
+        return query.where(
+            or_(*(and_(c.provider == bindparam(f"p_{n}"), c.user_id == bindparam(f"u_{n}")) for n in range(size)))
+        )
+
+    def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Upsert:
+        """An insert of several rows; ``columns`` says which parameter gives a column its value."""
+        return self.insert(table).values(
+            [
+                {
+                    **{name: bindparam(f"{p}_{n}", type_=table.c[name].type) for p, name in columns.items()},
+                    "created_at": now,
+                    "updated_at": now,
+                }
+                for n in range(size)
+            ]
+        )
+
+    def together(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The parameters of several rows as those of one statement."""
+        return {f"{name}_{n}": value for n, row in enumerate(rows) for name, value in row.items()}
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         """Add the row lock."""
@@ -76,7 +119,7 @@ class Dialect(ABC):
 
     # Waiting for somebody else's lease
 
-    async def count_clients(self, connection: AsyncConnection) -> int:
+    async def count_clients(self, connection: Connection) -> int:
         """This user's connections to this database, as its server counts them; 1 where there is no server."""
         return 1
 
@@ -96,10 +139,15 @@ class Dialect(ABC):
         """Run a statement; cancelled, it leaves nothing behind in the client."""
         return await connection.execute(statement, parameters)
 
-    @asynccontextmanager
-    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
-        """Around a statement that may wait for a lock: bounds the wait and leaves the connection's settings alone."""
-        yield
+    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
+        """Do what may wait for a lock: bounds the wait, and leaves the connection's settings alone.
+
+        Args:
+            rows: On which connection.
+            action: What to do.
+            brief: Whether several callers' rows are in it, where a lock on one must not keep the others for long.
+        """
+        return await action()
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -161,3 +209,11 @@ EXPLANATIONS: Mapping[type[BackendError], str] = {
     ConflictError: "a concurrent transaction won: repeat this one from its start",
     BackendUnavailableError: "the database cannot be reached, or went away, or accepts no writes",
 }
+
+
+def on_conflict_replace(insert: Any, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+    """The upsert of PostgreSQL, and of SQLite, which took it over."""
+    return insert.on_conflict_do_update(
+        index_elements=list(insert.table.primary_key),
+        set_={**{name: insert.excluded[name] for name in replaced}, **also},
+    )

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tokenstore.errors import BackendError, BackendUnavailableError, TokenStoreError
+from tokenstore_sql.connection import ConnectionLostError
 from tokenstore_sql.dialect import EXPLANATIONS, Dialect
 
 __all__ = ["mapped"]
@@ -16,7 +17,7 @@ __all__ = ["mapped"]
 T = TypeVar("T")
 
 
-async def mapped(dialect: Dialect, about: str, operation: Callable[[], Awaitable[T]]) -> T:
+async def mapped(dialect: Dialect, about: Callable[[], str], operation: Callable[[], Awaitable[T]]) -> T:
     """Run an operation and raise our own error in place of any other.
 
     The driver's exception is neither cause nor context of ours: it can carry a statement's parameters.
@@ -26,9 +27,9 @@ async def mapped(dialect: Dialect, about: str, operation: Callable[[], Awaitable
     except TokenStoreError:
         raise
     except Exception as error:
-        if not isinstance(error, (SQLAlchemyError, OSError, *dialect.driver_errors())):
+        if not isinstance(error, (SQLAlchemyError, ConnectionLostError, OSError, *dialect.driver_errors())):
             raise
-        failure = _translate(dialect, about, error)
+        failure = _translate(dialect, about(), error)
     raise failure
 
 
@@ -38,9 +39,12 @@ def _translate(dialect: Dialect, about: str, error: BaseException) -> BackendErr
             f"{about}: no connection of the pool became free within its pool_timeout; "
             f"a larger pool_size, shorter transactions, or inside a transaction its own methods, help"
         )
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    cause = error
+    if isinstance(error, ConnectionLostError | DBAPIError) and error.orig is not None:
+        cause = error.orig
+    lost = isinstance(error, ConnectionLostError) or getattr(error, "connection_invalidated", False)
     kind, code = dialect.classify(cause)
-    if kind is BackendError and (isinstance(cause, OSError) or getattr(error, "connection_invalidated", False)):
+    if kind is BackendError and (isinstance(cause, OSError) or lost):
         kind = BackendUnavailableError
     words = dialect.error_text(cause, code) if code else ""
     if isinstance(cause, OSError):

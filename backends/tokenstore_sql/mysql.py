@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -16,14 +17,13 @@ from sqlalchemy import (
     Table,
     cast,
     column,
-    event,
     func,
     literal_column,
     select,
     table,
 )
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.dialects.mysql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tokenstore.errors import (
@@ -35,13 +35,23 @@ from tokenstore.errors import (
     TableMissingError,
 )
 from tokenstore.options import OptionParser, positive_seconds, switch, text
-from tokenstore_sql.base import SQLBackend, beside, pool_arguments
-from tokenstore_sql.dialect import Dialect, Upsert
+from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
+from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, through_engine
+from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.rows import Rows
 
 __all__ = ["MySQLBackend", "MySQLDialect"]
 
+T = TypeVar("T")
+
+# Also, in the notes of a connection of our own: what it is set to.
 _WAIT: Final = "innodb_lock_wait_timeout"
+_GET_WAIT: Final = sql(f"SELECT @@SESSION.{_WAIT}")
+_SET_WAIT: Final = sql(f"SET SESSION {_WAIT} = :seconds")
+_WHO: Final = sql("SELECT CONNECTION_ID(), @@hostname, @@port")
+_KILL: Final = sql("KILL :id")
+# The least that InnoDB knows, in seconds.
+_BRIEFLY: Final = 1
 # In a pooled connection's info: which thread of which server it is.
 _THREAD: Final = "tokenstore.thread"
 # How long to try to reach a server on which a cancelled statement goes on.
@@ -107,61 +117,82 @@ class MySQLDialect(Dialect):
         )
         return cast(since_epoch + waited, BigInteger)
 
-    def upsert(
-        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
-    ) -> Upsert:
-        statement = insert(table).values(**values)
-        return statement.on_duplicate_key_update({**{name: statement.inserted[name] for name in replaced}, **also})
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
 
-    async def count_clients(self, connection: AsyncConnection) -> int:
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        return insert.on_duplicate_key_update({**{name: insert.inserted[name] for name in replaced}, **also})
+
+    # A statement for each number of rows: they must not be too many.
+    most_at_once = 64
+
+    async def count_clients(self, connection: Connection) -> int:
         # Without the privilege PROCESS they show the user's own threads alone, which are those that count. MySQL warns
         # of the one table, and MariaDB lacks the other.
-        home = "information_schema" if getattr(connection.dialect, "is_mariadb", False) else "performance_schema"
+        home = "information_schema" if getattr(connection.sql_dialect, "is_mariadb", False) else "performance_schema"
         threads = table("processlist", column("user"), column("db"), schema=home)
         query = (
             select(func.count())
             .select_from(threads)
             .where(threads.c.user == func.substring_index(func.user(), "@", 1), threads.c.db == func.database())
         )
-        found = int((await connection.execute(query)).scalar_one())
+        ((found,),), _ = await connection.run(query)
         if found == 0:  # performance_schema is off: then those of all users
-            found = int((await connection.execute(sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'"))).one()[1])
-        return found
+            ((_, found),), _ = await connection.run(sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'"))
+        return int(found)
 
     async def may_look(self, connection: AsyncConnection) -> bool:
         # At REPEATABLE READ, the default, the first plain read decides what all later ones see, and locks do not; at
         # SERIALIZABLE it locks.
         return await connection.get_isolation_level() not in ("REPEATABLE READ", "SERIALIZABLE")
 
-    @asynccontextmanager
-    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
         connection = rows.connection
         thread = await _thread(connection)
-        # Connections of our own got the setting when they were made.
-        found = await self._set_patience(connection, _whole_seconds(self.lock_timeout)) if rows.borrowed else None
+        found = None
+        if connection.borrowed:
+            found = await self._set_patience(connection, _whole_seconds(self.lock_timeout))
+        else:
+            # One that stands on its own is undone whole when its time is up, and sent again. So it need not be told
+            # from those that must not wait long, and the setting seldom changes.
+            patience = _whole_seconds(self.lock_timeout) if rows.transactional else _BRIEFLY
+            if connection.info.get(_WAIT) != patience:
+                _ = await connection.run(_SET_WAIT, {"seconds": patience})
+                connection.info[_WAIT] = patience
         try:
-            yield
+            if connection.borrowed or rows.transactional or brief:
+                return await action()
+            return await self._until_free(action)
         finally:
-            if connection.invalidated:
-                self._kill(connection.engine, thread)
+            if connection.lost:
+                self._kill(connection, thread)
             elif found is not None:
-                await self._set_patience(connection, found)
+                _ = await self._set_patience(connection, found)
 
-    async def _set_patience(self, connection: AsyncConnection, seconds: int) -> int:
+    async def _until_free(self, action: Callable[[], Awaitable[T]]) -> T:
+        deadline = time.monotonic() + self.lock_timeout
+        while True:
+            try:
+                return await action()
+            except self.driver_errors() as error:
+                if self.error_code(error) != "1205" or time.monotonic() >= deadline:
+                    raise
+
+    async def _set_patience(self, connection: Connection, seconds: int) -> int:
         """Set how long the session waits for a lock; returns what it was."""
-        found = (await connection.execute(sql(f"SELECT @@SESSION.{_WAIT}"))).scalar_one()
+        ((found,),), _ = await connection.run(_GET_WAIT)
         if found != seconds:
-            await connection.execute(sql(f"SET SESSION {_WAIT} = :seconds"), {"seconds": seconds})
+            _ = await connection.run(_SET_WAIT, {"seconds": seconds})
         return int(found)
 
-    def _kill(self, engine: AsyncEngine, thread: _Thread | None) -> None:
+    def _kill(self, connection: Connection, thread: _Thread | None) -> None:
         """End a thread whose connection was given up in the middle of a statement: cancelled, that is, or cut.
 
         The drivers just close the socket, which the server does not notice while it waits for a lock: when it gets the
         lock it would still write what nobody waits for any more, over whatever was stored meanwhile.
         """
         if thread is not None:
-            task = asyncio.create_task(_kill_thread(engine, thread))
+            task = asyncio.create_task(_kill_thread(connection, thread))
             self._kills.add(task)
             task.add_done_callback(self._kills.discard)
 
@@ -197,31 +228,24 @@ def _whole_seconds(lock_timeout: float) -> int:
     return max(1, math.ceil(lock_timeout))
 
 
-async def _thread(connection: AsyncConnection) -> _Thread | None:
+async def _thread(connection: Connection) -> _Thread | None:
     """The server's thread behind a connection; None where something between us hides it."""
-    raw = await connection.get_raw_connection()
-    if _THREAD not in raw.info:
-        found = (await connection.execute(sql("SELECT CONNECTION_ID(), @@hostname, @@port"))).one()
+    if _THREAD not in connection.info:
+        (found,), _ = await connection.run(_WHO)
         # A proxy greets us with a number of its own, and may give the server's thread to somebody else.
-        driver_connection: Any = raw.driver_connection
-        raw.info[_THREAD] = _Thread(*found) if found[0] == driver_connection.thread_id() else None
-    thread: _Thread | None = raw.info[_THREAD]
+        connection.info[_THREAD] = _Thread(*found) if found[0] == await connection.thread_id() else None
+    thread: _Thread | None = connection.info[_THREAD]
     return thread
 
 
-async def _kill_thread(engine: AsyncEngine, thread: _Thread) -> None:
-    """Over a connection beside the pool, all of whose connections may be waiting."""
-    aside = beside(engine)
+async def _kill_thread(connection: Connection, thread: _Thread) -> None:
     # Whatever goes wrong here: what is not killed ends with its own lock wait timeout.
     with suppress(Exception):
-        try:
-            async with asyncio.timeout(_KILL_TIMEOUT), aside.connect() as connection:
-                here = await _thread(connection)
-                # Not on another server behind the same address, nor after a restart, when numbers begin anew.
-                if here is not None and here[1:] == thread[1:] and here.id > thread.id:
-                    await connection.execute(sql("KILL :id"), {"id": thread.id})
-        finally:
-            await aside.dispose()
+        async with asyncio.timeout(_KILL_TIMEOUT), connection.beside() as aside:
+            here = await _thread(aside)
+            # Not on another server behind the same address, nor after a restart, when numbers begin anew.
+            if here is not None and here[1:] == thread[1:] and here.id > thread.id:
+                _ = await aside.run(_KILL, {"id": thread.id})
 
 
 class MySQLBackend(SQLBackend):
@@ -256,16 +280,51 @@ class MySQLBackend(SQLBackend):
             connect["unix_socket"] = options["unix_socket"]
         if context := _tls(options):
             connect["ssl"] = context
-        engine = create_async_engine(url, connect_args=connect, **pool_arguments(options))
-        patience = _whole_seconds(cls.lock_timeout_of(options))
+        return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
 
-        @event.listens_for(engine.sync_engine, "connect")
-        def bound_waits(dbapi_connection: Any, _record: object) -> None:
-            cursor = dbapi_connection.cursor()
-            cursor.execute(f"SET SESSION {_WAIT} = {patience}")
-            cursor.close()
+    @classmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+        connection_class = {"aiomysql": _AiomysqlConnection, "asyncmy": _AsyncmyConnection}[engine.driver]
+        connect = through_engine(engine, dialect, connection_class)
 
-        return engine
+        async def ready() -> DriverConnection:
+            connection = await connect()
+            _ = await connection.run(sql(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}"))
+            return connection
+
+        return ready
+
+
+class _MySQLConnection(DriverConnection):
+    begin_statement = "START TRANSACTION"
+
+    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+        async with self.driver.cursor() as cursor:
+            _ = await cursor.execute(sql, arguments or None)
+            return Result(await cursor.fetchall(), cursor.rowcount)
+
+
+class _AiomysqlConnection(_MySQLConnection):
+    def is_closed(self) -> bool:
+        # When the server has closed it, the stream is at its end.
+        return bool(self.driver.closed or self.driver._reader.at_eof())
+
+    async def close(self) -> None:
+        if self.lost:
+            self.driver.close()
+        else:
+            await self.driver.ensure_closed()
+
+
+class _AsyncmyConnection(_MySQLConnection):
+    def is_closed(self) -> bool:
+        return not self.driver.connected
+
+    async def close(self) -> None:
+        if self.lost:
+            self.driver.close()
+        else:
+            await self.driver.ensure_closed()
 
 
 def _tls(options: Mapping[str, Any]) -> ssl.SSLContext | None:

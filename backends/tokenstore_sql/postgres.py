@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlencode
 
-from sqlalchemy import URL, BigInteger, ColumnElement, Select, Table, Update, cast, column, func, select, table
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tokenstore.errors import (
@@ -20,14 +35,19 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.options import OptionParser, positive_seconds, switch, text
-from tokenstore_sql.base import SQLBackend, pool_arguments
-from tokenstore_sql.dialect import Dialect, Upsert
+from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
+from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, through_engine
+from tokenstore_sql.dialect import Dialect, on_conflict_replace
 from tokenstore_sql.rows import Rows
 
 __all__ = ["PostgresBackend", "PostgresDialect"]
 
+T = TypeVar("T")
+
 # What libpq calls these; asyncpg understands them in a DSN, psycopg everywhere.
 _LIBPQ_OPTIONS = ("host", "passfile", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert", "target_session_attrs")
+# How long a statement that writes the rows of several callers waits for a lock on one of them.
+_BRIEFLY_MS: Final = 100
 # Any number that is always the same: it keeps two processes from creating the table at once.
 _SETUP_LOCK = 0x746F6B656E73
 
@@ -56,16 +76,36 @@ class PostgresDialect(Dialect):
 
     def now(self) -> ColumnElement[int]:
         # now() is the transaction's start; it stands still while a statement waits.
-        return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+        return cast(func.extract("epoch", func.clock_timestamp()) * literal_column("1000000"), BigInteger)
 
-    def upsert(
-        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
-    ) -> Upsert:
-        statement = insert(table).values(**values)
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={**{name: statement.excluded[name] for name in replaced}, **also},
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        return on_conflict_replace(insert, replaced, also)
+
+    # One array for each column: one statement, and one plan, for any number of rows.
+
+    most_at_once = 500
+
+    def padded(self, count: int) -> int:
+        return count
+
+    def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        c = table.c
+        wanted = _unnested({"p": c.provider, "u": c.user_id})
+        return query.join_from(wanted, table, and_(c.provider == wanted.c.p, c.user_id == wanted.c.u))
+
+    def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Insert:
+        rows = _unnested({name: table.c[column] for name, column in columns.items()})
+        # Somebody's lock on one of the rows must not keep the others waiting for long.
+        briefly = func.set_config("lock_timeout", f"{_BRIEFLY_MS}ms", True).is_not(None)
+        return insert(table).from_select(
+            [*columns.values(), "created_at", "updated_at"], select(*rows.c, now, now).where(briefly)
         )
+
+    def together(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes
@@ -82,7 +122,7 @@ class PostgresDialect(Dialect):
         locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
         return update.where(*(column == locked.c[column.name] for column in key))
 
-    async def count_clients(self, connection: AsyncConnection) -> int:
+    async def count_clients(self, connection: Connection) -> int:
         sessions = table("pg_stat_activity", *map(column, ("usename", "datname", "application_name")))
         query = (
             select(func.count())
@@ -93,22 +133,21 @@ class PostgresDialect(Dialect):
                 sessions.c.application_name == func.current_setting("application_name"),
             )
         )
-        return int((await connection.execute(query)).scalar_one())
+        ((count,),), _ = await connection.run(query)
+        return int(count)
 
-    @asynccontextmanager
-    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
         # SET LOCAL ends with the transaction, which also is all that a pooler in transaction mode allows. A statement
-        # on its own has no transaction to set it in; there the client's own limit holds.
-        if not rows.transactional or rows.wait_is_bounded:
-            yield
-            return
-        setting = f"{max(1, round(self.lock_timeout * 1000))}ms"
+        # on its own has no transaction to set it in; there the client's own limit holds. Where the transaction is
+        # ours, it began with this.
+        if not rows.transactional or not rows.connection.borrowed:
+            return await action()
+        setting = f"{milliseconds(self.lock_timeout)}ms"
         query = select(func.current_setting("lock_timeout"), func.set_config("lock_timeout", setting, True))
-        found = (await rows.connection.execute(query)).one()[0]
-        rows.wait_is_bounded = not rows.borrowed
-        yield
-        if rows.borrowed:
-            await rows.connection.execute(select(func.set_config("lock_timeout", found, True)))
+        ((found, _),), _ = await rows.connection.run(query)
+        result = await action()
+        _ = await rows.connection.run(select(func.set_config("lock_timeout", found, True)))
+        return result
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -161,7 +200,62 @@ class PostgresBackend(SQLBackend):
             "postgresql+asyncpg": _asyncpg_arguments,
             "postgresql+psycopg": _psycopg_arguments,
         }[url.drivername](options)
-        return create_async_engine(url, connect_args=connect, **pool_arguments(options))
+        return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
+
+    @classmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+        connection_class = {"asyncpg": _AsyncpgConnection, "psycopg": _PsycopgConnection}[engine.driver]
+        return through_engine(engine, dialect, connection_class)
+
+
+def milliseconds(lock_timeout: float) -> int:
+    """As PostgreSQL counts."""
+    return max(1, round(lock_timeout * 1000))
+
+
+def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:
+    """A table of parameters: an array for each column."""
+    arrays = [bindparam(name, type_=ARRAY(column.type)) for name, column in columns.items()]
+    return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+
+
+class _PostgresConnection(DriverConnection):
+    @property
+    def begin_statement(self) -> str:
+        # One trip. The level may have another default here; the limit ends with the transaction.
+        return (
+            f"BEGIN ISOLATION LEVEL {self._dialect.isolation_level}; "
+            f"SET LOCAL lock_timeout = {milliseconds(self._dialect.lock_timeout)}"
+        )
+
+
+class _AsyncpgConnection(_PostgresConnection):
+    def is_closed(self) -> bool:
+        return bool(self.driver.is_closed())
+
+    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+        if returns_rows:
+            rows = await self.driver.fetch(sql, *arguments)
+            return Result(rows, len(rows))
+        status = await self.driver.execute(sql, *arguments)  # "UPDATE 1", "INSERT 0 1", "BEGIN"
+        last = status.rpartition(" ")[2]
+        return Result((), int(last) if last.isdigit() else 0)
+
+    async def close(self) -> None:
+        await self.driver.close()
+
+
+class _PsycopgConnection(_PostgresConnection):
+    def is_closed(self) -> bool:
+        return bool(self.driver.closed)
+
+    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+        cursor = await self.driver.execute(sql, arguments or None)
+        rows = await cursor.fetchall() if returns_rows else ()
+        return Result(rows, cursor.rowcount)
+
+    async def close(self) -> None:
+        await self.driver.close()
 
 
 def _libpq(options: Mapping[str, Any]) -> dict[str, str]:

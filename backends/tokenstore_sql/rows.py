@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any, TypeVar
 
-from sqlalchemy import CursorResult, Executable, Row
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Executable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+from tokenstore_sql.connection import Connection, Result
 from tokenstore_sql.dialect import Dialect
-from tokenstore_sql.pace import Clients
 from tokenstore_sql.statements import Statements
 
 __all__ = ["Rows"]
 
+T = TypeVar("T")
+
 _US = 1_000_000
-# Databases bound the number of parameters (SQLite 32,766; PostgreSQL 32,767).
-_KEYS_A_QUERY = 1000
 
 
 class Rows:
@@ -29,47 +29,52 @@ class Rows:
         statements: The table's statements.
         dialect: The database's ways.
         transactional: Whether statements run in a transaction, rather than each on its own.
-        borrowed: Whether the connection's settings belong to somebody else and must be left as found.
     """
 
     def __init__(
-        self,
-        connection: AsyncConnection,
-        statements: Statements,
-        dialect: Dialect,
-        *,
-        transactional: bool,
-        borrowed: bool,
+        self, connection: Connection, statements: Statements, dialect: Dialect, *, transactional: bool
     ) -> None:
         self.connection = connection
         self.statements = statements
         self.dialect = dialect
         self.transactional = transactional
-        self.borrowed = borrowed
         self.wait_is_bounded = False
         """For the dialect: that this transaction needs no further preparation to wait."""
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         if len(keys) == 1:
-            return [_record((await self._read(self.statements.get, _where(keys[0]))).first())]
-        found: dict[TokenKey, SealedRecord] = {}
-        distinct = list(dict.fromkeys(keys))
-        for start in range(0, len(distinct), _KEYS_A_QUERY):
-            chunk = [tuple(key) for key in distinct[start : start + _KEYS_A_QUERY]]
-            for row in await self._read(self.statements.get_many, {"keys": chunk}):
-                record = _some(row)
-                found[record.key] = record
+            rows, _ = await self.connection.run(self.statements.get, _where(keys[0]))
+            return [_record(rows[0]) if rows else None]
+        found = {
+            row.key: row for row in map(_record, await self._several([_where(key) for key in dict.fromkeys(keys)]))
+        }
         return [found.get(key) for key in keys]
 
-    async def lock(self, key: TokenKey) -> SealedRecord | None:
-        async with self.dialect.waiting(self):
-            return _record((await self._read(self.statements.lock, _where(key))).first())
+    async def _several(self, wanted: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
+        if self.connection.each_is_one_trip:
+            results = await self.connection.run_each(self.statements.get, wanted)
+        else:
+            results = [
+                await self.connection.run(*self.statements.get_many(several))
+                for several in _chunks(wanted, self.dialect.most_at_once)
+            ]
+        return [row for rows, _ in results for row in rows]
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        rows, _ = await self._patiently(self.statements.lock, _where(key))
+        return _record(rows[0]) if rows else None
+
+    async def put(self, entries: Iterable[tuple[TokenKey, SealedTokens]]) -> None:
         # In one order everywhere, so that two calls cannot dead-lock on each other.
-        writes = [{**_where(key), "g": new_generation(), **_sealed(entries[key])} for key in sorted(entries)]
-        for parameters in writes:
-            await self._write(self.statements.put, parameters)
+        in_order = sorted(entries, key=itemgetter(0))
+        writes = [{**_where(key), "g": new_generation(), **_sealed(tokens)} for key, tokens in in_order]
+        if len(writes) == 1:
+            _ = await self._patiently(self.statements.put, writes[0])
+        elif self.connection.each_is_one_trip:
+            _ = await self.dialect.patiently(self, lambda: self.connection.run_each(self.statements.put, writes))
+        else:
+            for several in _chunks(writes, self.dialect.most_at_once):
+                _ = await self._patiently(*self.statements.put_many(several), brief=not self.transactional)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._write(self.statements.delete, _where(key)) > 0
@@ -77,10 +82,16 @@ class Rows:
     async def scan(
         self, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
     ) -> list[ScannedRow]:
+        parameters: dict[str, Any] = {"p": provider, "u": user_id}
+        if after is not None:
+            parameters |= {"after_p": after.provider, "after_u": after.user_id}
+        queries = self.statements.scan(
+            by_provider=provider is not None, by_user=user_id is not None, after=after is not None
+        )
         page: list[ScannedRow] = []
-        for query in self.statements.scan(provider, user_id, after, limit):
+        for query in queries:
             if len(page) < limit:
-                rows = await self._read(query.limit(limit - len(page)), {})
+                rows, _ = await self.connection.run(query, {**parameters, "n": limit - len(page)})
                 page += [_scanned(row) for row in rows]
         return page
 
@@ -107,20 +118,21 @@ class Rows:
         del sealed["access_token_expires_at"], sealed["refresh_token_expires_at"]
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
 
-    async def count_clients(self) -> Clients:
+    async def count_clients(self) -> int:
         # A transaction goes on even where counting is refused.
-        async with self.connection.begin_nested() if self.transactional else nullcontext():
-            found = await self.dialect.count_clients(self.connection)
-        pool: Any = self.connection.engine.sync_engine.pool
-        own = pool.checkedin() + pool.checkedout() if hasattr(pool, "checkedin") else 1
-        return Clients(found, own)
-
-    async def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
-        return await self.dialect.execute(self.connection, statement, parameters)
+        async with self.connection.savepoint() if self.transactional else nullcontext():
+            return await self.dialect.count_clients(self.connection)
 
     async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> int:
-        async with self.dialect.waiting(self):
-            return (await self.dialect.execute(self.connection, statement, parameters)).rowcount
+        return (await self._patiently(statement, parameters)).changed
+
+    async def _patiently(self, statement: Executable, parameters: Mapping[str, Any], *, brief: bool = False) -> Result:
+        return await self.dialect.patiently(self, lambda: self.connection.run(statement, parameters), brief=brief)
+
+
+def _chunks(writes: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(writes), size):
+        yield writes[start : start + size]
 
 
 def _where(key: TokenKey) -> dict[str, Any]:
@@ -138,16 +150,12 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
     }
 
 
-def _scanned(row: Row[Any]) -> ScannedRow:
-    provider, user_id, has_refresh_token, *rest = cast(tuple[Any, ...], row)
+def _scanned(row: Sequence[Any]) -> ScannedRow:
+    provider, user_id, has_refresh_token, *rest = row
     return ScannedRow(TokenKey(provider, user_id), bool(has_refresh_token), *rest)
 
 
-def _record(row: Row[Any] | None) -> SealedRecord | None:
-    return None if row is None else _some(row)
-
-
-def _some(row: Row[Any]) -> SealedRecord:
+def _record(row: Sequence[Any]) -> SealedRecord:
     (
         provider,
         user_id,
@@ -165,7 +173,7 @@ def _some(row: Row[Any]) -> SealedRecord:
         created_at,
         updated_at,
         as_of,
-    ) = cast(tuple[Any, ...], row)
+    ) = row
     failure = None
     if failure_code is not None:
         failure = Failure(failure_code, None if retry_at is None else (retry_at - as_of) / _US)

@@ -6,10 +6,10 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
 from tokenstore.options import read_options
@@ -20,10 +20,10 @@ from tokenstore_sql.base import (
     SQLBackend,
     SQLOperations,
     backend_class,
-    beside,
-    finish,
 )
+from tokenstore_sql.connection import AlchemyConnection, beside
 from tokenstore_sql.failures import mapped
+from tokenstore_sql.pool import finish
 from tokenstore_sql.rows import Rows
 
 __all__ = ["SessionBackend"]
@@ -74,7 +74,7 @@ class SessionBackend(SQLOperations):
 
     async def setup(self) -> None:
         async def create(rows: Rows) -> None:
-            await self._create_table(rows.connection)
+            await self._create_table(_alchemy(rows))
 
         await self._run([], create, write=True)
 
@@ -114,7 +114,7 @@ class SessionBackend(SQLOperations):
         return await self._run([key], lock_in_transaction, write=True, keep=True)
 
     async def _locked(self, rows: Rows, key: TokenKey) -> SealedRecord | None:
-        if not await self.dialect.holds_locks(rows.connection):
+        if not await self.dialect.holds_locks(_alchemy(rows)):
             raise UnsupportedOperationError(
                 "for_update=True on a session in autocommit mode: no lock would outlive its statement; "
                 "let the session's engine, or its transaction, have the isolation level READ COMMITTED"
@@ -126,11 +126,11 @@ class SessionBackend(SQLOperations):
 
         Over another connection: what this transaction sees of the lease may stand still.
         """
-        if await self.dialect.may_look(rows.connection):
+        if await self.dialect.may_look(_alchemy(rows)):
             (row,) = await rows.get([key])
             if not is_leased(row):
                 return
-        async with self._aside(rows.connection.engine) as aside:
+        async with self._aside(_alchemy(rows).engine) as aside:
             while is_leased(row := (await aside.get([key]))[0]):
                 await self._pause(aside, row, deadline)
 
@@ -186,7 +186,8 @@ class SessionBackend(SQLOperations):
             connection = await finish(session.connection(execution_options=options))
             if begins:
                 _mark_ours(session)
-            rows = Rows(connection, self.statements, self.dialect, transactional=True, borrowed=True)
+            wrapped = await AlchemyConnection.of(connection, self.dialect)
+            rows = Rows(wrapped, self.statements, self.dialect, transactional=True)
             result = await operation(rows)
             # A lock that found no row holds nothing that the caller could mean to keep.
             if (ours and write and not keep) or (begins and (not keep or result is None)):
@@ -194,15 +195,23 @@ class SessionBackend(SQLOperations):
             return result
 
         try:
-            return await mapped(self.dialect, self._about(keys), run)
+            return await mapped(self.dialect, lambda: self._about(keys), run)
         except BaseException:
             if ours and session.in_transaction():
                 await finish(session.rollback())
             raise
 
+    def _own_clients(self) -> int:
+        pool: Any = self._session().get_bind().engine.pool
+        return int(pool.checkedin() + pool.checkedout()) if hasattr(pool, "checkedin") else 1
+
     def _session(self) -> AsyncSession:
         """The session, or the current one of a scope."""
         return self._source if isinstance(self._source, AsyncSession) else self._source()
+
+
+def _alchemy(rows: Rows) -> AsyncConnection:
+    return cast(AlchemyConnection, rows.connection).alchemy
 
 
 class _Leased(Exception):  # noqa: N818 - a signal, not an error

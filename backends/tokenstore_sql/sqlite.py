@@ -8,16 +8,30 @@ import os
 import random
 import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from queue import SimpleQueue
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import aiosqlite
-from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Integer, Select, Table, cast, func
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Integer,
+    Select,
+    Table,
+    cast,
+    func,
+    literal_column,
+)
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -32,12 +46,16 @@ from tokenstore.errors import (
 )
 from tokenstore.options import OptionParser
 from tokenstore.records import TokenKey
-from tokenstore_sql.base import SQLBackend, finish, pool_arguments
-from tokenstore_sql.dialect import Dialect, Upsert
+from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
+from tokenstore_sql.connection import AlchemyConnection, Compiler, Connector, DriverConnection, Result
+from tokenstore_sql.dialect import Dialect, on_conflict_replace
 from tokenstore_sql.pace import jittered
+from tokenstore_sql.pool import FINISH_GRACE, finish
 from tokenstore_sql.rows import Rows
 
 __all__ = ["SQLiteBackend", "SQLiteDialect"]
+
+T = TypeVar("T")
 
 # How long SQLite itself may block a thread. A cancelled task is free only when that ends, so it is short, and the
 # rest of a wait is asyncio's.
@@ -47,6 +65,8 @@ _BUSY_TIMEOUT_MS = 100
 _LOOK_EVERY, _LONGEST_WATCH = 0.010, 0.250
 # How old a write must be for its transaction to have been seen; and the pause where there are no files to look at.
 _FRESH, _BLIND_PAUSE = 0.100, 0.025
+# FULL: a power failure must not undo the commit of a rotated token.
+_PRAGMAS = ("journal_mode = WAL", "synchronous = FULL")
 # STRICT tables came with 3.37, RETURNING with 3.35, UPSERT with 3.24.
 _MIN_VERSION = (3, 37, 0)
 
@@ -56,6 +76,7 @@ class SQLiteDialect(Dialect):
 
     # BEGIN is sent by hand, for writes and locks alone; the driver must not begin by itself.
     isolation_level = "AUTOCOMMIT"
+    begin_statement: ClassVar[Executable] = sql("BEGIN IMMEDIATE")
     driver_error_names = ("sqlite3.Error",)
     error_classes: ClassVar[Mapping[str, type[BackendError]]] = {
         "SQLITE_BUSY": LockTimeoutError,
@@ -71,17 +92,19 @@ class SQLiteDialect(Dialect):
 
     def now(self) -> ColumnElement[int]:
         # Milliseconds are what SQLite's clock has; 2440587.5 is the epoch's Julian day.
-        days = func.julianday("now") - 2440587.5
-        return cast(days * 86_400_000, Integer) * 1000
+        days: ColumnElement[float] = func.julianday(literal_column("'now'")) - literal_column("2440587.5")
+        return cast(days * literal_column("86400000"), Integer) * literal_column("1000")
 
-    def upsert(
-        self, table: Table, values: Mapping[str, Any], *, replaced: Sequence[str], also: Mapping[str, Any]
-    ) -> Upsert:
-        statement = insert(table).values(**values)
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={**{name: statement.excluded[name] for name in replaced}, **also},
-        )
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        return on_conflict_replace(insert, replaced, also)
+
+    locks_rows = False
+    statements_at_once = 1
+    # An expression of more terms is too deep for it.
+    most_at_once = 256
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query  # BEGIN IMMEDIATE locks the whole database
@@ -117,19 +140,20 @@ class SQLiteDialect(Dialect):
         # until the garbage collector finds its cursor. None takes long.
         return await finish(connection.execute(statement, parameters))
 
-    @asynccontextmanager
-    async def waiting(self, rows: Rows) -> AsyncIterator[None]:
+    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
+        if not rows.transactional and not rows.connection.borrowed:
+            return await self._until_not_busy(action)
         if not rows.wait_is_bounded:
             await self._take_write_lock(rows)
             rows.wait_is_bounded = True
-        yield
+        return await action()
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         if not connection.in_transaction():
             _ = await connection.begin()  # or the first statement would, after the look at what is open
         if not await _in_transaction(connection):
-            await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
+            _ = await self._until_not_busy(lambda: self.execute(connection, self.begin_statement, {}))
         yield
 
     async def holds_locks(self, connection: AsyncConnection) -> bool:
@@ -152,32 +176,32 @@ class SQLiteDialect(Dialect):
 
     async def _take_write_lock(self, rows: Rows) -> None:
         connection = rows.connection
-        if not rows.borrowed:
-            await self._begin_immediate(connection, sql("BEGIN IMMEDIATE"))
+        if not isinstance(connection, AlchemyConnection):
+            await self._until_not_busy(lambda: connection.run(self.begin_statement))
             return
-        patience = (await self.execute(connection, sql("PRAGMA busy_timeout"), {})).scalar_one()
+        ((patience,),), _ = await connection.run(sql("PRAGMA busy_timeout"))
         # By now a transaction is open where the driver, or a "begin" hook, begins by itself: a statement that writes
         # nothing then takes its write lock.
-        begun = await _in_transaction(connection)
-        statement = rows.statements.touch_nothing if begun else sql("BEGIN IMMEDIATE")
+        begun = await _in_transaction(connection.alchemy)
+        statement = rows.statements.touch_nothing if begun else self.begin_statement
         try:
-            await self.execute(connection, sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}"), {})
-            await self._begin_immediate(connection, statement)
+            _ = await connection.run(sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}"))
+            _ = await self._until_not_busy(lambda: connection.run(statement))
         finally:
-            if not connection.invalidated:
-                await self.execute(connection, sql(f"PRAGMA busy_timeout = {int(patience)}"), {})
+            if not connection.lost:
+                _ = await connection.run(sql(f"PRAGMA busy_timeout = {int(patience)}"))
 
-    async def _begin_immediate(self, connection: AsyncConnection, statement: Executable) -> None:
-        """Take the write lock, waiting in asyncio rather than in SQLite."""
+    async def _until_not_busy(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the write lock, waiting in asyncio rather than in SQLite."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.lock_timeout
         while True:
             try:
-                await self.execute(connection, statement, {})
-                return
-            except DBAPIError as error:
+                return await action()
+            except (DBAPIError, sqlite3.Error) as error:
                 # SQLITE_BUSY_SNAPSHOT never passes.
-                if self.error_code(error.orig or error) != "SQLITE_BUSY" or loop.time() >= deadline:
+                cause = error.orig or error if isinstance(error, DBAPIError) else error
+                if self.error_code(cause) != "SQLITE_BUSY" or loop.time() >= deadline:
                     raise
             await asyncio.sleep(random.uniform(0.001, 0.010))
 
@@ -223,10 +247,185 @@ class SQLiteBackend(SQLBackend):
             return await _open(path, cls.lock_timeout_of(options))
 
         return create_async_engine(
-            URL.create("sqlite+aiosqlite", database=str(path)),
-            async_creator=connect,
-            **pool_arguments(options),
+            URL.create("sqlite+aiosqlite", database=str(path)), async_creator=connect, **ENGINE_ARGUMENTS
         )
+
+    @classmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+        compiler = Compiler(engine.dialect)
+        path = Path(engine.url.database or "")
+
+        async def connect() -> DriverConnection:
+            thread = _Thread()
+            await thread.open(path, dialect.lock_timeout)
+            return _SQLiteConnection(thread, compiler, dialect, connect)
+
+        return connect
+
+
+class _SQLiteConnection(DriverConnection):
+    """A connection in a thread of its own, to which each operation is one trip, however many statements it has."""
+
+    each_is_one_trip = True
+    begin_statement = ""
+    driver: _Thread
+
+    def is_closed(self) -> bool:
+        return self.driver.raw is None
+
+    def has_ended(self) -> bool:
+        return self.driver.is_idle
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.driver.raw is not None and self.driver.raw.in_transaction
+
+    async def begin(self) -> None:
+        """Nothing: the first statement that takes a lock begins (see ``SQLiteDialect.patiently``)."""
+
+    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+        return await self.driver.do(partial(_execute, sql, arguments))
+
+    async def run_each(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> list[Result]:
+        compiled = self._compiler(statement)
+        each = [compiled.arguments(one) for one in parameters]
+        carry_out = _execute_each if compiled.returns_rows else _write_each
+        return await self._answered(self.driver.do(partial(carry_out, compiled.sql, each)))
+
+    async def ping(self) -> None:
+        """Nothing: a file is there."""
+
+    async def close(self) -> None:
+        await self.driver.close()
+
+    def forget(self) -> None:
+        self.driver.forget()
+
+
+# Connections of a process's parent: to close one would clear the parent's files away.
+_LEFT_ALONE: list[object] = []
+
+
+class _Thread:
+    """Does one job after the other on one connection."""
+
+    def __init__(self) -> None:
+        self.raw: sqlite3.Connection | None = None
+        self.is_idle = True
+        self._home = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self._jobs: SimpleQueue[tuple[Callable[[Any], Any], asyncio.Future[Any] | None] | None] = SimpleQueue()
+        # It must not keep the interpreter from ending.
+        threading.Thread(target=self._work, name="tokenstore-sqlite", daemon=True).start()
+
+    async def do(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something with the connection; cancelled, it waits for a moment until that has come to its end."""
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((action, done))
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self.is_idle = False
+            behind_it: asyncio.Future[None] = self._loop.create_future()
+            self._jobs.put((lambda _: None, behind_it))
+            await asyncio.wait([behind_it], timeout=FINISH_GRACE)
+            self.is_idle = behind_it.done()
+            raise
+
+    async def open(self, path: Path, patience: float) -> None:
+        """Open the file, which is made if need be."""
+        loop = self._loop
+        deadline = loop.time() + patience
+        try:
+            await self.do(partial(self._open, path))
+            while True:
+                try:
+                    await self.do(_set_up)
+                    return
+                except sqlite3.OperationalError as error:
+                    if not error.sqlite_errorname.startswith("SQLITE_BUSY") or loop.time() >= deadline:
+                        raise
+                await asyncio.sleep(random.uniform(0.001, 0.010))
+        except BaseException:
+            self._end()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection and end the thread."""
+        await self.do(self._close)
+        self._jobs.put(None)
+
+    def forget(self) -> None:
+        """The same without waiting; in a process that was forked, let go of what is the parent's."""
+        if os.getpid() == self._home:
+            self._end()
+        else:
+            _LEFT_ALONE.append(self)
+
+    def _end(self) -> None:
+        self._jobs.put((self._close, None))
+        self._jobs.put(None)
+
+    def _open(self, path: Path, _: object) -> None:
+        _create_private(path)
+        self.raw = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=_Connection)
+
+    def _close(self, _: object) -> None:
+        if self.raw is not None:
+            raw, self.raw = self.raw, None
+            raw.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            action, done = job
+            answer: Any = None
+            failure: BaseException | None = None
+            try:
+                answer = action(self.raw)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+                failure = error
+            if done is not None:
+                with suppress(RuntimeError):  # the event loop has been closed
+                    self._loop.call_soon_threadsafe(_settle, done, answer, failure)
+            # What waits here for the next job must keep nothing alive.
+            del job, action, done, answer, failure
+
+
+def _settle(done: asyncio.Future[Any], answer: object, failure: BaseException | None) -> None:
+    if done.done():
+        return
+    if failure is not None:
+        done.set_exception(failure)
+    else:
+        done.set_result(answer)
+
+
+def _set_up(raw: sqlite3.Connection) -> None:
+    for pragma in _PRAGMAS:
+        raw.execute(f"PRAGMA {pragma}").close()
+
+
+def _execute(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> Result:
+    cursor = raw.execute(sql, arguments)
+    return Result(cursor.fetchall(), cursor.rowcount)
+
+
+def _execute_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[Result]:
+    return [_execute(sql, arguments, raw) for arguments in each]
+
+
+def _write_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[Result]:
+    """In one transaction, unless there is one."""
+    if raw.in_transaction:
+        return _execute_each(sql, each, raw)
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        results = _execute_each(sql, each, raw)
+        raw.execute("COMMIT")
+    except BaseException:
+        raw.rollback()
+        raise
+    return results
 
 
 def require_version(version: tuple[int, ...]) -> None:
@@ -286,8 +485,7 @@ async def _open(path: Path, patience: float) -> aiosqlite.Connection:
         await finish(asyncio.to_thread(thread.join))
         raise
     try:
-        # FULL: a power failure must not undo the commit of a rotated token.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        for pragma in _PRAGMAS:
             await _until_not_busy(connection, f"PRAGMA {pragma}", patience)
     except BaseException:
         await connection.close()

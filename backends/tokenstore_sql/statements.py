@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, delete, or_, select, tuple_, update
-
-from tokenstore.records import TokenKey
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    Integer,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 
 if TYPE_CHECKING:
     from tokenstore_sql.dialect import Dialect
 
 __all__ = ["Statements"]
+
+
+# The columns that a write of tokens gives values to, by the parameters' names.
+_PUT: Final[Mapping[str, str]] = {
+    "p": "provider",
+    "u": "user_id",
+    "access_token": "access_token",
+    "refresh_token": "refresh_token",
+    "extra": "extra",
+    "access_token_expires_at": "access_token_expires_at",
+    "refresh_token_expires_at": "refresh_token_expires_at",
+    "key_id": "key_id",
+    "g": "generation",
+}
 
 
 def _micros(name: str) -> ColumnElement[int]:
@@ -27,6 +54,8 @@ class Statements:
 
     def __init__(self, table: Table, dialect: Dialect) -> None:
         self.table = table
+        self._dialect = dialect
+        self._of_size: dict[tuple[str, int], Executable] = {}
         self.as_of = as_of = dialect.now().label("as_of")
         c, now = table.c, as_of.element
         this_row = (c.provider == bindparam("p"), c.user_id == bindparam("u"))
@@ -53,29 +82,20 @@ class Statements:
         unlocked: Any = select(*columns).where(*this_row)
         record: Any = select(*columns, as_of)
         self.get = record.where(*this_row)
-        self.get_many = record.where(tuple_(c.provider, c.user_id).in_(bindparam("keys", expanding=True)))
+        self._record = record
         self.lock = dialect.lock_and_read(unlocked, as_of)
 
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
         }
         expiries = {name: _micros(name) for name in ("access_token_expires_at", "refresh_token_expires_at")}
-        idle = {"lease_holder": None, "lease_expires_at": None, "failure_code": None, "retry_at": None}
-        next_version = {**idle, "generation": c.generation + 1, "updated_at": now}
-        self.put = dialect.upsert(
-            table,
-            {
-                "provider": bindparam("p"),
-                "user_id": bindparam("u"),
-                **sealed,
-                **expiries,
-                "generation": bindparam("g", type_=BigInteger()),
-                "created_at": now,
-                "updated_at": now,
-            },
-            replaced=(*sealed, *expiries),
-            also=next_version,
-        )
+        idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "retry_at"), null())
+        next_version = {**idle, "generation": c.generation + literal_column("1"), "updated_at": now}
+        self._replaced, self._also = (*sealed, *expiries), next_version
+        written = {"provider": bindparam("p"), "user_id": bindparam("u"), **sealed, **expiries}
+        first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
+        insert = dialect.insert(table).values({**written, **first})
+        self.put = dialect.or_replace(insert, replaced=self._replaced, also=self._also)
         self.delete = delete(table).where(*this_row)
         claim = (
             update(table)
@@ -108,13 +128,28 @@ class Statements:
         # Changes nothing, yet takes the write lock of SQLite within a transaction that somebody else began.
         self.touch_nothing = update(table).where(c.generation.is_(None)).values(generation=c.generation)
 
-    def scan(
-        self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
-    ) -> Sequence[Select[Any]]:
-        """The queries whose rows, one after the other up to the limit, are a page.
+    def get_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
+        """The query for several rows, which come in no order, with its parameters; ``rows`` are those of ``get``."""
+        size = self._dialect.padded(len(rows))
+        if (query := self._of_size.get(("get", size))) is None:
+            query = self._of_size["get", size] = self._dialect.among(self._record, self.table, size)
+        return query, self._dialect.together([*rows, *[rows[-1]] * (size - len(rows))])
 
-        After a key come first the rest of its provider's rows, then the later providers: two ranges of the primary
-        key. MySQL does not use an index for the one comparison ``(provider, user_id) > (…)``.
+    def put_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
+        """The upsert of several rows, with its parameters; ``rows`` are those of ``put``."""
+        size = len(rows)
+        if (statement := self._of_size.get(("put", size))) is None:
+            inserted = self._dialect.insert_many(self.table, _PUT, self.as_of.element, size)
+            statement = self._dialect.or_replace(inserted, replaced=self._replaced, also=self._also)
+            self._of_size["put", size] = statement
+        return statement, self._dialect.together(rows)
+
+    @cache  # noqa: B019 - eight at most, and they live as long as the store
+    def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
+        """The queries whose rows, one after the other up to the limit ``n``, are a page.
+
+        After a key (``after_p``, ``after_u``) come first the rest of its provider's rows, then the later providers: two
+        ranges of the primary key. MySQL does not use an index for the one comparison ``(provider, user_id) > (…)``.
         """
         c = self.table.c
         page: Any = select(
@@ -128,13 +163,13 @@ class Statements:
             c.created_at,
             c.updated_at,
             self.as_of,
-        ).limit(limit)
-        if provider is not None:
-            page = page.where(c.provider == provider)
-        if user_id is not None:
-            page = page.where(c.user_id == user_id)
+        ).limit(bindparam("n", type_=Integer()))
+        if by_provider:
+            page = page.where(c.provider == bindparam("p"))
+        if by_user:
+            page = page.where(c.user_id == bindparam("u"))
         in_order = page.order_by(c.provider, c.user_id)
-        if after is None:
+        if not after:
             return [in_order]
-        later = in_order.where(c.provider > after.provider)
-        return [page.where(c.provider == after.provider, c.user_id > after.user_id).order_by(c.user_id), later]
+        rest = page.where(c.provider == bindparam("after_p"), c.user_id > bindparam("after_u"))
+        return [rest.order_by(c.user_id), in_order.where(c.provider > bindparam("after_p"))]

@@ -1,0 +1,140 @@
+"""Requests that have to wait go together: one statement, or one trip to a thread, for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from tokenstore.errors import BackendError
+
+__all__ = ["Alone", "Batches", "Take"]
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+Take = Callable[[], Sequence[Q]]
+"""Called when everything is ready to send: whoever waits by then comes along, and nobody later."""
+
+# What is on its way for longer than this no longer keeps others waiting, in seconds.
+_OVERDUE: Final = 0.010
+
+
+class Alone(Exception):  # noqa: N818 - a signal, not an error
+    """Tells a caller to send its request by itself: those that went together have come to nothing."""
+
+
+class Batches(Generic[Q, A]):
+    """One kind of request.
+
+    A request that finds nobody waiting, and fewer than ``width`` statements on their way, goes at once, by itself, in
+    its caller's task. Others wait until one of those has its answer, or is overdue; then all of them go together.
+    A request joins only what has not been sent yet, so that its answer is never older than itself.
+
+    Args:
+        carry_out: Gets a connection, calls ``take`` once, sends what that gives, and returns the answers in order.
+        width: How many statements are on their way at once, unless some are overdue.
+        most: How many requests go together at most.
+        restate: From an error and a request to what its caller gets, as nobody can share an exception.
+    """
+
+    def __init__(
+        self,
+        carry_out: Callable[[Take[Q]], Awaitable[Sequence[A]]],
+        *,
+        width: int,
+        most: int,
+        restate: Callable[[Exception, Q], Exception],
+    ) -> None:
+        self._carry_out = carry_out
+        self._width = width
+        self._most = most
+        self._restate = restate
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._sent = 0
+        self._preparing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, request: Q) -> A:
+        """Send a request, by itself or with others, and wait for its answer.
+
+        Raises:
+            Alone: Send it again, by itself.
+        """
+        if self._sent < self._width and not self._waiting:
+            self._sent += 1
+            try:
+                (answer,) = await self._carry_out(lambda: (request,))
+            finally:
+                self._sent -= 1
+                if self._waiting:
+                    self._next()
+            return answer
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._timer is None:
+            self._timer = future.get_loop().call_later(_OVERDUE, self._overdue)
+        return await future
+
+    async def aclose(self) -> None:
+        """Wait for what is on its way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _overdue(self) -> None:
+        self._timer = None
+        if self._waiting:
+            self._start()
+            self._timer = asyncio.get_running_loop().call_later(_OVERDUE, self._overdue)
+
+    def _next(self) -> None:
+        if self._waiting and self._sent < self._width:
+            self._start()
+
+    def _start(self) -> None:
+        # Whoever comes while a batch waits for its connection will go with it: one such is enough.
+        if not self._preparing:
+            self._preparing = True
+            task = asyncio.create_task(self._send_together(len(self._waiting)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send_together(self, early: int) -> None:
+        taken: list[tuple[Q, asyncio.Future[A]]] = []
+
+        def take() -> Sequence[Q]:
+            while self._waiting and len(taken) < self._most:
+                request, future = self._waiting.popleft()
+                if not future.done():  # its caller has been cancelled
+                    taken.append((request, future))
+            self._preparing = False
+            self._next()
+            return [request for request, _ in taken]
+
+        self._sent += 1
+        try:
+            answers = await self._carry_out(take)
+        except BaseException as error:
+            if self._preparing:  # there was nothing to send over: that is the answer to those who had waited so long
+                taken = [self._waiting.popleft() for _ in range(min(early, len(self._waiting)))]
+            for request, future in taken:
+                if future.done():
+                    continue
+                if isinstance(error, BackendError | Alone):
+                    future.set_exception(self._restate(error, request))
+                elif isinstance(error, Exception):
+                    future.set_exception(error)
+                else:
+                    future.cancel()
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for (_, future), answer in zip(taken, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        finally:
+            self._sent -= 1
+            if self._preparing:
+                self._preparing = False
+            self._next()

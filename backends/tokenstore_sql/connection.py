@@ -1,0 +1,382 @@
+"""A connection as the table's operations see it: SQLAlchemy's, or a driver's own with compiled statements."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
+
+from sqlalchemy import Engine, Executable, Select
+from sqlalchemy.engine.interfaces import Dialect as SQLAlchemyDialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from tokenstore.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from tokenstore_sql.dialect import Dialect
+
+__all__ = [
+    "AlchemyConnection",
+    "Compiler",
+    "Connection",
+    "ConnectionLostError",
+    "Connector",
+    "DriverConnection",
+    "Result",
+    "beside",
+    "through_engine",
+]
+
+T = TypeVar("T")
+Parameters = Mapping[str, Any]
+_NONE: Parameters = MappingProxyType({})
+Connector = Callable[[], Awaitable["DriverConnection"]]
+
+
+class Result(NamedTuple):
+    """What a statement gave.
+
+    Attributes:
+        rows: The rows that it returned.
+        changed: How many rows it changed, as the driver counts; of a query, how many it returned.
+    """
+
+    rows: Sequence[Sequence[Any]]
+    changed: int
+
+
+class ConnectionLostError(Exception):
+    """A driver's error that ends its connection.
+
+    Args:
+        orig: That error.
+    """
+
+    def __init__(self, orig: Exception) -> None:
+        super().__init__(orig)
+        self.orig = orig
+
+
+class Connection(ABC):
+    """One connection.
+
+    Attributes:
+        borrowed: Whether its settings belong to somebody else and must be left as found.
+        info: Notes of the dialect's, which live as long as the connection to the server does.
+    """
+
+    borrowed: bool
+    info: dict[str, Any]
+
+    sql_dialect: SQLAlchemyDialect
+    """SQLAlchemy's own dialect, which knows the server's version."""
+
+    each_is_one_trip: ClassVar[bool] = False
+    """Whether ``run_each`` costs one trip, however many there are."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> bool:
+        """Whether it is finished: closed, broken, or cut off in the middle of a statement."""
+
+    @abstractmethod
+    async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
+        """Run one statement."""
+
+    async def run_each(self, statement: Executable, parameters: Sequence[Parameters]) -> list[Result]:
+        """Run a statement several times; one that writes does so for all or for none."""
+        return [await self.run(statement, each) for each in parameters]
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Begin a transaction that takes locks, where the first statement does not begin it."""
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """End the transaction, if there is one."""
+
+    @abstractmethod
+    def beside(self) -> AbstractAsyncContextManager[Connection]:
+        """Another connection to the same server, outside of any pool: all of one's connections may be waiting."""
+
+    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+        """Around statements whose failure must not end the transaction."""
+        return nullcontext()
+
+    @abstractmethod
+    async def thread_id(self) -> int:
+        """MySQL: the server's number for this connection, as the server told it when greeting."""
+
+
+class AlchemyConnection(Connection):
+    """SQLAlchemy's, of somebody's engine or session.
+
+    Args:
+        alchemy: The connection.
+        dialect: The database's ways.
+        info: The connection's notes.
+        pooled: Whether it was taken from an engine's pool for this.
+    """
+
+    borrowed = True
+
+    def __init__(self, alchemy: AsyncConnection, dialect: Dialect, info: dict[str, Any], *, pooled: bool) -> None:
+        self.alchemy = alchemy
+        self.sql_dialect = alchemy.dialect
+        self.info = info
+        self._dialect = dialect
+        self._pooled = pooled
+
+    @classmethod
+    async def of(cls, alchemy: AsyncConnection, dialect: Dialect, *, pooled: bool = False) -> AlchemyConnection:
+        """Wrap a connection that is open."""
+        return cls(alchemy, dialect, (await alchemy.get_raw_connection()).info, pooled=pooled)
+
+    @property
+    def lost(self) -> bool:
+        return self.alchemy.invalidated
+
+    async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
+        try:
+            found = await self._dialect.execute(self.alchemy, statement, parameters)
+        except DBAPIError as error:
+            # A server that became read-only answers pings; its connections are finished all the same.
+            kind, _ = self._dialect.classify(error.orig or error)
+            if kind is BackendUnavailableError and self._pooled and not self.lost:
+                await self.alchemy.invalidate()
+            raise
+        if found.returns_rows:
+            rows = found.all()
+            return Result(cast(Sequence[Sequence[Any]], rows), len(rows))
+        return Result((), found.rowcount)
+
+    async def begin(self) -> None:
+        """Nothing: SQLAlchemy begins by itself."""
+
+    async def commit(self) -> None:
+        await self.alchemy.commit()
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[Connection]:
+        engine = beside(self.alchemy.engine)
+        try:
+            async with engine.connect() as connection:
+                yield await AlchemyConnection.of(connection, self._dialect)
+        finally:
+            await engine.dispose()
+
+    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+        return self.alchemy.begin_nested()
+
+    async def thread_id(self) -> int:
+        raw: Any = (await self.alchemy.get_raw_connection()).driver_connection
+        return int(raw.thread_id())
+
+
+class _Compiled:
+    """A statement as one driver takes it."""
+
+    __slots__ = ("_constants", "_decoders", "_encoders", "_names", "_positional", "returns_rows", "sql")
+
+    def __init__(self, statement: Executable, dialect: SQLAlchemyDialect) -> None:
+        compiled = cast(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
+        self.sql = str(compiled)
+        self.returns_rows = isinstance(statement, Select)
+        self._positional = compiled.positiontup is not None
+        names = compiled.positiontup if compiled.positiontup is not None else list(compiled.bind_names.values())
+        self._names = tuple(names)
+        self._constants: dict[str, Any] = {}
+        self._encoders: list[tuple[str, Callable[[Any], Any]]] = []
+        for name in dict.fromkeys(self._names):
+            bind = compiled.binds[name]
+            if not bind.required:
+                self._constants[name] = bind.value
+            if encode := bind.type.dialect_impl(dialect).bind_processor(dialect):
+                self._encoders.append((name, encode))
+        self._decoders: list[tuple[int, Callable[[Any], Any]]] = []
+        for at, entry in enumerate(getattr(compiled, "_result_columns", ())):
+            if decode := entry.type.dialect_impl(dialect).result_processor(dialect, None):
+                self._decoders.append((at, decode))
+
+    def arguments(self, parameters: Parameters) -> Any:
+        """The parameters in the driver's order, or by the driver's names."""
+        if self._constants or self._encoders:
+            parameters = {**self._constants, **parameters}
+            for name, encode in self._encoders:
+                parameters[name] = encode(parameters[name])
+        if self._positional:
+            return [parameters[name] for name in self._names]
+        return parameters
+
+    def decoded(self, rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        """Rows as SQLAlchemy would give them."""
+        if not self._decoders or not rows:
+            return rows
+        decoded = [list(row) for row in rows]
+        for row in decoded:
+            for at, decode in self._decoders:
+                row[at] = decode(row[at])
+        return decoded
+
+
+class Compiler:
+    """Compiles each statement once for one driver.
+
+    Args:
+        dialect: SQLAlchemy's dialect for the driver, which has seen the server, as some SQL depends on its version.
+    """
+
+    def __init__(self, dialect: SQLAlchemyDialect) -> None:
+        self.dialect = dialect
+        # By identity: these statements live as long as the store does, and what is compiled keeps others alive.
+        self._compiled: dict[int, tuple[Executable, _Compiled]] = {}
+
+    def __call__(self, statement: Executable) -> _Compiled:
+        found = self._compiled.get(id(statement))
+        if found is None:
+            found = self._compiled[id(statement)] = (statement, _Compiled(statement, self.dialect))
+        return found[1]
+
+
+class DriverConnection(Connection):
+    """A driver's own connection, in autocommit mode unless a transaction was begun.
+
+    Args:
+        driver: The driver's object.
+        compiler: What compiles for this driver.
+        dialect: The database's ways.
+        connect: Opens another one.
+    """
+
+    borrowed = False
+
+    def __init__(self, driver: Any, compiler: Compiler, dialect: Dialect, connect: Connector) -> None:
+        self.driver = driver
+        self.info = {}
+        self.opened_at = self.used_at = asyncio.get_running_loop().time()
+        self._compiler = compiler
+        self.sql_dialect = compiler.dialect
+        self._dialect = dialect
+        self._connect = connect
+        self._in_transaction = False
+        self._unanswered = False
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is something to commit or to roll back."""
+        return self._in_transaction
+
+    @property
+    def lost(self) -> bool:
+        return self._unanswered or self.is_closed()
+
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Whether the driver knows by now that the connection is closed, without asking the server."""
+
+    @property
+    @abstractmethod
+    def begin_statement(self) -> str:
+        """What begins a transaction that takes locks."""
+
+    @abstractmethod
+    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+        """Send one statement and wait for its answer."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Take leave of the server, for a bounded time, and close the socket."""
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life."""
+        await self.send_text("SELECT 1")
+
+    def forget(self) -> None:
+        """Let go of it without a word: it is another process's, or its event loop is gone."""
+
+    async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
+        compiled = self._compiler(statement)
+        arguments = compiled.arguments(parameters)
+        rows, changed = await self._answered(self.send(compiled.sql, arguments, returns_rows=compiled.returns_rows))
+        return Result(compiled.decoded(rows), changed)
+
+    async def send_text(self, sql: str) -> None:
+        """Send a statement without parameters or rows."""
+        _ = await self._answered(self.send(sql, (), returns_rows=False))
+
+    async def _answered(self, sending: Awaitable[T]) -> T:
+        """Wait for an answer. One that does not come, for whatever reason, leaves the connection lost."""
+        self._unanswered = True
+        try:
+            answer = await sending
+        except Exception as error:
+            kind, code = self._dialect.classify(error)
+            # An answer of the server has a code; one that became read-only answers, and is of no more use.
+            if code is not None and kind is not BackendUnavailableError:
+                self._unanswered = False
+                raise
+            if not isinstance(error, (OSError, *self._dialect.driver_errors())):
+                raise
+            loss = ConnectionLostError(error)
+        except BaseException:
+            self._unanswered = not self.has_ended()
+            raise
+        else:
+            self._unanswered = False
+            return answer
+        raise loss
+
+    def has_ended(self) -> bool:
+        """Whether a cancelled statement has come to its end all the same."""
+        return False
+
+    async def begin(self) -> None:
+        await self.send_text(self.begin_statement)
+        self._in_transaction = True
+
+    async def commit(self) -> None:
+        if self.in_transaction:
+            await self.send_text("COMMIT")
+            self._in_transaction = False
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[Connection]:
+        connection = await self._connect()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def thread_id(self) -> int:
+        return int(self.driver.thread_id())
+
+    async def rollback(self) -> None:
+        """Undo what was not committed."""
+        if self.in_transaction:
+            await self.send_text("ROLLBACK")
+            self._in_transaction = False
+
+
+def through_engine(
+    engine: AsyncEngine, dialect: Dialect, connection_class: Callable[..., DriverConnection]
+) -> Connector:
+    """Open connections as an engine without a pool does, with its arguments and events, and take them from it."""
+    compiler = Compiler(engine.dialect)
+
+    async def connect() -> DriverConnection:
+        raw = await engine.raw_connection()
+        driver = raw.driver_connection
+        raw.detach()
+        return connection_class(driver, compiler, dialect, connect)
+
+    return connect
+
+
+def beside(engine: AsyncEngine) -> AsyncEngine:
+    """An engine to the same database with a pool of its own, for when all of the first one's connections wait."""
+    return AsyncEngine(Engine(engine.sync_engine.pool.recreate(), engine.dialect, engine.url))

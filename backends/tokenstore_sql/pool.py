@@ -1,0 +1,322 @@
+"""Where connections come from: a pool of the store's own, or somebody's engine."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from tokenstore.errors import StoreClosedError
+from tokenstore_sql.connection import AlchemyConnection, Connection, DriverConnection
+from tokenstore_sql.dialect import Dialect
+
+__all__ = ["FINISH_GRACE", "EngineSource", "Pool", "Source", "finish"]
+
+T = TypeVar("T")
+
+FINISH_GRACE: Final = 0.5
+"""How long a cancelled caller waits for a commit or clean-up that is already on its way, in seconds."""
+# After so much idleness a write asks first whether the server is still there, in seconds: what has just been used is
+# alive, and one that the server closed is known to be closed.
+_TRUSTED: Final = 1.0
+# The drivers have timeouts of their own; these are the last resort.
+_OPEN_TIMEOUT: Final = 30.0
+_PING_TIMEOUT: Final = 5.0
+_CLOSE_TIMEOUT: Final = 5.0
+
+
+class Source(ABC):
+    """Where a backend's connections come from."""
+
+    @abstractmethod
+    async def acquire(self, *, transactional: bool, write: bool) -> Connection:
+        """A connection: for statements on their own, or for a transaction that takes locks, which has begun.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: None became free in time.
+        """
+
+    @abstractmethod
+    async def release(self, connection: Connection) -> None:
+        """Give it back, without what was not committed."""
+
+    def discard_idle(self) -> None:
+        """Close those that nobody uses: where one was found dead, the server has most likely gone away and come back."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what belongs to the store."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop all connections without touching them: they are another process's, or their event loop is gone."""
+
+    @property
+    @abstractmethod
+    def open(self) -> int:
+        """How many connections there are."""
+
+    @property
+    @abstractmethod
+    def in_use(self) -> int:
+        """How many of them are not in the pool just now."""
+
+
+class Pool(Source):
+    """Driver connections, the most recently used first, so that what is no longer needed goes idle.
+
+    Args:
+        connect: Opens one.
+        size: The most connections.
+        timeout: The longest wait for one, in seconds.
+        recycle: The age at which one is replaced, in seconds.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[DriverConnection]], *, size: int, timeout: float, recycle: float
+    ) -> None:
+        self._connect = connect
+        self._size = size
+        self._timeout = timeout
+        self._recycle = recycle
+        self._closed = False
+        self.forget()
+
+    def forget(self) -> None:
+        for connection in getattr(self, "_all", ()):
+            connection.forget()
+        self._all: set[DriverConnection] = set()
+        self._idle: list[DriverConnection] = []
+        # Those who wait get a connection, or None: the right to open one.
+        self._waiting: deque[asyncio.Future[DriverConnection | None]] = deque()
+        self._opening = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def open(self) -> int:
+        return len(self._all)
+
+    @property
+    def in_use(self) -> int:
+        return len(self._all) - len(self._idle)
+
+    async def acquire(self, *, transactional: bool, write: bool) -> DriverConnection:
+        while True:
+            connection = self._take() or await self._wait()
+            if connection is None:
+                connection = await self._opened()
+            elif (write or transactional) and self._now() - connection.used_at > _TRUSTED:
+                try:
+                    async with asyncio.timeout(_PING_TIMEOUT):
+                        await connection.ping()
+                except Exception:  # noqa: BLE001 - whatever is wrong with it, another is needed
+                    self._discard(connection)
+                    continue
+                except BaseException:
+                    self._put_back(connection)
+                    raise
+            if transactional:
+                try:
+                    async with asyncio.timeout(_OPEN_TIMEOUT):
+                        await connection.begin()
+                except BaseException:
+                    await self.release(connection)
+                    raise
+            return connection
+
+    async def release(self, connection: Connection) -> None:
+        assert isinstance(connection, DriverConnection)
+        if connection.in_transaction and not connection.lost:
+            # If this fails, the connection is lost, and the server rolls back.
+            with suppress(Exception):
+                await finish(connection.rollback())
+        self._put_back(connection)
+
+    def _put_back(self, connection: DriverConnection) -> None:
+        if connection not in self._all:  # a fork, or another event loop, has made it somebody else's
+            return
+        if connection.in_transaction or self._closed or not self._serves(connection):
+            self._discard(connection)
+            return
+        connection.used_at = self._now()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def discard_idle(self) -> None:
+        for connection in self._idle[:]:
+            self._discard(connection)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self.discard_idle()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _take(self) -> DriverConnection | None:
+        """An idle connection that looks alive."""
+        while self._idle:
+            connection = self._idle.pop()
+            if self._serves(connection):
+                return connection
+            self._discard(connection)
+        return None
+
+    def _serves(self, connection: DriverConnection) -> bool:
+        return not connection.lost and self._now() - connection.opened_at < self._recycle
+
+    async def _wait(self) -> DriverConnection | None:
+        """Wait in line for a connection; None is the right to open one, which counts as open from here on."""
+        if self._closed:
+            raise StoreClosedError("this store is closed")
+        if len(self._all) + self._opening < self._size:
+            self._opening += 1
+            return None
+        waiter: asyncio.Future[DriverConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await waiter
+        except BaseException as error:
+            # What came in the same moment goes to the next in line.
+            if waiter.done() and not waiter.cancelled():
+                if (connection := waiter.result()) is None:
+                    self._opening -= 1
+                    self._let_open()
+                else:
+                    self._put_back(connection)
+            waiter.cancel()
+            if not isinstance(error, TimeoutError):
+                raise
+        raise PoolTimeoutError
+
+    async def _opened(self) -> DriverConnection:
+        """Open a connection; if the caller is cancelled meanwhile, it is there for the next one."""
+        opening = self._in_background(self._open())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._keep)
+            raise
+
+    def _keep(self, opening: asyncio.Task[DriverConnection]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._put_back(opening.result())
+
+    async def _open(self) -> DriverConnection:
+        connection = None
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                connection = await self._connect()
+        finally:
+            self._opening -= 1
+            if connection is None:
+                self._let_open()
+            else:
+                self._all.add(connection)
+        return connection
+
+    def _let_open(self) -> None:
+        """Where one connection fewer is open, the next in line may open one."""
+        while self._waiting and not self._closed and len(self._all) + self._opening < self._size:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._opening += 1
+                waiter.set_result(None)
+
+    def _discard(self, connection: DriverConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        _ = self._in_background(_close(connection))
+        self._let_open()
+
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _close(connection: DriverConnection) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await connection.close()
+
+
+class EngineSource(Source):
+    """Somebody's engine, with a pool of its owner's choice.
+
+    Args:
+        engine: The engine.
+        dialect: The database's ways.
+    """
+
+    def __init__(self, engine: AsyncEngine, dialect: Dialect) -> None:
+        self._engine = engine
+        self._dialect = dialect
+        self._pool: Any = engine.sync_engine.pool
+
+    @property
+    def open(self) -> int:
+        return int(self._pool.checkedin()) + self.in_use if hasattr(self._pool, "checkedin") else 1
+
+    @property
+    def in_use(self) -> int:
+        return int(self._pool.checkedout()) if hasattr(self._pool, "checkedout") else 0
+
+    async def acquire(self, *, transactional: bool, write: bool) -> Connection:
+        alchemy = self._engine.connect()
+        # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
+        level = self._dialect.isolation_level if transactional else "AUTOCOMMIT"
+
+        async def prepare() -> Connection:
+            _ = await alchemy.start()
+            _ = await alchemy.execution_options(isolation_level=level)
+            return await AlchemyConnection.of(alchemy, self._dialect, pooled=True)
+
+        try:
+            # One that is cancelled half-way would never return to the pool.
+            return await finish(prepare())
+        except BaseException:
+            await self._close(alchemy)
+            raise
+
+    async def release(self, connection: Connection) -> None:
+        assert isinstance(connection, AlchemyConnection)
+        await self._close(connection.alchemy)
+
+    async def _close(self, alchemy: AsyncConnection) -> None:
+        if alchemy.sync_connection is not None:
+            await finish(alchemy.close())
+
+    async def aclose(self) -> None:
+        """Nothing: the engine is its owner's."""
+
+    def forget(self) -> None:
+        """Nothing: the engine is its owner's."""
+
+
+async def finish(action: Coroutine[Any, Any, T]) -> T:
+    """Let a commit or clean-up end although its caller is cancelled, for a moment; then cancel it, too."""
+    task = asyncio.ensure_future(action)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait([task], timeout=FINISH_GRACE)
+            task.cancel()
+            await asyncio.wait([task])
+        raise
