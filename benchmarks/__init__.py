@@ -1,1 +1,1 @@
-"""Measurements, to be run from the checkout: ``python -m benchmarks.refresh URL …``."""
+"""Measurements, to be run from the checkout: ``python -m benchmarks``; see ``docs/benchmarks.md``."""

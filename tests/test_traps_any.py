@@ -414,20 +414,20 @@ def test_an_unreachable_database_is_unavailable(place: Place, what: str, keyring
 
 
 async def _terminate_all(place: Place) -> None:
+    """End every session of the database, and wait until they are gone."""
     server = place.server()
     if place.row.mark == "postgres":
-        await asyncio.to_thread(
-            server.execute,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        query = (
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+        assert all(ended for (ended,) in await asyncio.to_thread(server.execute, query))
         return
-    rows = await asyncio.to_thread(
-        server.execute,
-        "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()",
-    )
+    query = "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+    rows = await asyncio.to_thread(server.execute, query)
     for (thread,) in rows:
         await asyncio.to_thread(server.execute, f"KILL {thread}")
+    await until(lambda: not set(server.execute(query)) & set(rows))
 
 
 @servers_rows

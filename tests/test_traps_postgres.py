@@ -197,6 +197,7 @@ def test_libpq_s_options_reach_the_driver(place: Place, keyring: Keyring) -> Non
             assert str(make_url(place.engine_url).password) not in str(caught.value)
         async with open_store(place.url, keyring=keyring, sslmode="disable", application_name="shown-here") as store:
             await store.setup()
+            await _tag(store)
             query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shown-here'"
             assert await asyncio.to_thread(place.server().execute, query) == [(1,)]
         url = make_url(place.engine_url).set(host="192.0.2.1").render_as_string(hide_password=False)

@@ -251,7 +251,7 @@ async def _count(pipe: Connection, store: Any) -> None:
     await asyncio.to_thread(pipe.recv)
     held = []
     for _ in range(20):
-        held.append(store._backend._engine.pool.checkedout())
+        held.append(store._backend._source.in_use)
         await asyncio.sleep(0.01)  # shorter than the pause between two polls of a leased row
     pipe.send(min(held))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -29,6 +31,7 @@ __all__ = [
     "DriverConnection",
     "Result",
     "beside",
+    "descriptor",
     "through_engine",
 ]
 
@@ -78,6 +81,9 @@ class Connection(ABC):
 
     each_is_one_trip: ClassVar[bool] = False
     """Whether ``run_each`` costs one trip, however many there are."""
+
+    is_foreign: bool = False
+    """Whether it belongs to the process that this one was forked from."""
 
     @property
     @abstractmethod
@@ -259,6 +265,8 @@ class DriverConnection(Connection):
         self.driver = driver
         self.info = {}
         self.opened_at = self.used_at = asyncio.get_running_loop().time()
+        self._home = os.getpid()
+        self._news = _watched(self.socket())
         self._compiler = compiler
         self.sql_dialect = compiler.dialect
         self._dialect = dialect
@@ -275,9 +283,24 @@ class DriverConnection(Connection):
     def lost(self) -> bool:
         return self._unanswered or self.is_closed()
 
+    @property
+    def is_foreign(self) -> bool:  # type: ignore[override]
+        return self._home != os.getpid()
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection looks as if it could be used: a server that goes away says so, unless it crashes.
+
+        Asks the kernel, as the event loop may not have come to reading what there is to read.
+        """
+        return not self.lost and not (self._news is not None and self._news.poll(0))
+
     @abstractmethod
     def is_closed(self) -> bool:
-        """Whether the driver knows by now that the connection is closed, without asking the server."""
+        """Whether the driver knows by now that the connection is closed."""
+
+    @abstractmethod
+    def socket(self) -> int | None:
+        """Its file descriptor; None where there is none to be had."""
 
     @property
     @abstractmethod
@@ -367,14 +390,32 @@ def through_engine(
 ) -> Connector:
     """Open connections as an engine without a pool does, with its arguments and events, and take them from it."""
     compiler = Compiler(engine.dialect)
+    dbapi_error = engine.dialect.loaded_dbapi.Error
 
     async def connect() -> DriverConnection:
-        raw = await engine.raw_connection()
+        try:
+            raw = await engine.raw_connection()
+        except dbapi_error as error:
+            raise ConnectionLostError(error) from None
         driver = raw.driver_connection
         raw.detach()
         return connection_class(driver, compiler, dialect, connect)
 
     return connect
+
+
+def descriptor(transport: Any) -> int | None:
+    """The file descriptor of a transport of asyncio's; the drivers have no public way to theirs."""
+    socket = transport and transport.get_extra_info("socket")
+    return int(socket.fileno()) if socket else None
+
+
+def _watched(socket: int | None) -> Any:
+    if socket is None or not hasattr(select, "poll"):  # Windows has none
+        return None
+    news = select.poll()
+    news.register(socket, select.POLLIN)
+    return news
 
 
 def beside(engine: AsyncEngine) -> AsyncEngine:

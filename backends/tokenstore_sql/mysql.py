@@ -36,7 +36,7 @@ from tokenstore.errors import (
 )
 from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
-from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, through_engine
+from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.rows import Rows
 
@@ -164,7 +164,7 @@ class MySQLDialect(Dialect):
                 return await action()
             return await self._until_free(action)
         finally:
-            if connection.lost:
+            if connection.lost and not connection.is_foreign:
                 self._kill(connection, thread)
             elif found is not None:
                 _ = await self._set_patience(connection, found)
@@ -309,6 +309,9 @@ class _AiomysqlConnection(_MySQLConnection):
         # When the server has closed it, the stream is at its end.
         return bool(self.driver.closed or self.driver._reader.at_eof())
 
+    def socket(self) -> int | None:
+        return descriptor(getattr(self.driver, "_writer", None))
+
     async def close(self) -> None:
         if self.lost:
             self.driver.close()
@@ -318,7 +321,14 @@ class _AiomysqlConnection(_MySQLConnection):
 
 class _AsyncmyConnection(_MySQLConnection):
     def is_closed(self) -> bool:
-        return not self.driver.connected
+        transport = self._transport()
+        return not self.driver.connected or (transport is not None and transport.is_closing())
+
+    def socket(self) -> int | None:
+        return descriptor(self._transport())
+
+    def _transport(self) -> Any:
+        return getattr(self.driver, "_transport", None)  # since 0.2.14
 
     async def close(self) -> None:
         if self.lost:

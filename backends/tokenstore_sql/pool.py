@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -47,7 +47,7 @@ class Source(ABC):
         """Give it back, without what was not committed."""
 
     def discard_idle(self) -> None:
-        """Close those that nobody uses: where one was found dead, the server has most likely gone away and come back."""
+        """Close those that nobody uses: where one is dead, the server has most likely gone away and come back."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -131,17 +131,20 @@ class Pool(Source):
             return connection
 
     async def release(self, connection: Connection) -> None:
-        assert isinstance(connection, DriverConnection)
-        if connection.in_transaction and not connection.lost:
-            # If this fails, the connection is lost, and the server rolls back.
-            with suppress(Exception):
-                await finish(connection.rollback())
-        self._put_back(connection)
+        connection = cast(DriverConnection, connection)
+        try:
+            if connection.in_transaction and not connection.lost and not connection.is_foreign:
+                # If this fails, the connection is lost, and the server rolls back.
+                with suppress(Exception):
+                    await finish(connection.rollback())
+        finally:
+            self._put_back(connection)
 
     def _put_back(self, connection: DriverConnection) -> None:
-        if connection not in self._all:  # a fork, or another event loop, has made it somebody else's
+        # A fork, or another event loop, may have made it somebody else's.
+        if connection not in self._all or connection.is_foreign:
             return
-        if connection.in_transaction or self._closed or not self._serves(connection):
+        if connection.lost or connection.in_transaction or self._closed or self._is_old(connection):
             self._discard(connection)
             return
         connection.used_at = self._now()
@@ -169,13 +172,13 @@ class Pool(Source):
         """An idle connection that looks alive."""
         while self._idle:
             connection = self._idle.pop()
-            if self._serves(connection):
+            if connection.is_alive() and not self._is_old(connection):
                 return connection
             self._discard(connection)
         return None
 
-    def _serves(self, connection: DriverConnection) -> bool:
-        return not connection.lost and self._now() - connection.opened_at < self._recycle
+    def _is_old(self, connection: DriverConnection) -> bool:
+        return self._now() - connection.opened_at >= self._recycle
 
     async def _wait(self) -> DriverConnection | None:
         """Wait in line for a connection; None is the right to open one, which counts as open from here on."""
@@ -295,8 +298,7 @@ class EngineSource(Source):
             raise
 
     async def release(self, connection: Connection) -> None:
-        assert isinstance(connection, AlchemyConnection)
-        await self._close(connection.alchemy)
+        await self._close(cast(AlchemyConnection, connection).alchemy)
 
     async def _close(self, alchemy: AsyncConnection) -> None:
         if alchemy.sync_connection is not None:

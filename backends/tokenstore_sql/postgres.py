@@ -36,7 +36,7 @@ from tokenstore.errors import (
 )
 from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
-from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, through_engine
+from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
 from tokenstore_sql.rows import Rows
 
@@ -233,6 +233,9 @@ class _AsyncpgConnection(_PostgresConnection):
     def is_closed(self) -> bool:
         return bool(self.driver.is_closed())
 
+    def socket(self) -> int | None:
+        return descriptor(getattr(self.driver, "_transport", None))
+
     async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
         if returns_rows:
             rows = await self.driver.fetch(sql, *arguments)
@@ -248,6 +251,9 @@ class _AsyncpgConnection(_PostgresConnection):
 class _PsycopgConnection(_PostgresConnection):
     def is_closed(self) -> bool:
         return bool(self.driver.closed)
+
+    def socket(self) -> int | None:
+        return int(self.driver.fileno())
 
     async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
         cursor = await self.driver.execute(sql, arguments or None)

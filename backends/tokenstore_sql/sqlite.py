@@ -273,6 +273,9 @@ class _SQLiteConnection(DriverConnection):
     def is_closed(self) -> bool:
         return self.driver.raw is None
 
+    def socket(self) -> None:
+        """None: a file is there."""
+
     def has_ended(self) -> bool:
         return self.driver.is_idle
 
