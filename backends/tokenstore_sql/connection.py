@@ -37,6 +37,9 @@ __all__ = [
 
 T = TypeVar("T")
 Parameters = Mapping[str, Any]
+# Connections of the parent process: when the last reference goes, drivers close what the two processes share, and
+# SQLite clears files away.
+_LEFT_ALONE: list[object] = []
 _NONE: Parameters = MappingProxyType({})
 Connector = Callable[[], Awaitable["DriverConnection"]]
 
@@ -321,6 +324,8 @@ class DriverConnection(Connection):
 
     def forget(self) -> None:
         """Let go of it without a word: it is another process's, or its event loop is gone."""
+        if self.is_foreign:
+            _LEFT_ALONE.append(self)
 
     async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
         compiled = self._compiler(statement)

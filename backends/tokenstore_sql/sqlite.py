@@ -302,11 +302,9 @@ class _SQLiteConnection(DriverConnection):
         await self.driver.close()
 
     def forget(self) -> None:
-        self.driver.forget()
-
-
-# Connections of a process's parent: to close one would clear the parent's files away.
-_LEFT_ALONE: list[object] = []
+        super().forget()
+        if not self.is_foreign:
+            self.driver.end()
 
 
 class _Thread:
@@ -315,7 +313,6 @@ class _Thread:
     def __init__(self) -> None:
         self.raw: sqlite3.Connection | None = None
         self.is_idle = True
-        self._home = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[tuple[Callable[[Any], Any], asyncio.Future[Any] | None] | None] = SimpleQueue()
         # It must not keep the interpreter from ending.
@@ -350,7 +347,7 @@ class _Thread:
                         raise
                 await asyncio.sleep(random.uniform(0.001, 0.010))
         except BaseException:
-            self._end()
+            self.end()
             raise
 
     async def close(self) -> None:
@@ -358,14 +355,8 @@ class _Thread:
         await self.do(self._close)
         self._jobs.put(None)
 
-    def forget(self) -> None:
-        """The same without waiting; in a process that was forked, let go of what is the parent's."""
-        if os.getpid() == self._home:
-            self._end()
-        else:
-            _LEFT_ALONE.append(self)
-
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The same without waiting."""
         self._jobs.put((self._close, None))
         self._jobs.put(None)
 
