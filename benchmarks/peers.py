@@ -1,0 +1,308 @@
+"""What somebody would use instead: other libraries, or an evening with SQLAlchemy.
+
+Each is used as its documentation shows, in tables of its own, with a pool of our size. None does all that a token store
+has to do (leases, generations, bound ciphertexts); what they cost is what their users pay for loading and storing.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from importlib import import_module
+from itertools import islice
+from typing import Any, ClassVar, Final
+from warnings import catch_warnings, simplefilter
+
+from cryptography.fernet import Fernet
+from sqlalchemy import Dialect, LargeBinary, MetaData, String, Table, TypeDecorator, bindparam, insert, select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from benchmarks.contenders import Contender, Kind, Operations, missing
+from benchmarks.floors import Asyncpg, Floor
+from benchmarks.tokens import ACCESS, EXPIRES, REFRESH, key
+from tokenstore_sql import token_table
+
+__all__ = ["PEERS", "REFERENCES"]
+
+_CHUNK: Final = 1000
+_ATTEMPTS: Final = 5
+# The same in every process.
+_FERNET: Final = Fernet(urlsafe_b64encode(bytes(range(32))))
+
+
+class Core(Floor):
+    """SQLAlchemy Core in autocommit: our statement, our table, an engine as it comes."""
+
+    name: ClassVar[str] = "core"
+    kind: ClassVar[Kind] = "reference"
+    label: ClassVar[str] = "SQLAlchemy Core, autocommit"
+
+    async def open(self) -> None:
+        """Make the engine."""
+        self._engine = self.arena.database.engine(self.arena.pool_size, isolation_level="AUTOCOMMIT")
+
+    def operations(self, caller: int) -> Operations:
+        """Load and store; a transaction is not what autocommit is for."""
+        engine, values = self._engine, self.values
+        table = token_table(MetaData(), self.arena.table)
+        this_row = (table.c.provider == bindparam("p"), table.c.user_id == bindparam("u"))
+        query: Any = select(*table.columns).where(*this_row)
+        upsert = _upsert(table, self.arena.database.dialect)
+
+        async def load(provider: str, user_id: str) -> object:
+            async with engine.connect() as connection:
+                return (await connection.execute(query, {"p": provider, "u": user_id})).first()
+
+        async def store(provider: str, user_id: str) -> None:
+            _, _, access, refresh, expires, _, generation = values(provider, user_id)
+            parameters = {
+                "p": provider,
+                "u": user_id,
+                "access": access,
+                "refresh": refresh,
+                "expires": expires,
+                "key_id": "bench",
+                "g": generation,
+                "now": expires,
+            }
+            async with engine.connect() as connection:
+                await connection.execute(upsert, parameters)
+
+        return Operations(load, store)
+
+    async def close(self) -> None:
+        """Dispose of the engine."""
+        await self._engine.dispose()
+
+
+def _upsert(table: Table, dialect: str) -> Any:
+    values: dict[str, Any] = {
+        "provider": bindparam("p"),
+        "user_id": bindparam("u"),
+        "access_token": bindparam("access"),
+        "refresh_token": bindparam("refresh"),
+        "access_token_expires_at": bindparam("expires"),
+        "key_id": bindparam("key_id"),
+        "generation": bindparam("g"),
+        "created_at": bindparam("now"),
+        "updated_at": bindparam("now"),
+    }
+    replaced = ("access_token", "refresh_token", "access_token_expires_at", "key_id", "updated_at")
+    idle = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
+    more: dict[str, Any] = {**dict.fromkeys(idle), "generation": table.c.generation + 1}
+    if dialect == "mysql":
+        ours = mysql.insert(table).values(**values)
+        return ours.on_duplicate_key_update({**{name: ours.inserted[name] for name in replaced}, **more})
+    build = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    theirs = build(table).values(**values)
+    changes = {**{name: theirs.excluded[name] for name in replaced}, **more}
+    return theirs.on_conflict_do_update(index_elements=["provider", "user_id"], set_=changes)
+
+
+class Encrypted(TypeDecorator[str]):
+    """Text that is encrypted by Fernet on its way into the database."""
+
+    impl = LargeBinary
+    cache_ok = True
+    fernet: ClassVar[Fernet] = _FERNET
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
+        """Encrypt."""
+        return None if value is None else self.fernet.encrypt(value.encode())
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """Decrypt."""
+        return None if value is None else self.fernet.decrypt(bytes(value)).decode()
+
+
+class ORM(Contender):
+    """SQLAlchemy's ORM with two columns under Fernet: what is most often written by hand."""
+
+    name: ClassVar[str] = "orm-fernet"
+    kind: ClassVar[Kind] = "peer"
+    label: ClassVar[str] = "SQLAlchemy ORM + Fernet"
+
+    async def open(self) -> None:
+        """Map a table."""
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Token(Base):
+            __tablename__ = f"{self.arena.table}_orm"
+            provider: Mapped[str] = mapped_column(String(64), primary_key=True)
+            user_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+            access_token: Mapped[str] = mapped_column(Encrypted())
+            refresh_token: Mapped[str | None] = mapped_column(Encrypted())
+            expires_at: Mapped[datetime | None]
+
+        self._model: Any = Token
+        self._metadata = Base.metadata
+        self._engine = self.arena.database.engine(self.arena.pool_size)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    async def fill(self, count: int) -> None:
+        """Create the table, and insert."""
+        rows = (self._values(*key(number)) for number in range(count))
+        await _create_and_fill(self._engine, self._metadata, self._model.__table__, rows)
+
+    @staticmethod
+    def _values(provider: str, user_id: str) -> dict[str, Any]:
+        tokens = {"access_token": ACCESS, "refresh_token": REFRESH, "expires_at": EXPIRES.replace(tzinfo=None)}
+        return {"provider": provider, "user_id": user_id, **tokens}
+
+    def operations(self, caller: int) -> Operations:
+        """A session for each operation."""
+        sessions, model, values = self._sessions, self._model, self._values
+
+        async def load(provider: str, user_id: str) -> object:
+            async with sessions() as session:
+                return await session.get(model, (provider, user_id))
+
+        async def merge(provider: str, user_id: str) -> None:
+            async with sessions.begin() as session:
+                await session.merge(model(**values(provider, user_id)))
+
+        async def store(provider: str, user_id: str) -> None:
+            # Two that store one row at once may collide, which is its user's to deal with.
+            for _ in range(_ATTEMPTS - 1):
+                try:
+                    return await merge(provider, user_id)
+                except DBAPIError:
+                    continue
+            return await merge(provider, user_id)
+
+        async def lock(provider: str, user_id: str) -> None:
+            async with sessions.begin() as session:
+                row = await session.get(model, (provider, user_id), with_for_update=True)
+                for name, value in values(provider, user_id).items():
+                    setattr(row, name, value)
+
+        # SQLite has no FOR UPDATE, and without it this is no lock.
+        return Operations(load, store, None if self.arena.database.dialect == "sqlite" else lock)
+
+    async def close(self) -> None:
+        """Dispose of the engine."""
+        await self._engine.dispose()
+
+
+async def _create_and_fill(
+    engine: AsyncEngine, metadata: MetaData, table: Table, rows: Iterable[Mapping[str, Any]]
+) -> None:
+    rows = iter(rows)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        while chunk := list(islice(rows, _CHUNK)):
+            await connection.execute(insert(table), chunk)
+
+
+class KeyValue(Contender):
+    """py-key-value's store on PostgreSQL in its encryption wrapper."""
+
+    name: ClassVar[str] = "py-key-value"
+    kind: ClassVar[Kind] = "peer"
+    label: ClassVar[str] = "py-key-value + Fernet"
+
+    async def open(self) -> None:
+        """Wrap a store around a pool of asyncpg's."""
+        try:
+            stores: Any = import_module("key_value.aio.stores.postgresql")
+            wrappers: Any = import_module("key_value.aio.wrappers.encryption")
+        except ImportError:
+            raise missing("py-key-value-aio[postgresql]") from None
+        self._pool: Any = await Asyncpg.pool(self.arena.database, self.arena.pool_size)
+        table = f"{self.arena.table}_kv"
+        with catch_warnings():
+            simplefilter("ignore")  # it tells of itself that it may change
+            store = stores.PostgreSQLStore(pool=self._pool, table_name=table, auto_create=True)
+        self._store: Any = wrappers.FernetEncryptionWrapper(key_value=store, fernet=_FERNET)
+
+    async def fill(self, count: int) -> None:
+        """Put many at a time."""
+        for start in range(0, count, _CHUNK):
+            keys = [":".join(key(number)) for number in range(start, min(start + _CHUNK, count))]
+            await self._store.put_many(keys, [self._value()] * len(keys), collection="tokens")
+
+    @staticmethod
+    def _value() -> dict[str, Any]:
+        return {"access_token": ACCESS, "refresh_token": REFRESH, "expires_at": EXPIRES.timestamp()}
+
+    def operations(self, caller: int) -> Operations:
+        """It has no locks."""
+        store, value = self._store, self._value
+
+        async def load(provider: str, user_id: str) -> object:
+            return await store.get(f"{provider}:{user_id}", collection="tokens")
+
+        async def put(provider: str, user_id: str) -> None:
+            await store.put(f"{provider}:{user_id}", value(), collection="tokens")
+
+        return Operations(load, put)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self._pool.close()
+
+
+class Slack(Contender):
+    """slack_sdk's installation store, which keeps tokens in clear."""
+
+    name: ClassVar[str] = "slack-sdk"
+    kind: ClassVar[Kind] = "peer"
+    label: ClassVar[str] = "slack_sdk, unencrypted"
+
+    async def open(self) -> None:
+        """Make an engine, and a store on it."""
+        try:
+            slack: Any = import_module("slack_sdk.oauth.installation_store")
+            stores: Any = import_module("slack_sdk.oauth.installation_store.sqlalchemy")
+        except ImportError:
+            raise missing("slack_sdk") from None
+        self._installation: Any = slack.Installation
+        self._engine = self.arena.database.engine(self.arena.pool_size)
+        names = [f"{self.arena.table}_bots", f"{self.arena.table}_slack"]
+        self._store: Any = stores.AsyncSQLAlchemyInstallationStore("client", self._engine, *names)
+
+    async def fill(self, count: int) -> None:
+        """Create its tables, and insert what its ``async_save`` would."""
+        installations = [self._made(*key(number)) for number in range(count)]
+        store = self._store
+        client = {"client_id": store.client_id}
+        rows = ({**one.to_dict(), **client, "installed_at": _INSTALLED} for one in installations)
+        bots = ({**one.to_bot().to_dict(), **client, "installed_at": _INSTALLED} for one in installations)
+        await _create_and_fill(self._engine, store.metadata, store.installations, rows)
+        await _create_and_fill(self._engine, store.metadata, store.bots, bots)
+
+    def _made(self, provider: str, user_id: str) -> Any:
+        """A refresh keeps the time of the installation, so that its row is replaced."""
+        team = f"{provider}:{user_id}"
+        bot = {"bot_id": "B1", "bot_user_id": "U2", "bot_token": ACCESS, "bot_refresh_token": REFRESH}
+        place = {"app_id": "A1", "enterprise_id": "E1", "team_id": team, "user_id": "U1"}
+        return self._installation(**place, **bot, installed_at=_INSTALLED.timestamp())
+
+    def operations(self, caller: int) -> Operations:
+        """It has no locks."""
+        store, made = self._store, self._made
+
+        async def load(provider: str, user_id: str) -> object:
+            return await store.async_find_installation(enterprise_id="E1", team_id=f"{provider}:{user_id}")
+
+        async def save(provider: str, user_id: str) -> None:
+            await store.async_save(made(provider, user_id))
+
+        return Operations(load, save)
+
+    async def close(self) -> None:
+        """Dispose of the engine."""
+        await self._engine.dispose()
+
+
+_INSTALLED: Final = datetime(2025, 1, 1)  # noqa: DTZ001 - as slack_sdk's columns are
+
+REFERENCES: Final[list[type[Contender]]] = [Core]
+PEERS: Final[list[tuple[tuple[str, ...], type[Contender]]]] = [((), ORM), (("asyncpg",), KeyValue), ((), Slack)]
+"""Each with the drivers that it can be run on; empty: all."""

@@ -1,0 +1,92 @@
+"""The statements that ours amount to, as somebody would write them for the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from benchmarks.tokens import SealedRow
+
+__all__ = ["SQL"]
+
+_READ: Final = (
+    "provider, user_id, access_token, refresh_token, extra, access_token_expires_at, refresh_token_expires_at, key_id, "
+    "generation, lease_holder, lease_expires_at, failure_code, retry_at, created_at, updated_at"
+)
+_LISTED: Final = (
+    "provider, user_id, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, key_id, "
+    "generation, created_at, updated_at"
+)
+_WRITTEN: Final = ("access_token", "refresh_token", "access_token_expires_at", "key_id")
+_IDLE: Final = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
+_NOW: Final = {
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS bigint)",
+    "mysql": "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
+}
+_MARKS: Final[dict[str, Callable[[int], str]]] = {
+    "asyncpg": "${}".format,
+    "psycopg": lambda _: "%s",
+    "aiomysql": lambda _: "%s",
+    "asyncmy": lambda _: "%s",
+    "aiosqlite": lambda _: "?",
+}
+
+
+@dataclass(frozen=True)
+class SQL:
+    """For one table, one dialect and one driver's way to mark parameters."""
+
+    dialect: str
+    driver: str
+    table: str
+
+    def _mark(self, number: int) -> str:
+        return _MARKS[self.driver](number)
+
+    @cached_property
+    def load(self) -> str:
+        """Read a row by (provider, user_id)."""
+        return f"SELECT {_READ} FROM {self.table} WHERE provider = {self._mark(1)} AND user_id = {self._mark(2)}"
+
+    @cached_property
+    def lock(self) -> str:
+        """The same under the row's lock; on SQLite the transaction has the database's."""
+        return self.load + {"postgresql": " FOR NO KEY UPDATE", "mysql": " FOR UPDATE"}.get(self.dialect, "")
+
+    @cached_property
+    def upsert(self) -> str:
+        """Insert or replace by (provider, user_id, access_token, refresh_token, expiry, key_id, generation)."""
+        now = _NOW[self.dialect]
+        columns = ("provider", "user_id", *_WRITTEN, "generation", "created_at", "updated_at")
+        marks = ", ".join(map(self._mark, range(1, len(columns) - 1)))
+        insert = f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks}, {now}, {now})"
+        if self.dialect == "mysql":
+            new = [f"{column} = VALUES({column})" for column in _WRITTEN]
+            conflict = "ON DUPLICATE KEY UPDATE"
+        else:
+            new = [f"{column} = excluded.{column}" for column in _WRITTEN]
+            conflict = "ON CONFLICT (provider, user_id) DO UPDATE SET"
+        new += [f"{column} = NULL" for column in _IDLE]
+        return f"{insert} {conflict} {', '.join(new)}, generation = {self.table}.generation + 1, updated_at = {now}"
+
+    @cached_property
+    def fill(self) -> str:
+        """Insert a :class:`SealedRow`."""
+        marks = ", ".join(map(self._mark, range(1, len(SealedRow._fields) + 1)))
+        return f"INSERT INTO {self.table} ({', '.join(SealedRow._fields)}) VALUES ({marks})"
+
+    @cached_property
+    def scans(self) -> list[tuple[str, Callable[[str, str], tuple[str, ...]]]]:
+        """The queries whose rows, up to the limit in the last parameter, are the page after a key; and their keys."""
+        one, two, three = map(self._mark, (1, 2, 3))
+        page = f"SELECT {_LISTED} FROM {self.table} WHERE"
+        if self.dialect != "mysql":
+            later = f"{page} (provider, user_id) > ({one}, {two}) ORDER BY provider, user_id LIMIT {three}"
+            return [(later, lambda provider, user_id: (provider, user_id))]
+        # One comparison of pairs would not use the index there.
+        rest = f"{page} provider = {one} AND user_id > {two} ORDER BY user_id LIMIT {three}"
+        others = f"{page} provider > {one} ORDER BY provider, user_id LIMIT {two}"
+        return [(rest, lambda provider, user_id: (provider, user_id)), (others, lambda provider, _: (provider,))]
