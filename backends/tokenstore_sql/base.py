@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -28,12 +27,13 @@ from tokenstore.locks import KeyedLocks
 from tokenstore.options import OptionParser, identifier, positive_int, positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.batching import Alone, Batches, Take
-from tokenstore_sql.connection import AlchemyConnection, Connector
+from tokenstore_sql.connection import AlchemyConnection, Connector, forks
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.failures import mapped
 from tokenstore_sql.pace import Clients, Pace
+from tokenstore_sql.patience import Patience
 from tokenstore_sql.pool import EngineSource, Pool, Source, finish
-from tokenstore_sql.rows import Rows
+from tokenstore_sql.rows import Rows, record_of
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements import Statements
 
@@ -216,14 +216,15 @@ class SQLBackend(SQLOperations):
         self._source: Source = self._creating if connect is None else connect(self.dialect)
         self._owned = connect is not None
         self._closed = False
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop | None] = (0, None)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Nothing that waits or is under way belongs to this process and event loop."""
         self._queue = KeyedLocks()
         width, most = self.dialect.statements_at_once, self.dialect.most_at_once
-        self._loads = Batches(self._load, width=width, most=most, restate=self._restated)
+        self._patience = Patience(_STUCK)
+        self._loads = Batches(self._load, alone=self._load_one, width=width, most=most, restate=self._restated)
         self._stores = Batches(
             self._store, width=width, most=most, restate=lambda error, entry: self._restated(error, entry[0])
         )
@@ -340,6 +341,25 @@ class SQLBackend(SQLOperations):
                 await self._stores.ask(entry)
             except Alone:
                 await self._retried(lambda: self._mapped([entry[0]], lambda: self._store_entries([entry])))
+
+    async def _load_one(self, key: TokenKey) -> SealedRecord | None:
+        """Read one row for one caller: what most calls are, so there is no layer that it can do without."""
+        if (connection := self._source.take()) is not None:
+            waiting = self._patience.begin()
+            try:
+                rows, _ = await connection.run(self.statements.get, {"p": key.provider, "u": key.user_id})
+                return record_of(rows)
+            except Exception:  # noqa: BLE001, S110 - it is sent again, where errors are told apart
+                pass
+            except asyncio.CancelledError:
+                if not self._patience.ended(waiting):
+                    raise
+            finally:
+                self._patience.end(waiting)
+                self._source.put_back(connection)
+            self._source.discard_idle()
+        (row,) = await self._load(lambda: (key,))
+        return row
 
     async def _load(self, take: Take[TokenKey]) -> Sequence[SealedRecord | None]:
         """Read the rows of one caller or of several."""
@@ -491,12 +511,13 @@ class SQLBackend(SQLOperations):
 
     def _settle_in(self) -> None:
         """Notice a fork or a new event loop: pooled connections serve neither."""
-        here = (os.getpid(), asyncio.get_running_loop())
-        if self._home == here:
+        loop = asyncio.get_running_loop()
+        if loop is self._home[1] and self._home[0] == forks():
             return
-        if self._home is not None:
-            pid, loop = self._home
-            if self._owned and pid == here[0] and not loop.is_closed():
+        here = (forks(), loop)
+        process, former = self._home
+        if former is not None:
+            if self._owned and process == here[0] and not former.is_closed():
                 raise UnsupportedOperationError(
                     "this store serves another event loop, which still runs; open one store a loop"
                 )

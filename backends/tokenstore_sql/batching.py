@@ -32,6 +32,7 @@ class Batches(Generic[Q, A]):
     A request joins only what has not been sent yet, so that its answer is never older than itself.
 
     Args:
+        alone: A shorter way for a request that goes by itself.
         carry_out: Gets a connection, calls ``take`` once, sends what that gives, and returns the answers in order.
         width: How many statements are on their way at once, unless some are overdue.
         most: How many requests go together at most.
@@ -42,11 +43,13 @@ class Batches(Generic[Q, A]):
         self,
         carry_out: Callable[[Take[Q]], Awaitable[Sequence[A]]],
         *,
+        alone: Callable[[Q], Awaitable[A]] | None = None,
         width: int,
         most: int,
         restate: Callable[[Exception, Q], Exception],
     ) -> None:
         self._carry_out = carry_out
+        self._alone = alone
         self._width = width
         self._most = most
         self._restate = restate
@@ -65,12 +68,14 @@ class Batches(Generic[Q, A]):
         if self._sent < self._width and not self._waiting:
             self._sent += 1
             try:
+                if self._alone is not None:
+                    return await self._alone(request)
                 (answer,) = await self._carry_out(lambda: (request,))
+                return answer
             finally:
                 self._sent -= 1
                 if self._waiting:
                     self._next()
-            return answer
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._timer is None:

@@ -32,11 +32,33 @@ __all__ = [
     "Result",
     "beside",
     "descriptor",
+    "forks",
     "through_engine",
 ]
 
 T = TypeVar("T")
 Parameters = Mapping[str, Any]
+
+
+class _Process:
+    """Tells a process from the one that it was forked from, without asking the kernel at each call."""
+
+    forks = 0
+
+    @classmethod
+    def note_fork(cls) -> None:
+        cls.forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.note_fork)
+
+
+def forks() -> int:
+    """How many forks there are between the first process and this one."""
+    return _Process.forks
+
+
 # Connections of the parent process: when the last reference goes, drivers close what the two processes share, and
 # SQLite clears files away.
 _LEFT_ALONE: list[object] = []
@@ -268,7 +290,7 @@ class DriverConnection(Connection):
         self.driver = driver
         self.info = {}
         self.opened_at = self.used_at = asyncio.get_running_loop().time()
-        self._home = os.getpid()
+        self._home = _Process.forks
         self._news = _watched(self.socket())
         self._compiler = compiler
         self.sql_dialect = compiler.dialect
@@ -288,7 +310,7 @@ class DriverConnection(Connection):
 
     @property
     def is_foreign(self) -> bool:  # type: ignore[override]
-        return self._home != os.getpid()
+        return self._home != _Process.forks
 
     def is_alive(self) -> bool:
         """Whether an idle connection looks as if it could be used: a server that goes away says so, unless it crashes.
@@ -311,7 +333,7 @@ class DriverConnection(Connection):
         """What begins a transaction that takes locks."""
 
     @abstractmethod
-    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         """Send one statement and wait for its answer."""
 
     @abstractmethod
@@ -329,35 +351,41 @@ class DriverConnection(Connection):
 
     async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
         compiled = self._compiler(statement)
-        arguments = compiled.arguments(parameters)
-        rows, changed = await self._answered(self.send(compiled.sql, arguments, returns_rows=compiled.returns_rows))
-        return Result(compiled.decoded(rows), changed)
+        self._unanswered = True
+        try:
+            rows, changed = await self.send(compiled.sql, compiled.arguments(parameters), compiled.returns_rows)
+        except BaseException as error:
+            if (loss := self._judge(error)) is None:
+                raise
+        else:
+            self._unanswered = False
+            return Result(compiled.decoded(rows), changed)
+        raise loss
 
     async def send_text(self, sql: str) -> None:
         """Send a statement without parameters or rows."""
-        _ = await self._answered(self.send(sql, (), returns_rows=False))
-
-    async def _answered(self, sending: Awaitable[T]) -> T:
-        """Wait for an answer. One that does not come, for whatever reason, leaves the connection lost."""
         self._unanswered = True
         try:
-            answer = await sending
-        except Exception as error:
-            kind, code = self._dialect.classify(error)
-            # An answer of the server has a code; one that became read-only answers, and is of no more use.
-            if code is not None and kind is not BackendUnavailableError:
-                self._unanswered = False
+            _ = await self.send(sql, (), False)
+        except BaseException as error:
+            if (loss := self._judge(error)) is None:
                 raise
-            if not isinstance(error, (OSError, *self._dialect.driver_errors())):
-                raise
-            loss = ConnectionLostError(error)
-        except BaseException:
-            self._unanswered = not self.has_ended()
-            raise
         else:
             self._unanswered = False
-            return answer
+            return
         raise loss
+
+    def _judge(self, error: BaseException) -> ConnectionLostError | None:
+        """See what an error has left of the connection, and whether it is to be known as the loss of it."""
+        if not isinstance(error, Exception):
+            self._unanswered = not self.has_ended()
+            return None
+        kind, code = self._dialect.classify(error)
+        # An answer of the server has a code; one that became read-only answers, and is of no more use.
+        if code is not None and kind is not BackendUnavailableError:
+            self._unanswered = False
+            return None
+        return ConnectionLostError(error) if isinstance(error, (OSError, *self._dialect.driver_errors())) else None
 
     def has_ended(self) -> bool:
         """Whether a cancelled statement has come to its end all the same."""

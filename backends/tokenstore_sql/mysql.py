@@ -298,7 +298,7 @@ class MySQLBackend(SQLBackend):
 class _MySQLConnection(DriverConnection):
     begin_statement = "START TRANSACTION"
 
-    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         async with self.driver.cursor() as cursor:
             _ = await cursor.execute(sql, arguments or None)
             return Result(await cursor.fetchall(), cursor.rowcount)

@@ -25,6 +25,8 @@ FINISH_GRACE: Final = 0.5
 # After so much idleness a write asks first whether the server is still there, in seconds: what has just been used is
 # alive, and one that the server closed is known to be closed.
 _TRUSTED: Final = 1.0
+# In seconds: too short for looking whether a connection is still there to be worth its while.
+_JUST_NOW: Final = 0.005
 # The drivers have timeouts of their own; these are the last resort.
 _OPEN_TIMEOUT: Final = 30.0
 _PING_TIMEOUT: Final = 5.0
@@ -48,6 +50,13 @@ class Source(ABC):
 
     def discard_idle(self) -> None:
         """Close those that nobody uses: where one is dead, the server has most likely gone away and come back."""
+
+    def take(self) -> DriverConnection | None:
+        """A connection that nobody uses and that seems alive, at once; None where there is none."""
+        return None
+
+    def put_back(self, connection: DriverConnection) -> None:
+        """Give back what :meth:`take` gave, where no transaction was begun."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -108,7 +117,7 @@ class Pool(Source):
 
     async def acquire(self, *, transactional: bool, write: bool) -> DriverConnection:
         while True:
-            connection = self._take() or await self._wait()
+            connection = self.take() or await self._wait()
             if connection is None:
                 connection = await self._opened()
             elif (write or transactional) and self._now() - connection.used_at > _TRUSTED:
@@ -119,7 +128,7 @@ class Pool(Source):
                     self._discard(connection)
                     continue
                 except BaseException:
-                    self._put_back(connection)
+                    self.put_back(connection)
                     raise
             if transactional:
                 try:
@@ -138,9 +147,9 @@ class Pool(Source):
                 with suppress(Exception):
                     await finish(connection.rollback())
         finally:
-            self._put_back(connection)
+            self.put_back(connection)
 
-    def _put_back(self, connection: DriverConnection) -> None:
+    def put_back(self, connection: DriverConnection) -> None:
         # A fork, or another event loop, may have made it somebody else's.
         if connection not in self._all or connection.is_foreign:
             return
@@ -168,11 +177,13 @@ class Pool(Source):
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _take(self) -> DriverConnection | None:
-        """An idle connection that looks alive."""
+    def take(self) -> DriverConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_alive() and not self._is_old(connection):
+            now = self._now()
+            # Whoever was used a moment ago is asked no more than the driver knows.
+            alive = not connection.lost if now - connection.used_at < _JUST_NOW else connection.is_alive()
+            if alive and now - connection.opened_at < self._recycle:
                 return connection
             self._discard(connection)
         return None
@@ -199,7 +210,7 @@ class Pool(Source):
                     self._opening -= 1
                     self._let_open()
                 else:
-                    self._put_back(connection)
+                    self.put_back(connection)
             waiter.cancel()
             if not isinstance(error, TimeoutError):
                 raise
@@ -216,7 +227,7 @@ class Pool(Source):
 
     def _keep(self, opening: asyncio.Task[DriverConnection]) -> None:
         if not opening.cancelled() and opening.exception() is None:
-            self._put_back(opening.result())
+            self.put_back(opening.result())
 
     async def _open(self) -> DriverConnection:
         connection = None

@@ -236,7 +236,7 @@ class _AsyncpgConnection(_PostgresConnection):
     def socket(self) -> int | None:
         return descriptor(getattr(self.driver, "_transport", None))
 
-    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         if returns_rows:
             rows = await self.driver.fetch(sql, *arguments)
             return Result(rows, len(rows))
@@ -255,7 +255,7 @@ class _PsycopgConnection(_PostgresConnection):
     def socket(self) -> int | None:
         return int(self.driver.fileno())
 
-    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         cursor = await self.driver.execute(sql, arguments or None)
         rows = await cursor.fetchall() if returns_rows else ()
         return Result(rows, cursor.rowcount)

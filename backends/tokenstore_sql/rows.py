@@ -14,7 +14,7 @@ from tokenstore_sql.connection import Connection, Result
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.statements import Statements
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "record_of"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Rows:
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         if len(keys) == 1:
             rows, _ = await self.connection.run(self.statements.get, _where(keys[0]))
-            return [_record(rows[0]) if rows else None]
+            return [record_of(rows)]
         found = {
             row.key: row for row in map(_record, await self._several([_where(key) for key in dict.fromkeys(keys)]))
         }
@@ -62,7 +62,7 @@ class Rows:
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         rows, _ = await self._patiently(self.statements.lock, _where(key))
-        return _record(rows[0]) if rows else None
+        return record_of(rows)
 
     async def put(self, entries: Iterable[tuple[TokenKey, SealedTokens]]) -> None:
         # In one order everywhere, so that two calls cannot dead-lock on each other.
@@ -153,6 +153,11 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
 def _scanned(row: Sequence[Any]) -> ScannedRow:
     provider, user_id, has_refresh_token, *rest = row
     return ScannedRow(TokenKey(provider, user_id), bool(has_refresh_token), *rest)
+
+
+def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:
+    """What a query for one row found."""
+    return _record(rows[0]) if rows else None
 
 
 def _record(row: Sequence[Any]) -> SealedRecord:

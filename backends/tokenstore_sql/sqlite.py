@@ -286,14 +286,20 @@ class _SQLiteConnection(DriverConnection):
     async def begin(self) -> None:
         """Nothing: the first statement that takes a lock begins (see ``SQLiteDialect.patiently``)."""
 
-    async def send(self, sql: str, arguments: Any, *, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         return await self.driver.do(partial(_execute, sql, arguments))
 
     async def run_each(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> list[Result]:
         compiled = self._compiler(statement)
         each = [compiled.arguments(one) for one in parameters]
         carry_out = _execute_each if compiled.returns_rows else _write_each
-        return await self._answered(self.driver.do(partial(carry_out, compiled.sql, each)))
+        try:
+            return await self.driver.do(partial(carry_out, compiled.sql, each))
+        except BaseException as error:
+            self._unanswered = True
+            if (loss := self._judge(error)) is None:
+                raise
+        raise loss
 
     async def ping(self) -> None:
         """Nothing: a file is there."""
