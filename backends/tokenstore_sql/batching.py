@@ -29,7 +29,9 @@ class Batches(Generic[Q, A]):
 
     A request that finds nobody waiting, and fewer than ``width`` statements on their way, goes at once, by itself, in
     its caller's task. Others wait until one of those has its answer, or is overdue; then all of them go together.
-    A request joins only what has not been sent yet, so that its answer is never older than itself.
+    Where the last ones went together, the next waits for one turn of the event loop, which takes no time, as others are
+    likely to come in that turn. A request joins only what has not been sent yet, so that its answer is never older than
+    itself.
 
     Args:
         alone: A shorter way for a request that goes by itself.
@@ -56,6 +58,7 @@ class Batches(Generic[Q, A]):
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._sent = 0
         self._preparing = False
+        self._in_company = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,7 +68,7 @@ class Batches(Generic[Q, A]):
         Raises:
             Alone: Send it again, by itself.
         """
-        if self._sent < self._width and not self._waiting:
+        if self._sent < self._width and not self._waiting and not self._in_company:
             self._sent += 1
             try:
                 if self._alone is not None:
@@ -76,10 +79,13 @@ class Batches(Generic[Q, A]):
                 self._sent -= 1
                 if self._waiting:
                     self._next()
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[A] = loop.create_future()
         self._waiting.append((request, future))
         if self._timer is None:
-            self._timer = future.get_loop().call_later(_OVERDUE, self._overdue)
+            self._timer = loop.call_later(_OVERDUE, self._overdue)
+        if len(self._waiting) == 1 and self._sent < self._width:
+            loop.call_soon(self._next)
         return await future
 
     async def aclose(self) -> None:
@@ -114,6 +120,7 @@ class Batches(Generic[Q, A]):
                 if not future.done():  # its caller has been cancelled
                     taken.append((request, future))
             self._preparing = False
+            self._in_company = len(taken) > 1
             self._next()
             return [request for request, _ in taken]
 

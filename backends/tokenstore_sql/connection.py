@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
@@ -248,11 +248,10 @@ class _Compiled:
         """Rows as SQLAlchemy would give them."""
         if not self._decoders or not rows:
             return rows
-        decoded = [list(row) for row in rows]
-        for row in decoded:
-            for at, decode in self._decoders:
-                row[at] = decode(row[at])
-        return decoded
+        columns = list(zip(*rows, strict=True))
+        for at, decode in self._decoders:
+            columns[at] = tuple(map(decode, columns[at]))
+        return list(zip(*columns, strict=True))
 
 
 class Compiler:
@@ -289,7 +288,7 @@ class DriverConnection(Connection):
     def __init__(self, driver: Any, compiler: Compiler, dialect: Dialect, connect: Connector) -> None:
         self.driver = driver
         self.info = {}
-        self.opened_at = self.used_at = asyncio.get_running_loop().time()
+        self.opened_at = self.used_at = monotonic()
         self._home = _Process.forks
         self._news = _watched(self.socket())
         self._compiler = compiler

@@ -7,6 +7,8 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from sqlalchemy import URL, ColumnElement, CursorResult, Executable, Select, Table, Update, and_, bindparam, or_
@@ -101,9 +103,9 @@ class Dialect(ABC):
             ]
         )
 
-    def together(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def together(self, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Mapping[str, Any]:
         """The parameters of several rows as those of one statement."""
-        return {f"{name}_{n}": value for n, row in enumerate(rows) for name, value in row.items()}
+        return dict(zip(_numbered(names, len(rows)), chain.from_iterable(rows), strict=True))
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         """Add the row lock."""
@@ -209,6 +211,11 @@ EXPLANATIONS: Mapping[type[BackendError], str] = {
     ConflictError: "a concurrent transaction won: repeat this one from its start",
     BackendUnavailableError: "the database cannot be reached, or went away, or accepts no writes",
 }
+
+
+@cache
+def _numbered(names: tuple[str, ...], rows: int) -> tuple[str, ...]:
+    return tuple(f"{name}_{n}" for n in range(rows) for name in names)
 
 
 def on_conflict_replace(insert: Any, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:

@@ -50,6 +50,8 @@ _GET_WAIT: Final = sql(f"SELECT @@SESSION.{_WAIT}")
 _SET_WAIT: Final = sql(f"SET SESSION {_WAIT} = :seconds")
 _WHO: Final = sql("SELECT CONNECTION_ID(), @@hostname, @@port")
 _KILL: Final = sql("KILL :id")
+# How many statements asyncmy keeps prepared on a connection: the numbers of rows that go together make many of some.
+_PREPARED: Final = 100
 # The least that InnoDB knows, in seconds.
 _BRIEFLY: Final = 1
 # In a pooled connection's info: which thread of which server it is.
@@ -276,6 +278,8 @@ class MySQLBackend(SQLBackend):
             "charset": "utf8mb4",
             "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
         }
+        if url.get_driver_name() == "asyncmy":
+            connect["stmt_cache_size"] = _PREPARED
         if "unix_socket" in options:
             connect["unix_socket"] = options["unix_socket"]
         if context := _tls(options):
@@ -299,9 +303,9 @@ class _MySQLConnection(DriverConnection):
     begin_statement = "START TRANSACTION"
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
-        async with self.driver.cursor() as cursor:
-            _ = await cursor.execute(sql, arguments or None)
-            return Result(await cursor.fetchall(), cursor.rowcount)
+        cursor = self.driver.cursor()
+        _ = await cursor.execute(sql, arguments or None)
+        return Result(await cursor.fetchall(), cursor.rowcount)
 
 
 class _AiomysqlConnection(_MySQLConnection):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -120,7 +121,7 @@ class Pool(Source):
             connection = self.take() or await self._wait()
             if connection is None:
                 connection = await self._opened()
-            elif (write or transactional) and self._now() - connection.used_at > _TRUSTED:
+            elif (write or transactional) and monotonic() - connection.used_at > _TRUSTED:
                 try:
                     async with asyncio.timeout(_PING_TIMEOUT):
                         await connection.ping()
@@ -153,10 +154,11 @@ class Pool(Source):
         # A fork, or another event loop, may have made it somebody else's.
         if connection not in self._all or connection.is_foreign:
             return
-        if connection.lost or connection.in_transaction or self._closed or self._is_old(connection):
+        now = monotonic()
+        if connection.lost or connection.in_transaction or self._closed or now - connection.opened_at >= self._recycle:
             self._discard(connection)
             return
-        connection.used_at = self._now()
+        connection.used_at = now
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -174,22 +176,16 @@ class Pool(Source):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
     def take(self) -> DriverConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            now = self._now()
+            now = monotonic()
             # Whoever was used a moment ago is asked no more than the driver knows.
             alive = not connection.lost if now - connection.used_at < _JUST_NOW else connection.is_alive()
             if alive and now - connection.opened_at < self._recycle:
                 return connection
             self._discard(connection)
         return None
-
-    def _is_old(self, connection: DriverConnection) -> bool:
-        return self._now() - connection.opened_at >= self._recycle
 
     async def _wait(self) -> DriverConnection | None:
         """Wait in line for a connection; None is the right to open one, which counts as open from here on."""

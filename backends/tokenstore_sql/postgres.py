@@ -76,7 +76,7 @@ class PostgresDialect(Dialect):
 
     def now(self) -> ColumnElement[int]:
         # now() is the transaction's start; it stands still while a statement waits.
-        return cast(func.extract("epoch", func.clock_timestamp()) * literal_column("1000000"), BigInteger)
+        return cast(func.date_part("epoch", func.clock_timestamp()) * literal_column("1000000"), BigInteger)
 
     def insert(self, table: Table) -> Insert:
         return insert(table)
@@ -104,8 +104,8 @@ class PostgresDialect(Dialect):
             [*columns.values(), "created_at", "updated_at"], select(*rows.c, now, now).where(briefly)
         )
 
-    def together(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        return {name: [row[name] for row in rows] for name in rows[0]}
+    def together(self, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Mapping[str, Any]:
+        return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes

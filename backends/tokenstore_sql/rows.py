@@ -45,14 +45,12 @@ class Rows:
         if len(keys) == 1:
             rows, _ = await self.connection.run(self.statements.get, _where(keys[0]))
             return [record_of(rows)]
-        found = {
-            row.key: row for row in map(_record, await self._several([_where(key) for key in dict.fromkeys(keys)]))
-        }
+        found = {row.key: row for row in map(_record, await self._several(list(dict.fromkeys(keys))))}
         return [found.get(key) for key in keys]
 
-    async def _several(self, wanted: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
+    async def _several(self, wanted: Sequence[TokenKey]) -> list[Sequence[Any]]:
         if self.connection.each_is_one_trip:
-            results = await self.connection.run_each(self.statements.get, wanted)
+            results = await self.connection.run_each(self.statements.get, [_where(key) for key in wanted])
         else:
             results = [
                 await self.connection.run(*self.statements.get_many(several))

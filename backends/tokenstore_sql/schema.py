@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
@@ -25,11 +25,21 @@ class Utf8Binary(TypeDecorator[str]):
     impl = mysql.VARBINARY
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
-        return None if value is None else value.encode()
+    # Not process_bind_param and process_result_value, for which SQLAlchemy makes three calls in place of one.
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else bytes(value).decode()
+    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], bytes | None]:
+        return _encoded
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], str | None]:
+        return _decoded
+
+
+def _encoded(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def exact_text(size: int) -> Text:

@@ -22,6 +22,8 @@ from sqlalchemy import (
     update,
 )
 
+from tokenstore.records import TokenKey
+
 if TYPE_CHECKING:
     from tokenstore_sql.dialect import Dialect
 
@@ -128,12 +130,12 @@ class Statements:
         # Changes nothing, yet takes the write lock of SQLite within a transaction that somebody else began.
         self.touch_nothing = update(table).where(c.generation.is_(None)).values(generation=c.generation)
 
-    def get_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
-        """The query for several rows, which come in no order, with its parameters; ``rows`` are those of ``get``."""
-        size = self._dialect.padded(len(rows))
+    def get_many(self, keys: Sequence[TokenKey]) -> tuple[Executable, Mapping[str, Any]]:
+        """The query for several rows, which come in no order, with its parameters."""
+        size = self._dialect.padded(len(keys))
         if (query := self._of_size.get(("get", size))) is None:
             query = self._of_size["get", size] = self._dialect.among(self._record, self.table, size)
-        return query, self._dialect.together([*rows, *[rows[-1]] * (size - len(rows))])
+        return query, self._dialect.together(("p", "u"), [*keys, *[keys[-1]] * (size - len(keys))])
 
     def put_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
         """The upsert of several rows, with its parameters; ``rows`` are those of ``put``."""
@@ -142,7 +144,7 @@ class Statements:
             inserted = self._dialect.insert_many(self.table, _PUT, self.as_of.element, size)
             statement = self._dialect.or_replace(inserted, replaced=self._replaced, also=self._also)
             self._of_size["put", size] = statement
-        return statement, self._dialect.together(rows)
+        return statement, self._dialect.together(tuple(_PUT), [[row[name] for name in _PUT] for row in rows])
 
     @cache  # noqa: B019 - eight at most, and they live as long as the store
     def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
