@@ -210,6 +210,53 @@ class _TornRead(AnyBackend):
         ]
 
 
+@_fault("read that joins one under way", "stale read", "own write unseen", on=ALL[1:])
+class _JoinsWhatWasSent(AnySQLBackend):
+    """Callers who want the same row share an answer that may have been on its way before they asked."""
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        under_way: dict[tuple[TokenKey, ...], asyncio.Task[Any]] = vars(self).setdefault("_under_way", {})
+        asked = tuple(keys)
+        if (task := under_way.get(asked)) is None:
+            task = under_way[asked] = asyncio.create_task(self._slow(asked))
+            task.add_done_callback(lambda _: under_way.pop(asked))
+        return list(await asyncio.shield(task))
+
+    async def _slow(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        found = await super().get(keys)
+        await _network()
+        return found
+
+
+@_fault("cache that knows its own writes alone", "stale read", *_LOST, *_TAKEN, on=ALL[1:])
+class _Caches(AnySQLBackend):
+    """What a read cache in each process amounts to: never past a write of this store, and blind to all others."""
+
+    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        cache: dict[TokenKey, SealedRecord | None] = vars(self).setdefault("_cache", {})
+        for key in keys:
+            if key not in cache:
+                (cache[key],) = await super().get([key])
+        return [cache[key] for key in keys]
+
+    async def _run(self, keys: Sequence[TokenKey], operation: Any, *, write: bool) -> Any:
+        self._forget(keys)
+        try:
+            return await super()._run(keys, operation, write=write)
+        finally:
+            self._forget(keys)
+
+    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+        try:
+            await super().put(entries)
+        finally:
+            self._forget(list(entries))
+
+    def _forget(self, keys: Sequence[TokenKey]) -> None:
+        for key in keys:
+            vars(self).setdefault("_cache", {}).pop(key, None)
+
+
 @_fault("lease checked, then taken", *_TAKEN)
 class _CheckThenClaim(AnyBackend):
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:

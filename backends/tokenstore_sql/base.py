@@ -74,16 +74,14 @@ ENGINE_ARGUMENTS: Final[Mapping[str, Any]] = {
 }
 """Arguments of ``create_async_engine`` that every engine of ours has."""
 
-# A row of any key, for what is about the whole database.
-_ANY: Final = TokenKey("", "")
 # Beyond lock_timeout, before the client gives up on a server that should have given up by itself.
 _SERVER_GRACE: Final = 1.0
 # How often a lone statement that a concurrent transaction undid is sent again.
 _ATTEMPTS: Final = 10
 # How long a connection may stay silent where no lock is waited for.
 _STUCK: Final = 30.0
-# The most sealed bytes of several callers that go in one statement: servers bound its size.
-_MOST_BYTES: Final = 1 << 20
+# How many sealed bytes weigh as much as another row where rows go together: servers bound a statement's size.
+_ROW_BYTES: Final = 16 * 1024
 
 
 class SQLOperations(ABC):
@@ -226,7 +224,11 @@ class SQLBackend(SQLOperations):
         self._patience = Patience(_STUCK)
         self._loads = Batches(self._load, alone=self._load_one, width=width, most=most, restate=self._restated)
         self._stores = Batches(
-            self._store, width=width, most=most, restate=lambda error, entry: self._restated(error, entry[0])
+            self._store,
+            width=width,
+            most=most,
+            weight=_weight,
+            restate=lambda error, entry: self._restated(error, entry[0]),
         )
 
     @classmethod
@@ -357,12 +359,15 @@ class SQLBackend(SQLOperations):
             finally:
                 self._patience.end(waiting)
                 self._source.put_back(connection)
-            self._source.discard_idle()
-        (row,) = await self._load(lambda: (key,))
+            if connection.lost:
+                self._source.discard_idle()
+            (row,) = await self._load(lambda: (key,), again=False)
+        else:
+            (row,) = await self._load(lambda: (key,))
         return row
 
-    async def _load(self, take: Take[TokenKey]) -> Sequence[SealedRecord | None]:
-        """Read the rows of one caller or of several."""
+    async def _load(self, take: Take[TokenKey], *, again: bool = True) -> Sequence[SealedRecord | None]:
+        """Read the rows of one caller or of several; over a new connection if the first was dead."""
         keys: Sequence[TokenKey] = ()
 
         async def load() -> Sequence[SealedRecord | None]:
@@ -375,15 +380,14 @@ class SQLBackend(SQLOperations):
             finally:
                 await self._source.release(connection)
 
-        for last in (False, True):
-            try:
-                return await mapped(self.dialect, lambda: self._about(keys), load)
-            except (BackendUnavailableError, ConflictError):
-                # One dead connection of a pool is no outage; and who was not connected at all has been told.
-                if last or not keys:
-                    raise
-                self._source.discard_idle()
-        raise AssertionError
+        try:
+            return await mapped(self.dialect, lambda: self._about(keys), load)
+        except (BackendUnavailableError, ConflictError):
+            # One dead connection of a pool is no outage; but who could not connect has been told.
+            if not keys or not again:
+                raise
+        self._source.discard_idle()
+        return await mapped(self.dialect, lambda: self._about(keys), load)
 
     async def _store(self, take: Take[Entry]) -> Sequence[None]:
         """Write the rows of one caller or of several, which the database takes or refuses together."""
@@ -407,7 +411,7 @@ class SQLBackend(SQLOperations):
     async def _store_entries(self, entries: list[Entry], take: Take[Entry] | None = None) -> None:
         async with AsyncExitStack() as stack:
             if not self.dialect.locks_rows:
-                await self._enqueue([key for key, _ in entries] or [_ANY], stack)
+                await self._enqueue([key for key, _ in entries], stack)
             rows = await stack.enter_async_context(self._checkout(self._source, transactional=False))
             if take is not None and not entries:
                 entries += take()
@@ -416,9 +420,11 @@ class SQLBackend(SQLOperations):
                 await finish(rows.connection.commit())
 
     def _restated(self, error: Exception, key: TokenKey) -> Exception:
-        """An error of its own for each caller of those that went together."""
+        """What one caller gets of an error that is about several rows, or about the table."""
         if not isinstance(error, BackendError):
             return type(error)()
+        if str(error).startswith(f"{key}: "):
+            return error
         return type(error)(f"{key}: {str(error).partition(': ')[2]}", code=error.code)
 
     @asynccontextmanager
@@ -463,7 +469,7 @@ class SQLBackend(SQLOperations):
 
     async def _enqueue(self, keys: Sequence[TokenKey], stack: AsyncExitStack) -> None:
         """Wait in this process before taking a connection, so that waiters do not use up the pool."""
-        for queue_key in dict.fromkeys(map(self.dialect.queue_key, sorted(keys))):
+        for queue_key in self.dialect.queue_keys(keys):
             try:
                 lock = await self._queue.acquire(queue_key, self.dialect.lock_timeout)
             except TimeoutError:
@@ -595,6 +601,12 @@ class SQLTransaction:
         # server rolls back.
         with suppress(BackendError):
             await self._backend._mapped([], stack.aclose)
+
+
+def _weight(entry: Entry) -> int:
+    tokens = entry[1]
+    size = sum(map(len, filter(None, (tokens.access_token, tokens.refresh_token, tokens.extra))))
+    return 1 + size // _ROW_BYTES
 
 
 @asynccontextmanager

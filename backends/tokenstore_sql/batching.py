@@ -37,7 +37,8 @@ class Batches(Generic[Q, A]):
         alone: A shorter way for a request that goes by itself.
         carry_out: Gets a connection, calls ``take`` once, sends what that gives, and returns the answers in order.
         width: How many statements are on their way at once, unless some are overdue.
-        most: How many requests go together at most.
+        most: How much goes together at most, by weight.
+        weight: A request's weight; default: 1.
         restate: From an error and a request to what its caller gets, as nobody can share an exception.
     """
 
@@ -48,12 +49,14 @@ class Batches(Generic[Q, A]):
         alone: Callable[[Q], Awaitable[A]] | None = None,
         width: int,
         most: int,
+        weight: Callable[[Q], int] = lambda _: 1,
         restate: Callable[[Exception, Q], Exception],
     ) -> None:
         self._carry_out = carry_out
         self._alone = alone
         self._width = width
         self._most = most
+        self._weight = weight
         self._restate = restate
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._sent = 0
@@ -75,10 +78,13 @@ class Batches(Generic[Q, A]):
                     return await self._alone(request)
                 (answer,) = await self._carry_out(lambda: (request,))
                 return answer
+            except BackendError as error:
+                failure = self._restate(error, request)
             finally:
                 self._sent -= 1
                 if self._waiting:
                     self._next()
+            raise failure
         loop = asyncio.get_running_loop()
         future: asyncio.Future[A] = loop.create_future()
         self._waiting.append((request, future))
@@ -113,13 +119,17 @@ class Batches(Generic[Q, A]):
 
     async def _send_together(self, early: int) -> None:
         taken: list[tuple[Q, asyncio.Future[A]]] = []
+        preparing = True
 
         def take() -> Sequence[Q]:
-            while self._waiting and len(taken) < self._most:
+            nonlocal preparing
+            preparing = self._preparing = False
+            room = self._most
+            while self._waiting and room > 0:
                 request, future = self._waiting.popleft()
-                if not future.done():  # its caller has been cancelled
+                if not future.done():  # else its caller has been cancelled
                     taken.append((request, future))
-            self._preparing = False
+                    room -= self._weight(request)
             self._in_company = len(taken) > 1
             self._next()
             return [request for request, _ in taken]
@@ -128,7 +138,7 @@ class Batches(Generic[Q, A]):
         try:
             answers = await self._carry_out(take)
         except BaseException as error:
-            if self._preparing:  # there was nothing to send over: that is the answer to those who had waited so long
+            if preparing:  # there was nothing to send over: that is the answer to those who had waited so long
                 taken = [self._waiting.popleft() for _ in range(min(early, len(self._waiting)))]
             for request, future in taken:
                 if future.done():
@@ -147,6 +157,6 @@ class Batches(Generic[Q, A]):
                     future.set_result(answer)
         finally:
             self._sent -= 1
-            if self._preparing:
+            if preparing:
                 self._preparing = False
             self._next()

@@ -156,9 +156,9 @@ class Dialect(ABC):
         """Around the creation of the table: one process at a time."""
         yield
 
-    def queue_key(self, key: TokenKey) -> Hashable:
-        """What tasks of one process queue for before they take a connection to wait for a lock: the row."""
-        return key
+    def queue_keys(self, keys: Sequence[TokenKey]) -> Sequence[Hashable]:
+        """What tasks of one process queue for before they take a connection to wait for locks: the rows, in order."""
+        return sorted(set(keys))
 
     async def holds_locks(self, connection: AsyncConnection) -> bool:
         """Whether a lock outlives its statement on this connection: not in the driver's autocommit mode."""

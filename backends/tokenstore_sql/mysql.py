@@ -6,6 +6,7 @@ import asyncio
 import math
 import ssl
 import time
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
@@ -303,12 +304,19 @@ class _MySQLConnection(DriverConnection):
     begin_statement = "START TRANSACTION"
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
-        cursor = self.driver.cursor()
+        cursor = await self.cursor()
         _ = await cursor.execute(sql, arguments or None)
         return Result(await cursor.fetchall(), cursor.rowcount)
 
+    @abstractmethod
+    async def cursor(self) -> Any:
+        """A cursor of the driver's; nothing has to close it once everything is read."""
+
 
 class _AiomysqlConnection(_MySQLConnection):
+    async def cursor(self) -> Any:
+        return await self.driver.cursor()
+
     def is_closed(self) -> bool:
         # When the server has closed it, the stream is at its end.
         return bool(self.driver.closed or self.driver._reader.at_eof())
@@ -324,6 +332,9 @@ class _AiomysqlConnection(_MySQLConnection):
 
 
 class _AsyncmyConnection(_MySQLConnection):
+    async def cursor(self) -> Any:
+        return self.driver.cursor()
+
     def is_closed(self) -> bool:
         transport = self._transport()
         return not self.driver.connected or (transport is not None and transport.is_closing())

@@ -130,8 +130,8 @@ class SQLiteDialect(Dialect):
         # A read that begins a snapshot makes a later lock fail, if somebody writes in between.
         return not await _in_transaction(connection)
 
-    def queue_key(self, key: TokenKey) -> Hashable:
-        return None  # whichever row it is, the lock is the database's
+    def queue_keys(self, keys: Sequence[TokenKey]) -> Sequence[Hashable]:
+        return [None]  # whichever rows they are, the lock is the database's
 
     async def execute(
         self, connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
