@@ -181,24 +181,37 @@ class _Postgres:
 class _MySQL:
     """Packets have a length and a number, which is 0 where a command begins."""
 
-    _QUIT, _QUERY = 1, 3
+    _QUIT, _QUERY, _PREPARE, _EXECUTE, _CLOSE = 1, 3, 22, 23, 25
 
     def __init__(self) -> None:
         self._up, self._down = bytearray(), bytearray()
+        self._preparing, self._prepared = "", dict[bytes, str]()
 
     def sent(self, data: bytes, answer: Callable[[bytes], None]) -> Iterator[tuple[bytes, str | None]]:
         self._up += data
         while packet := _first(self._up, "<I", 0, 4):
             # The log-in goes on from the number of the server's greeting, a command of 16 MiB from its first packet's.
             command = packet[4] if packet[3] == 0 else self._QUIT
-            label = _text(packet[5:]) if command == self._QUERY else f"COMMAND {command}"
-            yield packet, None if command == self._QUIT else label
+            label = f"COMMAND {command}"
+            if command == self._QUERY:
+                label = _text(packet[5:])
+            elif command == self._PREPARE:
+                self._preparing = _text(packet[5:])
+                label = f"PREPARE {self._preparing}"
+            elif command == self._EXECUTE:
+                label = self._prepared.get(packet[5:9], "EXECUTE")
+            yield packet, None if command in (self._QUIT, self._CLOSE) else label
 
     def received(self, data: bytes) -> bool:
         # The first packet says that the statement has run and, where it commits itself, is committed. So nobody has to
         # know where a result set ends.
         self._down += data
-        return len(list(iter(lambda: _first(self._down, "<I", 0, 4), b""))) > 0
+        packets = list(iter(lambda: _first(self._down, "<I", 0, 4), b""))
+        if packets and self._preparing:
+            if packets[0][4] == 0:
+                self._prepared[packets[0][5:9]] = self._preparing
+            self._preparing = ""
+        return len(packets) > 0
 
 
 def _first(buffer: bytearray, length: Literal[">I", "<I"], at: int, more: int) -> bytes:

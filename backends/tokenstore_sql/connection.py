@@ -354,12 +354,10 @@ class DriverConnection(Connection):
         try:
             rows, changed = await self.send(compiled.sql, compiled.arguments(parameters), compiled.returns_rows)
         except BaseException as error:
-            if (loss := self._judge(error)) is None:
-                raise
-        else:
-            self._unanswered = False
-            return Result(compiled.decoded(rows), changed)
-        raise loss
+            self._judge(error)
+            raise
+        self._unanswered = False
+        return Result(compiled.decoded(rows), changed)
 
     async def send_text(self, sql: str) -> None:
         """Send a statement without parameters or rows."""
@@ -367,24 +365,25 @@ class DriverConnection(Connection):
         try:
             _ = await self.send(sql, (), False)
         except BaseException as error:
-            if (loss := self._judge(error)) is None:
-                raise
-        else:
-            self._unanswered = False
-            return
-        raise loss
+            self._judge(error)
+            raise
+        self._unanswered = False
 
-    def _judge(self, error: BaseException) -> ConnectionLostError | None:
-        """See what an error has left of the connection, and whether it is to be known as the loss of it."""
+    def _judge(self, error: BaseException) -> None:
+        """See what an error has left of the connection.
+
+        Raises:
+            ConnectionLostError: Nothing.
+        """
         if not isinstance(error, Exception):
             self._unanswered = not self.has_ended()
-            return None
+            return
         kind, code = self._dialect.classify(error)
         # An answer of the server has a code; one that became read-only answers, and is of no more use.
         if code is not None and kind is not BackendUnavailableError:
             self._unanswered = False
-            return None
-        return ConnectionLostError(error) if isinstance(error, (OSError, *self._dialect.driver_errors())) else None
+        elif isinstance(error, (OSError, *self._dialect.driver_errors())):
+            raise ConnectionLostError(error) from None
 
     def has_ended(self) -> bool:
         """Whether a cancelled statement has come to its end all the same."""

@@ -76,6 +76,7 @@ class MySQLDialect(Dialect):
     isolation_level = "READ COMMITTED"
     driver_error_names = ("pymysql.err.Error", "asyncmy.errors.Error")
     error_classes: ClassVar[Mapping[str, type[BackendError]]] = {
+        "0": BackendUnavailableError,  # the driver's own: the connection is closed
         "1146": TableMissingError,
         "1205": LockTimeoutError,
         "3572": LockTimeoutError,

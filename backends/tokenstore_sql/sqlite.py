@@ -297,9 +297,8 @@ class _SQLiteConnection(DriverConnection):
             return await self.driver.do(partial(carry_out, compiled.sql, each))
         except BaseException as error:
             self._unanswered = True
-            if (loss := self._judge(error)) is None:
-                raise
-        raise loss
+            self._judge(error)
+            raise
 
     async def ping(self) -> None:
         """Nothing: a file is there."""
