@@ -336,6 +336,9 @@ class _Thread:
             await asyncio.wait([behind_it], timeout=FINISH_GRACE)
             self.is_idle = behind_it.done()
             raise
+        finally:
+            # An error, with its traceback, and the future that it came in would keep each other alive, and the cursor.
+            del done
 
     async def open(self, path: Path, patience: float) -> None:
         """Open the file, which is made if need be."""
