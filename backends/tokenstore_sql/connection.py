@@ -326,7 +326,6 @@ class DriverConnection(Connection):
     def socket(self) -> int | None:
         """Its file descriptor; None where there is none to be had."""
 
-    @property
     @abstractmethod
     def begin_statement(self) -> str:
         """What begins a transaction that takes locks."""
@@ -390,7 +389,7 @@ class DriverConnection(Connection):
         return False
 
     async def begin(self) -> None:
-        await self.send_text(self.begin_statement)
+        await self.send_text(self.begin_statement())
         self._in_transaction = True
 
     async def commit(self) -> None:

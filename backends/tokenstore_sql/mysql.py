@@ -302,7 +302,8 @@ class MySQLBackend(SQLBackend):
 
 
 class _MySQLConnection(DriverConnection):
-    begin_statement = "START TRANSACTION"
+    def begin_statement(self) -> str:
+        return "START TRANSACTION"
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
         cursor = await self.cursor()

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tokenstore.errors import StoreClosedError
-from tokenstore_sql.connection import AlchemyConnection, Connection, DriverConnection
+from tokenstore_sql.connection import AlchemyConnection, Connection, ConnectionLostError, DriverConnection
 from tokenstore_sql.dialect import Dialect
 
 __all__ = ["FINISH_GRACE", "EngineSource", "Pool", "Source", "finish"]
@@ -30,6 +30,7 @@ _TRUSTED: Final = 1.0
 _JUST_NOW: Final = 0.005
 # The drivers have timeouts of their own; these are the last resort.
 _OPEN_TIMEOUT: Final = 30.0
+# BEGIN, ROLLBACK and a ping wait for nobody.
 _PING_TIMEOUT: Final = 5.0
 _CLOSE_TIMEOUT: Final = 5.0
 
@@ -118,27 +119,26 @@ class Pool(Source):
 
     async def acquire(self, *, transactional: bool, write: bool) -> DriverConnection:
         while True:
-            connection = self.take() or await self._wait()
-            if connection is None:
-                connection = await self._opened()
-            elif (write or transactional) and monotonic() - connection.used_at > _TRUSTED:
-                try:
-                    async with asyncio.timeout(_PING_TIMEOUT):
-                        await connection.ping()
-                except Exception:  # noqa: BLE001 - whatever is wrong with it, another is needed
-                    self._discard(connection)
-                    continue
-                except BaseException:
-                    self.put_back(connection)
+            if (connection := self.take() or await self._wait()) is None:
+                is_new, connection = True, await self._opened()
+            else:
+                is_new = False
+            asks = connection.begin if transactional else connection.ping
+            if not transactional and not (write and monotonic() - connection.used_at > _TRUSTED):
+                return connection
+            try:
+                async with asyncio.timeout(_PING_TIMEOUT):
+                    await asks()
+            except Exception as error:
+                await self.release(connection)
+                # Nothing has happened yet: one that was dead is no reason to fail.
+                if is_new or not isinstance(error, ConnectionLostError | OSError):
                     raise
-            if transactional:
-                try:
-                    async with asyncio.timeout(_OPEN_TIMEOUT):
-                        await connection.begin()
-                except BaseException:
-                    await self.release(connection)
-                    raise
-            return connection
+            except BaseException:
+                await self.release(connection)
+                raise
+            else:
+                return connection
 
     async def release(self, connection: Connection) -> None:
         connection = cast(DriverConnection, connection)
@@ -146,7 +146,8 @@ class Pool(Source):
             if connection.in_transaction and not connection.lost and not connection.is_foreign:
                 # If this fails, the connection is lost, and the server rolls back.
                 with suppress(Exception):
-                    await finish(connection.rollback())
+                    async with asyncio.timeout(_PING_TIMEOUT):
+                        await finish(connection.rollback())
         finally:
             self.put_back(connection)
 
@@ -173,6 +174,9 @@ class Pool(Source):
     async def aclose(self) -> None:
         self._closed = True
         self.discard_idle()
+        while self._waiting:
+            if not (waiter := self._waiting.popleft()).done():
+                waiter.set_exception(_closed())
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -190,7 +194,7 @@ class Pool(Source):
     async def _wait(self) -> DriverConnection | None:
         """Wait in line for a connection; None is the right to open one, which counts as open from here on."""
         if self._closed:
-            raise StoreClosedError("this store is closed")
+            raise _closed()
         if len(self._all) + self._opening < self._size:
             self._opening += 1
             return None
@@ -201,7 +205,7 @@ class Pool(Source):
                 return await waiter
         except BaseException as error:
             # What came in the same moment goes to the next in line.
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 if (connection := waiter.result()) is None:
                     self._opening -= 1
                     self._let_open()
@@ -226,16 +230,15 @@ class Pool(Source):
             self.put_back(opening.result())
 
     async def _open(self) -> DriverConnection:
-        connection = None
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 connection = await self._connect()
-        finally:
+        except BaseException:
             self._opening -= 1
-            if connection is None:
-                self._let_open()
-            else:
-                self._all.add(connection)
+            self._let_open()
+            raise
+        self._opening -= 1
+        self._all.add(connection)
         return connection
 
     def _let_open(self) -> None:
@@ -258,6 +261,10 @@ class Pool(Source):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _closed() -> StoreClosedError:
+    return StoreClosedError("this store is closed")
 
 
 async def _close(connection: DriverConnection) -> None:

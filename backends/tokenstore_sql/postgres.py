@@ -220,7 +220,6 @@ def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:
 
 
 class _PostgresConnection(DriverConnection):
-    @property
     def begin_statement(self) -> str:
         # One trip. The level may have another default here; the limit ends with the transaction.
         return (

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
@@ -27,10 +27,10 @@ class Utf8Binary(TypeDecorator[str]):
 
     # Not process_bind_param and process_result_value, for which SQLAlchemy makes three calls in place of one.
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], bytes | None]:
+    def bind_processor(self, dialect: Dialect) -> Any:
         return _encoded
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], str | None]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         return _decoded
 
 

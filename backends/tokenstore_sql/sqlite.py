@@ -267,7 +267,6 @@ class _SQLiteConnection(DriverConnection):
     """A connection in a thread of its own, to which each operation is one trip, however many statements it has."""
 
     each_is_one_trip = True
-    begin_statement = ""
     driver: _Thread
 
     def is_closed(self) -> bool:
@@ -282,6 +281,9 @@ class _SQLiteConnection(DriverConnection):
     @property
     def in_transaction(self) -> bool:
         return self.driver.raw is not None and self.driver.raw.in_transaction
+
+    def begin_statement(self) -> str:
+        return str(SQLiteDialect.begin_statement)
 
     async def begin(self) -> None:
         """Nothing: the first statement that takes a lock begins (see ``SQLiteDialect.patiently``)."""
