@@ -31,7 +31,7 @@ hypothesis.settings.register_profile("soak", max_examples=2000, **_common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 _ABSENT = pytest.StashKey[dict[str, str]]()
-_LEAK_GRACE = 2.0
+_LEAK_GRACE = 5.0
 _DESCRIPTORS = Path("/proc/self/fd")  # on Linux
 
 

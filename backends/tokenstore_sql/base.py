@@ -7,6 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from copy import copy
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
 from sqlalchemy import URL, MetaData, NullPool, inspect, make_url
@@ -358,7 +359,7 @@ class SQLBackend(SQLOperations):
                     raise
             finally:
                 self._patience.end(waiting)
-                self._source.put_back(connection)
+                _ = self._source.put_back(connection)
             if connection.lost:
                 self._source.discard_idle()
             (row,) = await self._load(lambda: (key,), again=False)
@@ -422,10 +423,11 @@ class SQLBackend(SQLOperations):
     def _restated(self, error: Exception, key: TokenKey) -> Exception:
         """What one caller gets of an error that is about several rows, or about the table."""
         if not isinstance(error, BackendError):
-            return type(error)()
-        if str(error).startswith(f"{key}: "):
+            return copy(error)
+        whole = f"the table {self.table.fullname}: "
+        if not str(error).startswith(whole):
             return error
-        return type(error)(f"{key}: {str(error).partition(': ')[2]}", code=error.code)
+        return type(error)(f"{key}: {str(error).removeprefix(whole)}", code=error.code)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SQLTransaction]:

@@ -143,10 +143,8 @@ class Batches(Generic[Q, A]):
             for request, future in taken:
                 if future.done():
                     continue
-                if isinstance(error, BackendError | Alone):
+                if isinstance(error, Exception):
                     future.set_exception(self._restate(error, request))
-                elif isinstance(error, Exception):
-                    future.set_exception(error)
                 else:
                     future.cancel()
             if not isinstance(error, Exception):

@@ -39,6 +39,7 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.pool import finish
 from tokenstore_sql.rows import Rows
 
 __all__ = ["MySQLBackend", "MySQLDialect"]
@@ -295,7 +296,11 @@ class MySQLBackend(SQLBackend):
 
         async def ready() -> DriverConnection:
             connection = await connect()
-            _ = await connection.run(sql(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}"))
+            try:
+                await connection.send_text(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}")
+            except BaseException:
+                await finish(connection.close())
+                raise
             return connection
 
         return ready

@@ -57,8 +57,8 @@ class Source(ABC):
         """A connection that nobody uses and that seems alive, at once; None where there is none."""
         return None
 
-    def put_back(self, connection: DriverConnection) -> None:
-        """Give back what :meth:`take` gave, where no transaction was begun."""
+    def put_back(self, connection: DriverConnection) -> asyncio.Task[None] | None:
+        """Give back what :meth:`take` gave, where no transaction was begun. Returns the closing of one that is lost."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -149,27 +149,30 @@ class Pool(Source):
                     async with asyncio.timeout(_PING_TIMEOUT):
                         await finish(connection.rollback())
         finally:
-            self.put_back(connection)
+            closing = self.put_back(connection)
+            if closing is not None:
+                # What it was doing should have come to its end, one way or the other, before anybody is told of it.
+                await finish(_done(closing))
 
-    def put_back(self, connection: DriverConnection) -> None:
+    def put_back(self, connection: DriverConnection) -> asyncio.Task[None] | None:
         # A fork, or another event loop, may have made it somebody else's.
         if connection not in self._all or connection.is_foreign:
-            return
+            return None
         now = monotonic()
         if connection.lost or connection.in_transaction or self._closed or now - connection.opened_at >= self._recycle:
-            self._discard(connection)
-            return
+            return self._discard(connection)
         connection.used_at = now
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(connection)
-                return
+                return None
         self._idle.append(connection)
+        return None
 
     def discard_idle(self) -> None:
         for connection in self._idle[:]:
-            self._discard(connection)
+            _ = self._discard(connection)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -188,7 +191,7 @@ class Pool(Source):
             alive = not connection.lost if now - connection.used_at < _JUST_NOW else connection.is_alive()
             if alive and now - connection.opened_at < self._recycle:
                 return connection
-            self._discard(connection)
+            _ = self._discard(connection)
         return None
 
     async def _wait(self) -> DriverConnection | None:
@@ -203,6 +206,8 @@ class Pool(Source):
         try:
             async with asyncio.timeout(self._timeout):
                 return await waiter
+        except GeneratorExit:  # the event loop is gone, and this pool has forgotten it
+            raise
         except BaseException as error:
             # What came in the same moment goes to the next in line.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
@@ -210,7 +215,7 @@ class Pool(Source):
                     self._opening -= 1
                     self._let_open()
                 else:
-                    self.put_back(connection)
+                    _ = self.put_back(connection)
             waiter.cancel()
             if not isinstance(error, TimeoutError):
                 raise
@@ -227,12 +232,14 @@ class Pool(Source):
 
     def _keep(self, opening: asyncio.Task[DriverConnection]) -> None:
         if not opening.cancelled() and opening.exception() is None:
-            self.put_back(opening.result())
+            _ = self.put_back(opening.result())
 
     async def _open(self) -> DriverConnection:
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 connection = await self._connect()
+        except GeneratorExit:  # the event loop is gone, and this pool has forgotten it
+            raise
         except BaseException:
             self._opening -= 1
             self._let_open()
@@ -249,12 +256,13 @@ class Pool(Source):
                 self._opening += 1
                 waiter.set_result(None)
 
-    def _discard(self, connection: DriverConnection) -> None:
+    def _discard(self, connection: DriverConnection) -> asyncio.Task[None]:
         self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        _ = self._in_background(_close(connection))
+        closing = self._in_background(_close(connection))
         self._let_open()
+        return closing
 
     def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -265,6 +273,10 @@ class Pool(Source):
 
 def _closed() -> StoreClosedError:
     return StoreClosedError("this store is closed")
+
+
+async def _done(task: asyncio.Task[None]) -> None:
+    _ = await asyncio.wait([task])
 
 
 async def _close(connection: DriverConnection) -> None:
