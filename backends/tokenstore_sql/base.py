@@ -418,7 +418,7 @@ class SQLBackend(SQLOperations):
                 entries += take()
             async with self._bounded([key for key, _ in entries]):
                 await rows.put(entries)
-                await finish(rows.connection.commit())
+                await _commit(rows)
 
     def _restated(self, error: Exception, key: TokenKey) -> Exception:
         """What one caller gets of an error that is about several rows, or about the table."""
@@ -455,7 +455,7 @@ class SQLBackend(SQLOperations):
                 async with self._bounded(keys) if write else self._answered(keys):
                     result = await operation(rows)
                     if write:
-                        await finish(rows.connection.commit())
+                        await _commit(rows)
                     return result
 
         return await self._retried(lambda: self._mapped(keys, run))
@@ -592,7 +592,7 @@ class SQLTransaction:
     async def _commit(self) -> None:
         async def commit(rows: Rows) -> None:
             async with self._backend._answered([]):
-                await finish(rows.connection.commit())
+                await _commit(rows)
 
         if (rows := self._rows) is not None:
             await self._backend._mapped([], lambda: commit(rows))
@@ -609,6 +609,12 @@ def _weight(entry: Entry) -> int:
     tokens = entry[1]
     size = sum(map(len, filter(None, (tokens.access_token, tokens.refresh_token, tokens.extra))))
     return 1 + size // _ROW_BYTES
+
+
+async def _commit(rows: Rows) -> None:
+    # A statement on its own leaves nothing to commit, and the task that `finish` makes would cost as much as sealing.
+    if rows.connection.in_transaction:
+        await finish(rows.connection.commit())
 
 
 @asynccontextmanager

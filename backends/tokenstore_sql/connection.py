@@ -115,6 +115,11 @@ class Connection(ABC):
     def lost(self) -> bool:
         """Whether it is finished: closed, broken, or cut off in the middle of a statement."""
 
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether there is, or may be, something to commit or to roll back."""
+
     @abstractmethod
     async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
         """Run one statement."""
@@ -171,6 +176,10 @@ class AlchemyConnection(Connection):
     @property
     def lost(self) -> bool:
         return self.alchemy.invalidated
+
+    @property
+    def in_transaction(self) -> bool:
+        return True  # SQLAlchemy begins by itself
 
     async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
         try:
@@ -300,7 +309,6 @@ class DriverConnection(Connection):
 
     @property
     def in_transaction(self) -> bool:
-        """Whether there is something to commit or to roll back."""
         return self._in_transaction
 
     @property
