@@ -51,7 +51,7 @@ class Fault:
 
     Attributes:
         name: What is wrong.
-        kinds: What the property tests may call the violation.
+        kinds: What the property tests call the violations that it leads to.
         marks: The markers of the rows that it is tried on.
         breaks: From a backend's class to the broken one.
     """
@@ -94,8 +94,8 @@ def fault_named(name: str, mark: str) -> Fault:
     return fault
 
 
-async def _network() -> None:
-    for _ in range(100):
+async def _network(turns: int = 100) -> None:
+    for _ in range(turns):
         await asyncio.sleep(0)
 
 
@@ -113,7 +113,7 @@ class _DeferredDialect(AnySQLiteDialect):
 @_fault("no BEGIN", *_LOST, on=("sqlite",))
 class _NoBeginDialect(AnySQLiteDialect):
     async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
-        return await action()
+        return await self._until_not_busy(action)
 
 
 class _Unlocked:
@@ -224,7 +224,7 @@ class _JoinsWhatWasSent(AnySQLBackend):
 
     async def _slow(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
         found = await super().get(keys)
-        await _network()
+        await _network(1000)  # longer than another's write, which waits for the disk
         return found
 
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -459,7 +459,12 @@ class _Enough(BaseException):
 
 
 def search(
-    run: Callable[[Program], None], strategy: st.SearchStrategy[Program], *, examples: int, shrinks: int = 0
+    run: Callable[[Program], None],
+    strategy: st.SearchStrategy[Program],
+    *,
+    examples: int,
+    shrinks: int = 0,
+    kinds: Container[str] | None = None,
 ) -> Finding | None:
     """Run generated programs until one fails, and then smaller ones.
 
@@ -471,6 +476,7 @@ def search(
         strategy: Where programs come from.
         examples: How many programs to try.
         shrinks: How many more to try once one has failed; 0: none, and the same programs every time.
+        kinds: Which violations to look for; others are passed over. None: all.
     """
     found: Finding | None = None
     tried = 0
@@ -493,6 +499,8 @@ def search(
         try:
             run(program)
         except (NotLinearizable, Unexpected) as violation:
+            if kinds is not None and violation.kind not in kinds:
+                return
             first = tried if found is None else found.examples
             if found is None or _size(program) <= _size(found.program):
                 found = Finding(violation, program, first)
