@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Hashable
-from weakref import WeakValueDictionary
 
 __all__ = ["KeyedLocks"]
 
@@ -13,19 +13,37 @@ class KeyedLocks:
     """One fair lock for each key in use; a key that nobody holds or awaits costs nothing."""
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        # Whoever waits for a key that somebody holds, the longest first.
+        self._held: dict[Hashable, deque[asyncio.Future[None]]] = {}
 
-    async def acquire(self, key: Hashable, timeout: float) -> asyncio.Lock:
-        """Wait for the key's lock and take it; the caller keeps the returned lock and releases it.
+    async def acquire(self, key: Hashable, timeout: float) -> None:
+        """Wait for the key's lock and take it.
 
         Raises:
             TimeoutError: It was not free within ``timeout`` seconds.
         """
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-            await lock.acquire()  # nobody else knows it: there is no wait to limit
-            return lock
-        async with asyncio.timeout(timeout):
-            await lock.acquire()
-        return lock
+        waiting = self._held.get(key)
+        if waiting is None:
+            self._held[key] = deque()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(turn)
+        try:
+            async with asyncio.timeout(timeout):
+                await turn
+        except BaseException:
+            # What came in the same moment goes to the next in line.
+            if turn.done() and not turn.cancelled():
+                self.release(key)
+            turn.cancel()
+            raise
+
+    def release(self, key: Hashable) -> None:
+        """Give a key's lock to the next in line."""
+        waiting = self._held[key]
+        while waiting:
+            turn = waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del self._held[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -158,7 +157,7 @@ class MemoryBackend:
     async def _change(
         self, key: TokenKey, change: Callable[[Row[SealedTokens], int], Row[SealedTokens] | None]
     ) -> bool:
-        lock = await self._lock(key)
+        await self._lock(key)
         try:
             # Nothing is awaited from here on, so this is one atomic step; the clock is read after the wait.
             rows, now = self._open_rows(), self._now()
@@ -169,12 +168,12 @@ class MemoryBackend:
             rows[key] = stored.after(changed, now)
             return True
         finally:
-            lock.release()
+            self._locks.release(key)
 
-    async def _lock(self, key: TokenKey) -> asyncio.Lock:
+    async def _lock(self, key: TokenKey) -> None:
         self._open_rows()
         try:
-            return await self._locks.acquire(key, self.lock_timeout)
+            await self._locks.acquire(key, self.lock_timeout)
         except TimeoutError:
             raise LockTimeoutError(
                 f"the row of {key} stayed locked for {self.lock_timeout:g} s; repeat the call"
@@ -195,7 +194,7 @@ class MemoryTransaction:
     def __init__(self, backend: MemoryBackend) -> None:
         self._backend = backend
         self._writes: dict[TokenKey, _Stored | None] = {}
-        self._held: dict[TokenKey, asyncio.Lock] = {}
+        self._held: set[TokenKey] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -248,7 +247,7 @@ class MemoryTransaction:
 
     def release(self) -> None:
         while self._held:
-            self._held.popitem()[1].release()
+            self._backend._locks.release(self._held.pop())
 
     def _row(self, key: TokenKey) -> _Stored | None:
         return self._writes[key] if key in self._writes else self._backend._open_rows().get(key)
@@ -256,7 +255,8 @@ class MemoryTransaction:
     async def _hold(self, keys: Iterable[TokenKey]) -> None:
         for key in keys:
             if key not in self._held:
-                self._held[key] = await self._backend._lock(key)
+                await self._backend._lock(key)
+                self._held.add(key)
 
 
 def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | None:

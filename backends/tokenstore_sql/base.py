@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from copy import copy
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
@@ -222,7 +222,8 @@ class SQLBackend(SQLOperations):
         """Nothing that waits or is under way belongs to this process and event loop."""
         self._queue = KeyedLocks()
         width, most = self.dialect.statements_at_once, self.dialect.most_at_once
-        self._patience = Patience(_STUCK)
+        self._waits = Patience(_STUCK)
+        self._lock_waits = Patience(self.dialect.lock_timeout + _SERVER_GRACE)
         self._loads = Batches(self._load, alone=self._load_one, width=width, most=most, restate=self._restated)
         self._stores = Batches(
             self._store,
@@ -291,7 +292,7 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def create() -> None:
-            async with self._checkout(self._creating, transactional=True) as rows:
+            async with _Checkout(self, self._creating, transactional=True) as rows:
                 alchemy = cast(AlchemyConnection, rows.connection).alchemy
                 await self._create_table(alchemy)
                 await alchemy.commit()
@@ -303,7 +304,7 @@ class SQLBackend(SQLOperations):
         self._check_open()
 
         async def drop() -> None:
-            async with self._checkout(self._creating, transactional=False) as rows:
+            async with _Checkout(self, self._creating, transactional=False) as rows:
                 alchemy = cast(AlchemyConnection, rows.connection).alchemy
                 await alchemy.run_sync(self.table.drop, checkfirst=True)
                 await alchemy.commit()
@@ -336,10 +337,8 @@ class SQLBackend(SQLOperations):
         self._check_open()
         self._settle_in()
         [entry] = entries.items()
-        async with AsyncExitStack() as stack:
-            if self.dialect.locks_rows:
-                # Who waits for the row's lock must not keep those waiting who would go along.
-                await self._enqueue([entry[0]], stack)
+        # Who waits for the row's lock must not keep those waiting who would go along.
+        async with _Turn(self, [entry[0]] if self.dialect.locks_rows else ()):
             try:
                 await self._stores.ask(entry)
             except Alone:
@@ -348,17 +347,13 @@ class SQLBackend(SQLOperations):
     async def _load_one(self, key: TokenKey) -> SealedRecord | None:
         """Read one row for one caller: what most calls are, so there is no layer that it can do without."""
         if (connection := self._source.take()) is not None:
-            waiting = self._patience.begin()
             try:
-                rows, _ = await connection.run(self.statements.get, {"p": key.provider, "u": key.user_id})
+                with self._waits.wait(TimeoutError):
+                    rows, _ = await connection.run(self.statements.get, {"p": key.provider, "u": key.user_id})
                 return record_of(rows)
             except Exception:  # noqa: BLE001, S110 - it is sent again, where errors are told apart
                 pass
-            except asyncio.CancelledError:
-                if not self._patience.ended(waiting):
-                    raise
             finally:
-                self._patience.end(waiting)
                 _ = self._source.put_back(connection)
             if connection.lost:
                 self._source.discard_idle()
@@ -376,7 +371,7 @@ class SQLBackend(SQLOperations):
             connection = await self._source.acquire(transactional=False, write=False)
             try:
                 keys = keys or take()
-                async with self._answered(keys):
+                with self._answered(keys):
                     return await Rows(connection, self.statements, self.dialect, transactional=False).get(keys)
             finally:
                 await self._source.release(connection)
@@ -410,13 +405,13 @@ class SQLBackend(SQLOperations):
         return [None] * len(entries)
 
     async def _store_entries(self, entries: list[Entry], take: Take[Entry] | None = None) -> None:
-        async with AsyncExitStack() as stack:
-            if not self.dialect.locks_rows:
-                await self._enqueue([key for key, _ in entries], stack)
-            rows = await stack.enter_async_context(self._checkout(self._source, transactional=False))
+        async with (
+            _Turn(self, () if self.dialect.locks_rows else [key for key, _ in entries]),
+            _Checkout(self, self._source, transactional=False) as rows,
+        ):
             if take is not None and not entries:
                 entries += take()
-            async with self._bounded([key for key, _ in entries]):
+            with self._bounded([key for key, _ in entries]):
                 await rows.put(entries)
                 await _commit(rows)
 
@@ -445,14 +440,13 @@ class SQLBackend(SQLOperations):
         self._settle_in()
 
         async def run() -> T:
-            async with AsyncExitStack() as stack:
-                if write:
-                    await self._enqueue(keys, stack)
-                # To write more than one row may take more than one statement, which must hold or fail together.
-                transactional = write and len(keys) > 1
-                checkout = self._checkout(self._source, transactional=transactional, write=write)
-                rows = await stack.enter_async_context(checkout)
-                async with self._bounded(keys) if write else self._answered(keys):
+            # To write more than one row may take more than one statement, which must hold or fail together.
+            transactional = write and len(keys) > 1
+            async with (
+                _Turn(self, keys if write else ()),
+                _Checkout(self, self._source, transactional=transactional, write=write) as rows,
+            ):
+                with self._bounded(keys) if write else self._answered(keys):
                     result = await operation(rows)
                     if write:
                         await _commit(rows)
@@ -460,42 +454,19 @@ class SQLBackend(SQLOperations):
 
         return await self._retried(lambda: self._mapped(keys, run))
 
-    @asynccontextmanager
-    async def _checkout(self, source: Source, *, transactional: bool, write: bool = True) -> AsyncIterator[Rows]:
-        """A connection: for one statement on its own, or at the isolation level of a transaction that takes locks."""
-        connection = await source.acquire(transactional=transactional, write=write)
-        try:
-            yield Rows(connection, self.statements, self.dialect, transactional=transactional)
-        finally:
-            await source.release(connection)
-
-    async def _enqueue(self, keys: Sequence[TokenKey], stack: AsyncExitStack) -> None:
-        """Wait in this process before taking a connection, so that waiters do not use up the pool."""
-        for queue_key in self.dialect.queue_keys(keys):
-            try:
-                lock = await self._queue.acquire(queue_key, self.dialect.lock_timeout)
-            except TimeoutError:
-                raise LockTimeoutError(
-                    f"{self._about(keys)}: the lock was not free within {self.dialect.lock_timeout:g} s: "
-                    "a task of this process holds it"
-                ) from None
-            stack.callback(lock.release)
-
-    def _bounded(self, keys: Sequence[TokenKey]) -> AbstractAsyncContextManager[None]:
+    def _bounded(self, keys: Sequence[TokenKey]) -> AbstractContextManager[None]:
         """The last resort where a server does not end a wait for a lock by itself."""
-        limit = self.dialect.lock_timeout + _SERVER_GRACE
-        return _within(
-            limit,
-            LockTimeoutError(
-                f"{self._about(keys)}: the statement had no answer within {limit:g} s; a lock is held, or the server "
-                "is stuck"
-            ),
+        return self._lock_waits.wait(
+            lambda: LockTimeoutError(
+                f"{self._about(keys)}: the statement had no answer within {self._lock_waits.limit:g} s; "
+                "a lock is held, or the server is stuck"
+            )
         )
 
-    def _answered(self, keys: Sequence[TokenKey]) -> AbstractAsyncContextManager[None]:
+    def _answered(self, keys: Sequence[TokenKey]) -> AbstractContextManager[None]:
         """A connection that is dead without a word must not keep its caller for ever."""
-        return _within(
-            _STUCK, BackendUnavailableError(f"{self._about(keys)}: no answer of the database within {_STUCK:g} s")
+        return self._waits.wait(
+            lambda: BackendUnavailableError(f"{self._about(keys)}: no answer of the database within {_STUCK:g} s")
         )
 
     async def _mapped(self, keys: Sequence[TokenKey], operation: Callable[[], Awaitable[T]]) -> T:
@@ -533,6 +504,58 @@ class SQLBackend(SQLOperations):
             self._source.forget()
             self._begin_anew()
         self._home = here
+
+
+class _Turn:
+    """Waits in this process before there is a connection, so that those who wait for locks do not use up the pool."""
+
+    def __init__(self, backend: SQLBackend, keys: Sequence[TokenKey]) -> None:
+        self._backend = backend
+        self._keys = keys
+        self._queue = backend._queue
+        self._held: list[Hashable] = []
+
+    async def __aenter__(self) -> None:
+        dialect = self._backend.dialect
+        try:
+            for key in dialect.queue_keys(self._keys):
+                await self._queue.acquire(key, dialect.lock_timeout)
+                self._held.append(key)
+        except BaseException as error:
+            self._release()
+            if not isinstance(error, TimeoutError):
+                raise
+        else:
+            return
+        raise LockTimeoutError(
+            f"{self._backend._about(self._keys)}: the lock was not free within {dialect.lock_timeout:g} s: "
+            "a task of this process holds it"
+        )
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            self._queue.release(self._held.pop())
+
+
+class _Checkout:
+    """A connection: for one statement on its own, or at the isolation level of a transaction that takes locks."""
+
+    def __init__(self, backend: SQLBackend, source: Source, *, transactional: bool, write: bool = True) -> None:
+        self._backend = backend
+        self._source = source
+        self._transactional = transactional
+        self._write = write
+
+    async def __aenter__(self) -> Rows:
+        backend = self._backend
+        self._connection = await self._source.acquire(transactional=self._transactional, write=self._write)
+        return Rows(self._connection, backend.statements, backend.dialect, transactional=self._transactional)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._source.release(self._connection)
 
 
 class SQLTransaction:
@@ -579,11 +602,11 @@ class SQLTransaction:
             if write and not self._queued:
                 # For the first lock alone: who waits here with a lock in hand escapes the server's dead-lock detector.
                 self._queued = True
-                await backend._enqueue(sorted(keys)[:1], self._stack)
+                await self._stack.enter_async_context(_Turn(backend, sorted(keys)[:1]))
             if self._rows is None:
-                checkout = backend._checkout(backend._source, transactional=True)
+                checkout = _Checkout(backend, backend._source, transactional=True)
                 self._rows = await self._stack.enter_async_context(checkout)
-            async with backend._bounded(keys) if write else backend._answered(keys):
+            with backend._bounded(keys) if write else backend._answered(keys):
                 return await operation(self._rows)
 
         async with self._turn:  # a connection serves one statement at a time, whatever the tasks in the block do
@@ -591,7 +614,7 @@ class SQLTransaction:
 
     async def _commit(self) -> None:
         async def commit(rows: Rows) -> None:
-            async with self._backend._answered([]):
+            with self._backend._answered([]):
                 await _commit(rows)
 
         if (rows := self._rows) is not None:
@@ -615,18 +638,6 @@ async def _commit(rows: Rows) -> None:
     # A statement on its own leaves nothing to commit, and the task that `finish` makes would cost as much as sealing.
     if rows.connection.in_transaction:
         await finish(rows.connection.commit())
-
-
-@asynccontextmanager
-async def _within(seconds: float, failure: BackendError) -> AsyncIterator[None]:
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            yield
-    except TimeoutError:
-        if scope.expired():
-            raise failure from None
-        raise
 
 
 def backend_for_engine(engine: object, options: Mapping[str, object]) -> SQLBackend:

@@ -1,56 +1,79 @@
-"""An end to waiting for a connection that is dead without a word."""
+"""An end to waiting for a database that does not answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from types import TracebackType
 
 __all__ = ["Patience"]
 
-Task = asyncio.Task[Any]
-
 
 class Patience:
-    """Cancels tasks that have waited for too long.
+    """Bounds waits, as ``asyncio.timeout`` does, with one timer for all of them: that for the one that began first.
 
-    As ``asyncio.timeout`` does, but with one timer for all tasks: it looks now and then, so the limit may be exceeded
-    by a quarter. A timer for each would cost as much as opening the record that they wait for.
+    A timer for each would cost more than opening the record that is waited for.
 
     Args:
-        limit: In seconds.
+        limit: The longest wait, in seconds.
     """
 
     def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._since: dict[Task, float] = {}
-        self._ended: set[Task] = set()
+        self.limit = limit
+        # All have the same limit, so the first to begin is the first to end.
+        self.waits: dict[_Wait, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> Task:
-        """The current task waits from now on."""
-        task: Task | None = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this is called in coroutines alone
-        self._since[task] = monotonic()
+    def wait(self, failure: Callable[[], Exception]) -> _Wait:
+        """A context manager around a wait, which raises what ``failure`` gives in place of going on too long."""
+        return _Wait(self, failure)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that waits end."""
         if self._timer is None:
-            self._timer = task.get_loop().call_later(self._limit / 4, self._look)
-        return task
+            self._timer = loop.call_later(self.limit, self._end_overdue, loop)
 
-    def ended(self, task: Task) -> bool:
-        """Whether it is from here that the task was cancelled, and from nowhere else."""
-        return task in self._ended and task.uncancel() == 0
-
-    def end(self, task: Task) -> None:
-        """The task has its answer, or none."""
-        del self._since[task]
-        self._ended.discard(task)
-
-    def _look(self) -> None:
+    def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        for task, since in self._since.items():
-            loop = task.get_loop()
-            if task not in self._ended and monotonic() - since > self._limit:
-                self._ended.add(task)
-                task.cancel()
-            if self._timer is None:
-                self._timer = loop.call_later(self._limit / 4, self._look)
+        now = monotonic()
+        for wait in self.waits:
+            if wait.until > now:
+                self._timer = loop.call_later(wait.until - now, self._end_overdue, loop)
+                break
+            wait.end()
+
+
+class _Wait:
+    """One wait of one task."""
+
+    __slots__ = ("_cancellations", "_ended", "_failure", "_patience", "_task", "until")
+
+    def __init__(self, patience: Patience, failure: Callable[[], Exception]) -> None:
+        self._patience = patience
+        self._failure = failure
+        self._ended = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("this is no task")
+        self._task = task
+        self._cancellations = task.cancelling()
+        self.until = monotonic() + self._patience.limit
+        self._patience.waits[self] = None
+        self._patience.watch(task.get_loop())
+
+    def end(self) -> None:
+        """It has lasted too long."""
+        if not self._ended:
+            self._ended = True
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._patience.waits[self]
+        # As asyncio.timeout tells its own cancellation from somebody else's.
+        if self._ended and self._task.uncancel() <= self._cancellations and kind is asyncio.CancelledError:
+            raise self._failure() from None

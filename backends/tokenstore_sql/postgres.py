@@ -76,7 +76,8 @@ class PostgresDialect(Dialect):
 
     def now(self) -> ColumnElement[int]:
         # now() is the transaction's start; it stands still while a statement waits.
-        return cast(func.date_part("epoch", func.clock_timestamp()) * literal_column("1000000"), BigInteger)
+        seconds: ColumnElement[float] = func.date_part(literal_column("'epoch'"), func.clock_timestamp())
+        return cast(seconds * literal_column("1000000"), BigInteger)
 
     def insert(self, table: Table) -> Insert:
         return insert(table)

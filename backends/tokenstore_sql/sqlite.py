@@ -131,7 +131,7 @@ class SQLiteDialect(Dialect):
         return not await _in_transaction(connection)
 
     def queue_keys(self, keys: Sequence[TokenKey]) -> Sequence[Hashable]:
-        return [None]  # whichever rows they are, the lock is the database's
+        return [None] if keys else []  # whichever rows they are, the lock is the database's
 
     async def execute(
         self, connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
