@@ -6,7 +6,7 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from copy import copy
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
@@ -81,6 +81,9 @@ _SERVER_GRACE: Final = 1.0
 _ATTEMPTS: Final = 10
 # How long a connection may stay silent where no lock is waited for.
 _STUCK: Final = 30.0
+# What a write locks where there are no locks on rows, and what waits for nobody.
+_WHOLE_DATABASE: Final = None
+_NO_LOCK: Final = nullcontext()
 # How many sealed bytes weigh as much as another row where rows go together: servers bound a statement's size.
 _ROW_BYTES: Final = 16 * 1024
 
@@ -338,7 +341,7 @@ class SQLBackend(SQLOperations):
         self._settle_in()
         [entry] = entries.items()
         # Who waits for the row's lock must not keep those waiting who would go along.
-        async with _Turn(self, [entry[0]] if self.dialect.locks_rows else ()):
+        async with self._turn([entry[0]]) if self.dialect.locks_rows else _NO_LOCK:
             try:
                 await self._stores.ask(entry)
             except Alone:
@@ -406,7 +409,7 @@ class SQLBackend(SQLOperations):
 
     async def _store_entries(self, entries: list[Entry], take: Take[Entry] | None = None) -> None:
         async with (
-            _Turn(self, () if self.dialect.locks_rows else [key for key, _ in entries]),
+            _NO_LOCK if self.dialect.locks_rows else self._turn([key for key, _ in entries]),
             _Checkout(self, self._source, transactional=False) as rows,
         ):
             if take is not None and not entries:
@@ -443,7 +446,7 @@ class SQLBackend(SQLOperations):
             # To write more than one row may take more than one statement, which must hold or fail together.
             transactional = write and len(keys) > 1
             async with (
-                _Turn(self, keys if write else ()),
+                self._turn(keys) if write else _NO_LOCK,
                 _Checkout(self, self._source, transactional=transactional, write=write) as rows,
             ):
                 with self._bounded(keys) if write else self._answered(keys):
@@ -453,6 +456,10 @@ class SQLBackend(SQLOperations):
                     return result
 
         return await self._retried(lambda: self._mapped(keys, run))
+
+    def _turn(self, keys: Sequence[TokenKey]) -> _Turn:
+        """This process's line for the locks that a write of these rows takes, in an order that is always the same."""
+        return _Turn(self, sorted(set(keys)) if self.dialect.locks_rows else [_WHOLE_DATABASE], keys)
 
     def _bounded(self, keys: Sequence[TokenKey]) -> AbstractContextManager[None]:
         """The last resort where a server does not end a wait for a lock by itself."""
@@ -509,18 +516,19 @@ class SQLBackend(SQLOperations):
 class _Turn:
     """Waits in this process before there is a connection, so that those who wait for locks do not use up the pool."""
 
-    def __init__(self, backend: SQLBackend, keys: Sequence[TokenKey]) -> None:
+    def __init__(self, backend: SQLBackend, locks: Sequence[Hashable], keys: Sequence[TokenKey]) -> None:
         self._backend = backend
+        self._locks = locks
         self._keys = keys
         self._queue = backend._queue
         self._held: list[Hashable] = []
 
     async def __aenter__(self) -> None:
-        dialect = self._backend.dialect
+        patience = self._backend.lock_timeout
         try:
-            for key in dialect.queue_keys(self._keys):
-                await self._queue.acquire(key, dialect.lock_timeout)
-                self._held.append(key)
+            for lock in self._locks:
+                await self._queue.acquire(lock, patience)
+                self._held.append(lock)
         except BaseException as error:
             self._release()
             if not isinstance(error, TimeoutError):
@@ -528,7 +536,7 @@ class _Turn:
         else:
             return
         raise LockTimeoutError(
-            f"{self._backend._about(self._keys)}: the lock was not free within {dialect.lock_timeout:g} s: "
+            f"{self._backend._about(self._keys)}: the lock was not free within {patience:g} s: "
             "a task of this process holds it"
         )
 
@@ -602,7 +610,7 @@ class SQLTransaction:
             if write and not self._queued:
                 # For the first lock alone: who waits here with a lock in hand escapes the server's dead-lock detector.
                 self._queued = True
-                await self._stack.enter_async_context(_Turn(backend, sorted(keys)[:1]))
+                await self._stack.enter_async_context(backend._turn(sorted(keys)[:1]))
             if self._rows is None:
                 checkout = _Checkout(backend, backend._source, transactional=True)
                 self._rows = await self._stack.enter_async_context(checkout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from itertools import chain
@@ -25,7 +25,6 @@ from tokenstore.errors import (
     LockTimeoutError,
     TableMissingError,
 )
-from tokenstore.records import TokenKey
 from tokenstore_sql.pace import jittered
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Dialect(ABC):
     # Several rows in one statement
 
     locks_rows: ClassVar[bool] = True
-    """Whether who writes a row waits for those alone who hold that row."""
+    """Whether who writes a row waits for those alone who hold that row; else the lock is the whole database's."""
 
     statements_at_once: ClassVar[int] = 2
     """How many statements for reading, or for writing, keep the database busy: what else there is goes together."""
@@ -155,10 +154,6 @@ class Dialect(ABC):
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """Around the creation of the table: one process at a time."""
         yield
-
-    def queue_keys(self, keys: Sequence[TokenKey]) -> Sequence[Hashable]:
-        """What tasks of one process queue for before they take a connection to wait for locks: the rows, in order."""
-        return sorted(set(keys))
 
     async def holds_locks(self, connection: AsyncConnection) -> bool:
         """Whether a lock outlives its statement on this connection: not in the driver's autocommit mode."""

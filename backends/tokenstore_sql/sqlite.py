@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,6 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.options import OptionParser
-from tokenstore.records import TokenKey
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import AlchemyConnection, Compiler, Connector, DriverConnection, Result
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
@@ -129,9 +128,6 @@ class SQLiteDialect(Dialect):
     async def may_look(self, connection: AsyncConnection) -> bool:
         # A read that begins a snapshot makes a later lock fail, if somebody writes in between.
         return not await _in_transaction(connection)
-
-    def queue_keys(self, keys: Sequence[TokenKey]) -> Sequence[Hashable]:
-        return [None] if keys else []  # whichever rows they are, the lock is the database's
 
     async def execute(
         self, connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
