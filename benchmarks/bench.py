@@ -97,8 +97,6 @@ class Bench:
         if self.database.one_process:
             await self._ours.store.setup()
             await _put(self._ours, rows)
-        gc.collect()
-        gc.freeze()
         return entrants
 
     async def fill(self, *, first: bool) -> None:
@@ -106,6 +104,9 @@ class Bench:
         for contender in self._contenders.values():
             if first or contender.kind in ("floor", "reference"):
                 await contender.fill(self._rows)
+        # What stays to the end need not be looked through before each turn.
+        gc.collect()
+        gc.freeze()
 
     async def server(self) -> dict[str, str]:
         """The server's version, and its settings that decide what a commit costs."""

@@ -42,16 +42,16 @@ class Core(Floor):
     label: ClassVar[str] = "SQLAlchemy Core, autocommit"
 
     async def open(self) -> None:
-        """Make the engine."""
+        """Make the engine, and the statements."""
         self._engine = self.arena.database.engine(self.arena.pool_size, isolation_level="AUTOCOMMIT")
+        table = token_table(MetaData(), self.arena.table)
+        this_row = (table.c.provider == bindparam("p"), table.c.user_id == bindparam("u"))
+        self._query: Any = select(*table.columns).where(*this_row)
+        self._upsert = _upsert(table, self.arena.database.dialect)
 
     def operations(self, caller: int) -> Operations:
         """Load and store; a transaction is not what autocommit is for."""
-        engine, values = self._engine, self.values
-        table = token_table(MetaData(), self.arena.table)
-        this_row = (table.c.provider == bindparam("p"), table.c.user_id == bindparam("u"))
-        query: Any = select(*table.columns).where(*this_row)
-        upsert = _upsert(table, self.arena.database.dialect)
+        engine, values, query, upsert = self._engine, self.values, self._query, self._upsert
 
         async def load(provider: str, user_id: str) -> object:
             async with engine.connect() as connection:
