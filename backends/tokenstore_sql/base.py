@@ -260,7 +260,7 @@ class SQLBackend(SQLOperations):
 
         def pool(dialect: Dialect) -> Pool:
             return Pool(
-                cls._connector(engine, dialect),
+                cls._connector(engine, dialect, values),
                 size=values["pool_size"],
                 timeout=values["pool_timeout"],
                 recycle=values["pool_recycle"],
@@ -275,7 +275,7 @@ class SQLBackend(SQLOperations):
 
     @classmethod
     @abstractmethod
-    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
         """What opens the driver connections of a store that owns them."""
 
     @staticmethod

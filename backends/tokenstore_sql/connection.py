@@ -125,7 +125,7 @@ class Connection(ABC):
         """Run one statement."""
 
     async def run_each(self, statement: Executable, parameters: Sequence[Parameters]) -> list[Result]:
-        """Run a statement several times; one that writes does so for all or for none."""
+        """Run a statement that writes, several times; it does so for all or for none."""
         return [await self.run(statement, each) for each in parameters]
 
     @abstractmethod

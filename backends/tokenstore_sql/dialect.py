@@ -78,9 +78,8 @@ class Dialect(ABC):
     most_at_once: ClassVar[int]
     """How many rows one statement reads or writes at most."""
 
-    def padded(self, count: int) -> int:
-        """For how many rows to compile a query that reads so many: some are named twice, so that there are few."""
-        return 1 << (count - 1).bit_length()
+    any_number: ClassVar[bool] = False
+    """Whether one statement serves any number of rows; else there is one for each number."""
 
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
         """Restrict a query to rows that are named by parameters."""

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Select,
     Table,
     Update,
-    and_,
     bindparam,
     cast,
     column,
@@ -22,6 +21,7 @@ from sqlalchemy import (
     literal_column,
     select,
     table,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -85,17 +85,18 @@ class PostgresDialect(Dialect):
     def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
         return on_conflict_replace(insert, replaced, also)
 
-    # One array for each column: one statement, and one plan, for any number of rows.
-
+    # An array for each column: one statement, and one plan.
+    any_number = True
     most_at_once = 500
 
-    def padded(self, count: int) -> int:
-        return count
-
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        # A lookup for each, kept as such by the OFFSET: a join of the two reads all of a small table, or of one without
+        # statistics.
         c = table.c
         wanted = _unnested({"p": c.provider, "u": c.user_id})
-        return query.join_from(wanted, table, and_(c.provider == wanted.c.p, c.user_id == wanted.c.u))
+        one = query.where(c.provider == wanted.c.p, c.user_id == wanted.c.u).offset(literal_column("0"))
+        found = one.lateral("found")
+        return select(*found.c).select_from(wanted.join(found, true()))
 
     def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Insert:
         rows = _unnested({name: table.c[column] for name, column in columns.items()})
@@ -204,8 +205,12 @@ class PostgresBackend(SQLBackend):
         return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
 
     @classmethod
-    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
-        connection_class = {"asyncpg": _AsyncpgConnection, "psycopg": _PsycopgConnection}[engine.driver]
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
+        prepares = options.get("prepared_statements", True)
+        connection_class = {
+            "asyncpg": _PreparingAsyncpgConnection if prepares else _AsyncpgConnection,
+            "psycopg": _PsycopgConnection,
+        }[engine.driver]
         return through_engine(engine, dialect, connection_class)
 
 
@@ -240,12 +245,36 @@ class _AsyncpgConnection(_PostgresConnection):
         if returns_rows:
             rows = await self.driver.fetch(sql, *arguments)
             return Result(rows, len(rows))
-        status = await self.driver.execute(sql, *arguments)  # "UPDATE 1", "INSERT 0 1", "BEGIN"
-        last = status.rpartition(" ")[2]
-        return Result((), int(last) if last.isdigit() else 0)
+        return Result((), _changed(await self.driver.execute(sql, *arguments)))
 
     async def close(self) -> None:
         await self.driver.close()
+
+
+class _PreparingAsyncpgConnection(_AsyncpgConnection):
+    """Has its prepared statements at hand: the driver would look up each text anew, which takes a tenth of a load."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._prepared: dict[str, Any] = {}
+
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
+        if not arguments:
+            return await super().send(sql, arguments, returns_rows)
+        try:
+            if (statement := self._prepared.get(sql)) is None:
+                statement = self._prepared[sql] = await self.driver.prepare(sql)
+            rows = await statement.fetch(*arguments)
+        except Exception:
+            self._prepared.clear()  # another process's DDL may have made it void
+            raise
+        return Result(rows, len(rows) if returns_rows else _changed(statement.get_statusmsg()))
+
+
+def _changed(status: str) -> int:
+    """How many rows: "UPDATE 1", "INSERT 0 1", "BEGIN"."""
+    last = status.rpartition(" ")[2]
+    return int(last) if last.isdigit() else 0
 
 
 class _PsycopgConnection(_PostgresConnection):

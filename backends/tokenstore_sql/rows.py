@@ -45,18 +45,12 @@ class Rows:
         if len(keys) == 1:
             rows, _ = await self.connection.run(self.statements.get, _where(keys[0]))
             return [record_of(rows)]
-        found = {row.key: row for row in map(_record, await self._several(list(dict.fromkeys(keys))))}
+        found: dict[TokenKey, SealedRecord] = {}
+        for several in _chunks(list(dict.fromkeys(keys)), self.dialect.most_at_once):
+            rows, _ = await self.connection.run(*self.statements.get_many(several))
+            for row in map(_record, rows):
+                found[row.key] = row
         return [found.get(key) for key in keys]
-
-    async def _several(self, wanted: Sequence[TokenKey]) -> list[Sequence[Any]]:
-        if self.connection.each_is_one_trip:
-            results = await self.connection.run_each(self.statements.get, [_where(key) for key in wanted])
-        else:
-            results = [
-                await self.connection.run(*self.statements.get_many(several))
-                for several in _chunks(wanted, self.dialect.most_at_once)
-            ]
-        return [row for rows, _ in results for row in rows]
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         rows, _ = await self._patiently(self.statements.lock, _where(key))

@@ -247,7 +247,7 @@ class SQLiteBackend(SQLBackend):
         )
 
     @classmethod
-    def _connector(cls, engine: AsyncEngine, dialect: Dialect) -> Connector:
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
         compiler = Compiler(engine.dialect)
         path = Path(engine.url.database or "")
 
@@ -290,9 +290,8 @@ class _SQLiteConnection(DriverConnection):
     async def run_each(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> list[Result]:
         compiled = self._compiler(statement)
         each = [compiled.arguments(one) for one in parameters]
-        carry_out = _execute_each if compiled.returns_rows else _write_each
         try:
-            return await self.driver.do(partial(carry_out, compiled.sql, each))
+            return await self.driver.do(partial(_write_each, compiled.sql, each))
         except BaseException as error:
             self._unanswered = True
             self._judge(error)

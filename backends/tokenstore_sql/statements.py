@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -132,19 +132,28 @@ class Statements:
 
     def get_many(self, keys: Sequence[TokenKey]) -> tuple[Executable, Mapping[str, Any]]:
         """The query for several rows, which come in no order, with its parameters."""
-        size = self._dialect.padded(len(keys))
-        if (query := self._of_size.get(("get", size))) is None:
-            query = self._of_size["get", size] = self._dialect.among(self._record, self.table, size)
-        return query, self._dialect.together(("p", "u"), [*keys, *[keys[-1]] * (size - len(keys))])
+        if not self._dialect.any_number:  # some are named twice, so that there are few queries
+            keys = [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
+        query = self._of("get", len(keys), lambda size: self._dialect.among(self._record, self.table, size))
+        return query, self._dialect.together(("p", "u"), keys)
 
     def put_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
         """The upsert of several rows, with its parameters; ``rows`` are those of ``put``."""
-        size = len(rows)
-        if (statement := self._of_size.get(("put", size))) is None:
+
+        def upsert(size: int) -> Executable:
             inserted = self._dialect.insert_many(self.table, _PUT, self.as_of.element, size)
-            statement = self._dialect.or_replace(inserted, replaced=self._replaced, also=self._also)
-            self._of_size["put", size] = statement
+            made: Executable = self._dialect.or_replace(inserted, replaced=self._replaced, also=self._also)
+            return made
+
+        statement = self._of("put", len(rows), upsert)
         return statement, self._dialect.together(tuple(_PUT), [[row[name] for name in _PUT] for row in rows])
+
+    def _of(self, what: str, size: int, build: Callable[[int], Executable]) -> Executable:
+        """The statement for that many rows, which is the same object each time."""
+        place = (what, 0 if self._dialect.any_number else size)
+        if (statement := self._of_size.get(place)) is None:
+            statement = self._of_size[place] = build(size)
+        return statement
 
     @cache  # noqa: B019 - eight at most, and they live as long as the store
     def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
