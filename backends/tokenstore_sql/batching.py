@@ -18,6 +18,8 @@ Take = Callable[[], Sequence[Q]]
 
 # What is on its way for longer than this no longer keeps others waiting, in seconds.
 _OVERDUE: Final = 0.010
+# So many go together although there could be another statement.
+_WORTH_ONE: Final = 4
 
 
 class Alone(Exception):  # noqa: N818 - a signal, not an error
@@ -28,10 +30,10 @@ class Batches(Generic[Q, A]):
     """One kind of request.
 
     A request that finds nobody waiting, and fewer than ``width`` statements on their way, goes at once, by itself, in
-    its caller's task. Others wait until one of those has its answer, or is overdue; then all of them go together.
-    Where the last ones went together, the next waits for one turn of the event loop, which takes no time, as others are
-    likely to come in that turn. A request joins only what has not been sent yet, so that its answer is never older than
-    itself.
+    its caller's task. Others wait until one of those has its answer, or is overdue; then they go together, in as many
+    statements as there may be on their way. Where the last ones went together, the next waits for one turn of the event
+    loop, which takes no time, as others are likely to come in that turn. A request joins only what has not been sent
+    yet, so that its answer is never older than itself.
 
     Args:
         alone: A shorter way for a request that goes by itself.
@@ -124,7 +126,9 @@ class Batches(Generic[Q, A]):
         def take() -> Sequence[Q]:
             nonlocal preparing
             preparing = self._preparing = False
-            room = self._most
+            # What could go beside this one is left a part, so that the database and this process work at the same time.
+            statements = max(self._width - self._sent, 0) + 1
+            room = min(self._most, max(-(-len(self._waiting) // statements), _WORTH_ONE))
             while self._waiting and room > 0:
                 request, future = self._waiting.popleft()
                 if not future.done():  # else its caller has been cancelled
