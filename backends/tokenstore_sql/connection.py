@@ -7,11 +7,12 @@ import select
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from operator import itemgetter
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
-from sqlalchemy import Engine, Executable, Select
+from sqlalchemy import ARRAY, Engine, Executable, LargeBinary, Select
 from sqlalchemy.engine.interfaces import Dialect as SQLAlchemyDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -221,21 +222,23 @@ class AlchemyConnection(Connection):
 class _Compiled:
     """A statement as one driver takes it."""
 
-    __slots__ = ("_constants", "_decoders", "_encoders", "_names", "_positional", "returns_rows", "sql")
+    __slots__ = ("_constants", "_decoders", "_encoders", "_in_order", "returns_rows", "sql")
 
     def __init__(self, statement: Executable, dialect: SQLAlchemyDialect) -> None:
         compiled = cast(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self.sql = str(compiled)
         self.returns_rows = isinstance(statement, Select)
-        self._positional = compiled.positiontup is not None
         names = compiled.positiontup if compiled.positiontup is not None else list(compiled.bind_names.values())
-        self._names = tuple(names)
+        self._in_order = None if compiled.positiontup is None else _in_order(names)
         self._constants: dict[str, Any] = {}
         self._encoders: list[tuple[str, Callable[[Any], Any]]] = []
-        for name in dict.fromkeys(self._names):
+        for name in dict.fromkeys(names):
             bind = compiled.binds[name]
             if not bind.required:
                 self._constants[name] = bind.value
+            # Drivers take bytes, and lists of what they take, as they are.
+            if isinstance(bind.type, LargeBinary | ARRAY):
+                continue
             if encode := bind.type.dialect_impl(dialect).bind_processor(dialect):
                 self._encoders.append((name, encode))
         self._decoders: list[tuple[int, Callable[[Any], Any]]] = []
@@ -249,18 +252,22 @@ class _Compiled:
             parameters = {**self._constants, **parameters}
             for name, encode in self._encoders:
                 parameters[name] = encode(parameters[name])
-        if self._positional:
-            return [parameters[name] for name in self._names]
-        return parameters
+        return parameters if self._in_order is None else self._in_order(parameters)
 
-    def decoded(self, rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
-        """Rows as SQLAlchemy would give them."""
-        if not self._decoders or not rows:
-            return rows
-        columns = list(zip(*rows, strict=True))
+    def decoded(self, found: Result) -> Result:
+        """What was found as SQLAlchemy would give it."""
+        if not self._decoders or not found.rows:
+            return found
+        columns = list(zip(*found.rows, strict=True))
         for at, decode in self._decoders:
             columns[at] = tuple(map(decode, columns[at]))
-        return list(zip(*columns, strict=True))
+        return Result(list(zip(*columns, strict=True)), found.changed)
+
+
+def _in_order(names: Sequence[str]) -> Callable[[Parameters], Any]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda parameters: tuple(parameters[name] for name in names)
 
 
 class Compiler:
@@ -359,12 +366,12 @@ class DriverConnection(Connection):
         compiled = self._compiler(statement)
         self._unanswered = True
         try:
-            rows, changed = await self.send(compiled.sql, compiled.arguments(parameters), compiled.returns_rows)
+            found = await self.send(compiled.sql, compiled.arguments(parameters), compiled.returns_rows)
         except BaseException as error:
             self._judge(error)
             raise
         self._unanswered = False
-        return Result(compiled.decoded(rows), changed)
+        return compiled.decoded(found)
 
     async def send_text(self, sql: str) -> None:
         """Send a statement without parameters or rows."""
