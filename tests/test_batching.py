@@ -190,6 +190,29 @@ def test_those_who_come_while_all_are_on_their_way_go_together_when_one_returns(
     _run(main)
 
 
+def test_what_waits_is_shared_among_the_statements_that_may_go() -> None:
+    """So that the database works on one while the other's answers are dealt with; a few are not worth sharing."""
+
+    async def main() -> None:
+        database = _Database(width=2)
+        tasks = database.ask(*range(12))
+        await _settled()
+        assert database.sent == [(0,), (1,)]
+        for trip in database.trips:
+            trip.answered.set_result(None)
+        await _settled()
+        assert database.sent == [(2, 3, 4, 5, 6), (7, 8, 9, 10, 11)]
+        tasks += database.ask(*range(12, 12 + batching._WORTH_ONE))
+        for trip in database.trips:
+            trip.answered.set_result(None)
+        await _settled()
+        assert database.sent == [tuple(range(12, 12 + batching._WORTH_ONE))]
+        await database.answer()
+        assert await _numbers(tasks) == list(range(len(tasks)))
+
+    _run(main)
+
+
 def test_after_company_the_next_waits_for_a_turn_of_the_loop() -> None:
     """Others are likely to come in it; no time passes. Once somebody has gone by himself, nobody waits."""
 
@@ -691,6 +714,35 @@ def test_each_of_many_loads_gets_its_own_record(row: Row, url: str) -> None:
             several = [_key(7), _key(45), _key(7), _key(0)]
             keys = [record and record.key for record in await backend.get(several)]
             assert keys == [_key(7), None, _key(7), _key(0)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy", "mysql9+asyncmy"], shared=True)
+)
+def test_several_rows_are_looked_up_by_their_keys(row: Row, url: str) -> None:
+    """Also in a small table, as the database knows from its statistics: the cost does not depend on the size."""
+    analyze, explain, by_key, whole = {
+        "sqlite": ("ANALYZE", "EXPLAIN QUERY PLAN", "SEARCH", "SCAN "),
+        "postgres": ("ANALYZE", "EXPLAIN", "Index Cond", "Seq Scan"),
+        "mysql": ("ANALYZE TABLE", "EXPLAIN", "range", "ALL"),
+    }[row.mark]
+
+    async def main() -> None:
+        async with _opened(url, rows=1000) as backend:
+            keys = [_key(number) for number in range(60)]
+            await backend.get(keys)
+            statement, parameters = backend.statements.get_many(keys)
+            connection = backend._source.take()
+            assert connection is not None
+            compiled = connection._compiler(statement)
+            await connection.send(f"{analyze} {backend.table.name}", (), True)
+            plan, _ = await connection.send(f"{explain} {compiled.sql}", compiled.arguments(parameters), True)
+            backend._source.put_back(connection)
+            words = "\n".join(str(value) for line in plan for value in tuple(line))
+            assert by_key in words
+            assert whole not in words
 
     asyncio.run(main())
 
