@@ -408,15 +408,17 @@ class SQLBackend(SQLOperations):
         return [None] * len(entries)
 
     async def _store_entries(self, entries: list[Entry], take: Take[Entry] | None = None) -> None:
-        async with (
-            _NO_LOCK if self.dialect.locks_rows else self._turn([key for key, _ in entries]),
-            _Checkout(self, self._source, transactional=False) as rows,
-        ):
-            if take is not None and not entries:
-                entries += take()
-            with self._bounded([key for key, _ in entries]):
-                await rows.put(entries)
-                await _commit(rows)
+        async with _NO_LOCK if self.dialect.locks_rows else self._turn([key for key, _ in entries]):
+            connection = await self._source.acquire(transactional=False, write=True)
+            try:
+                if take is not None and not entries:
+                    entries += take()
+                rows = Rows(connection, self.statements, self.dialect, transactional=False)
+                with self._bounded([key for key, _ in entries]):
+                    await rows.put(entries)
+                    await _commit(rows)
+            finally:
+                await self._source.release(connection)
 
     def _restated(self, error: Exception, key: TokenKey) -> Exception:
         """What one caller gets of an error that is about several rows, or about the table."""
