@@ -600,29 +600,44 @@ def test_while_the_provider_is_slow_the_database_is_free(row: Row, url: str, key
     asyncio.run(main())
 
 
+async def outage(scene: Scene, seconds: float) -> None:
+    """The provider is away for so long, and until it has been asked three times; callers keep coming."""
+    old = await scene.log_in(DUE)
+    user = old["user_id"]
+    async with scene.store(old, scene.url) as store:
+        scene.recorder.retry_after = RETRY
+        scene.provider.outage = True
+        began = time.monotonic()
+        while scene.provider.stats().requests < 3 or time.monotonic() - began < seconds:
+            for record in await asyncio.gather(*(fresh(store, user) for _ in range(10))):
+                assert pair(record) == pair(old)
+        asked = scene.provider.stats().requests
+        assert asked <= 1 + (time.monotonic() - began) / RETRY
+        scene.provider.outage = False
+        while pair(record := await fresh(store, user)) == pair(old):
+            pass
+        assert scene.provider.stats().requests <= asked + 2, "one that was on its way, and the one that worked"
+        await settled(store)
+        await scene.check(old, record)
+
+
 @each_database
 def test_an_outage_of_the_provider_within_the_margin(row: Row, url: str, keyring: Keyring) -> None:
     """No caller sees it: all get the token that is valid still. The provider is asked no sooner than it has told."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
-            old = await scene.log_in(DUE)
-            user = old["user_id"]
-            async with scene.store(old, url) as store:
-                scene.recorder.retry_after = RETRY
-                scene.provider.outage = True
-                began = time.monotonic()
-                while scene.provider.stats().requests < 3:
-                    for record in await asyncio.gather(*(fresh(store, user) for _ in range(10))):
-                        assert pair(record) == pair(old)
-                asked = scene.provider.stats().requests
-                assert asked <= 1 + (time.monotonic() - began) / RETRY
-                scene.provider.outage = False
-                while pair(record := await fresh(store, user)) == pair(old):
-                    pass
-                assert scene.provider.stats().requests <= asked + 2, "one that was on its way, and the one that worked"
-                await settled(store)
-                await scene.check(old, record)
+            await outage(scene, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.soak
+@each_database
+def test_an_outage_of_ten_seconds_within_the_margin(row: Row, url: str, keyring: Keyring) -> None:
+    async def main() -> None:
+        async with scene_of(url, keyring) as scene:
+            await outage(scene, 10)
 
     asyncio.run(main())
 

@@ -99,7 +99,7 @@ def test_callers_come_and_go(terms: Terms, team: Team, provider: StrictRotatingP
 @pytest.mark.soak
 @one_row_a_database
 def test_callers_come_and_go_for_long(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
-    _rounds(terms, team, provider, rounds=200, callers=8)
+    _rounds(terms, team, provider, rounds=200, callers=_CALLERS)
 
 
 def _rounds(terms: Terms, team: Team, provider: StrictRotatingProvider, *, rounds: int, callers: int) -> None:
