@@ -18,23 +18,19 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate, chain
+from itertools import chain
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from secrets import token_hex
 from statistics import median
 from typing import Any, NamedTuple
 
-from sqlalchemy import event, make_url
+from sqlalchemy import make_url
 
 from tokenstore import Keyring, open_store
 from tokenstore.records import TokenRecord
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
-
-CALLERS, POOL_SIZE, READERS, ROUNDS, CALL = 200, 10, 4, 5, 1.0
-WAITERS, WAITS = 15, 20
-FLEET, LONG_CALL, STAMPEDE = 100, 10.0, 3.0
 
 KEY = ("provider", "user")
 CLIENT = {"client_id": "demo-client", "client_secret": "demo-secret"}
@@ -43,7 +39,38 @@ HOUR = timedelta(hours=1)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tokenstore_sql.base", "tokenstore.testing.provider", "httpx"])
 
-Target = tuple[str, str, str]  # a URL, a table, and the URL of the provider
+
+class Scale(NamedTuple):
+    """How much is measured; times in seconds.
+
+    Attributes:
+        callers: Of one process, who want one token.
+        pool_size: Their connections, at most.
+        readers: Who read other rows meanwhile.
+        rounds: How often, for each way.
+        call: How long the provider takes.
+        waiters: Processes that wait for another one's refresh.
+        waits: How often.
+        fleet: Processes whose statements are counted.
+        long_call: How long the provider takes for them.
+        stampede: How long it takes them to find their pace.
+    """
+
+    callers: int = 200
+    pool_size: int = 10
+    readers: int = 4
+    rounds: int = 5
+    call: float = 1.0
+    waiters: int = 15
+    waits: int = 20
+    fleet: int = 100
+    long_call: float = 10.0
+    stampede: float = 3.0
+
+
+QUICK = Scale(callers=20, rounds=1, call=0.2, waiters=2, waits=2, fleet=3, long_call=1.0, stampede=0.5)
+
+Target = tuple[str, str, str, Scale]  # a URL, a table, the URL of the provider
 Table = list[list[str]]
 Log = list[tuple[float, str]]
 Way = Callable[["Probe"], Awaitable[object]]
@@ -52,33 +79,62 @@ Way = Callable[["Probe"], Awaitable[object]]
 class Probe:
     """A store, and a log of what it does, with the times of the machine's monotonic clock in seconds.
 
-    The log has ``read`` (a SELECT from the table) and ``other`` statements, ``checkout`` (which pings the server) and
-    ``checkin`` of connections, ``call`` and ``answer`` of the provider, ``commit`` of new tokens and ``done``.
+    The log has ``read`` (a SELECT from the table) and ``other`` statements, ``call`` and ``answer`` of the provider,
+    ``commit`` of new tokens and ``done``. Beside it stands how many connections were in use, whenever that changed.
     """
 
     def __init__(self, target: Target) -> None:
         self.log: Log = []
-        url, table, self.token_url = target
+        url, self._table, self.token_url, scale = target
+        self.in_use: list[tuple[float, int]] = []
         self.store: AuthTokenStore = open_store(
             url,
             keyring=Keyring({"k1": bytes(32)}),
             refreshers={KEY[0]: self.refresh},
             on_refreshed=lambda _: self._note("commit"),
-            table=table,
-            pool_size=POOL_SIZE,
+            table=self._table,
+            pool_size=scale.pool_size,
         )
+        self._readers = scale.readers
         backend: Any = self.store._backend
-        self.backend, engine = backend, backend._engine.sync_engine
-
-        @event.listens_for(engine, "before_cursor_execute")
-        def _(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-            self._note("read" if statement.lstrip().startswith("SELECT") and table in statement else "other")
-
-        for change in ("checkout", "checkin"):
-            event.listen(engine.pool, change, lambda *_, change=change: self._note(change))
+        self.backend, pool = backend, backend._source
+        pool._connect = self._noting_statements(pool._connect)
+        # Every way to a connection, and back, is one of these.
+        pool.take, pool.put_back = (self._noting_use(pool, change) for change in (pool.take, pool.put_back))
+        pool._open = self._noting_opened(pool, pool._open)
 
     def _note(self, what: str) -> None:
         self.log.append((time.monotonic(), what))
+
+    def _noting_statements(self, connect: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+        async def connected() -> Any:
+            connection = await connect()
+            send = connection.send
+
+            async def noted(sql: str, *rest: Any) -> Any:
+                self._note("read" if sql.startswith("SELECT") and self._table in sql else "other")
+                return await send(sql, *rest)
+
+            connection.send = noted
+            return connection
+
+        return connected
+
+    def _noting_use(self, pool: Any, change: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            result = change(*args)
+            self.in_use.append((time.monotonic(), pool.in_use))
+            return result
+
+        return noted
+
+    def _noting_opened(self, pool: Any, open_one: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+        async def noted() -> Any:
+            connection = await open_one()
+            self.in_use.append((time.monotonic(), pool.in_use))
+            return connection
+
+        return noted
 
     async def refresh(self, record: TokenRecord) -> dict[str, Any]:
         """Call the provider."""
@@ -90,7 +146,7 @@ class Probe:
     async def expire(self, refresh_token: str) -> None:
         """Store a new grant, whose access token has expired, and rows of others."""
         await self.store.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - HOUR)
-        for number in range(READERS):
+        for number in range(self._readers):
             await self.store.store_tokens("other", str(number), "access", "refresh", datetime.now(UTC) + HOUR)
 
     async def load_leased(self) -> None:
@@ -109,10 +165,10 @@ class Probe:
 
 
 @contextmanager
-def _provider(url: str, latency: float, grants: int) -> Iterator[tuple[Target, list[str]]]:
+def _provider(url: str, scale: Scale, latency: float, grants: int) -> Iterator[tuple[Target, list[str]]]:
     """A table, and refresh tokens of a provider, each of which has to be used once by the end."""
     with StrictRotatingProvider(latency=latency) as provider:
-        target = url, f"bench_{token_hex(8)}", provider.token_url
+        target = url, f"bench_{token_hex(8)}", provider.token_url, scale
         asyncio.run(_once(target, lambda probe: probe.store.setup()))
         try:
             yield target, [provider.new_grant("user")["refresh_token"] for _ in range(grants)]
@@ -129,22 +185,23 @@ async def _once(target: Target, action: Way) -> None:
         await action(probe)
 
 
-def bystanders(url: str) -> Table:
-    """200 callers in one process wait for a provider that takes a second, while others read other rows."""
+def bystanders(url: str, scale: Scale) -> Table:
+    """Many callers in one process wait for a slow provider, while others read other rows."""
     # The provider keeps this process to itself, and takes no time from those who are measured.
-    with _provider(url, CALL, len(WAYS) * (1 + ROUNDS)) as served, ProcessPoolExecutor(1, _context) as process:
+    grants = len(WAYS) * (1 + scale.rounds)
+    with _provider(url, scale, scale.call, grants) as served, ProcessPoolExecutor(1, _context) as process:
         return process.submit(_bystanders, *served).result()
 
 
 def _bystanders(target: Target, tokens: list[str]) -> Table:
     lines: Table = []
     with asyncio.Runner() as runner:
-        probe = Probe(target)
+        probe, scale = Probe(target), target[-1]
 
         def crowds(readers: int) -> list[Crowd]:
-            return [runner.run(_crowd(probe, way, tokens.pop(), readers)) for way in WAYS.values()]
+            return [runner.run(_crowd(probe, way, tokens.pop(), scale, readers)) for way in WAYS.values()]
 
-        alone, *rounds = crowds(0), *(crowds(READERS) for _ in range(ROUNDS))
+        alone, *rounds = crowds(0), *(crowds(scale.readers) for _ in range(scale.rounds))
         runner.run(probe.store.aclose())
     for way, name in enumerate(WAYS):
         for part, title in enumerate(("all", "call")):
@@ -152,7 +209,17 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
             busy = [crowds[way].busy[part] for crowds in rounds]
             ratio = median(_percentile(99, one) / _percentile(99, other) for one, other in zip(busy, idle, strict=True))
             used = alone[way].in_use[part], max(crowds[way].in_use[part] for crowds in rounds)
-            lines.append([name, title, *map(str, used), *_ms(idle, 50, 99), *_ms(busy, 50, 99), f"{ratio:.2f}"])
+            lines.append(
+                [
+                    str(scale.callers),
+                    name,
+                    title,
+                    *map(str, used),
+                    *_ms(idle, 50, 99),
+                    *_ms(busy, 50, 99),
+                    f"{ratio:.2f}",
+                ]
+            )
     return lines
 
 
@@ -164,22 +231,22 @@ class Crowd(NamedTuple):
     busy: list[list[float]]  # the same in each part
 
 
-async def _crowd(probe: Probe, way: Way, token: str, readers: int) -> Crowd:
+async def _crowd(probe: Probe, way: Way, token: str, scale: Scale, readers: int) -> Crowd:
     await probe.expire(token)
-    idle = await _read_beside(probe, asyncio.sleep(CALL), readers)
+    idle = await _read_beside(probe, asyncio.sleep(scale.call), readers)
     arrived = time.monotonic()
-    reads = await _read_beside(probe, asyncio.gather(*(way(probe) for _ in range(CALLERS))), readers)
+    reads = await _read_beside(probe, asyncio.gather(*(way(probe) for _ in range(scale.callers))), readers)
     called, answered = max(_when([probe.log], "call")), max(_when([probe.log], "answer"))
     return Crowd(
-        [_most_in_use(probe.log, start, answered) for start in (arrived, called)],
+        [_most_in_use(probe.in_use, start, answered) for start in (arrived, called)],
         [length for _, length in idle],
         [[length for began, length in reads if start <= began <= answered] for start in (arrived, called)],
     )
 
 
-def _most_in_use(log: Log, start: float, end: float) -> int:
-    numbers = accumulate({"checkout": 1, "checkin": -1}.get(what, 0) for _, what in log)
-    return max((number for (at, _), number in zip(log, numbers, strict=True) if start <= at <= end), default=0)
+def _most_in_use(numbers: Sequence[tuple[float, int]], start: float, end: float) -> int:
+    before = [number for at, number in numbers if at < start]
+    return max([*before[-1:], *(number for at, number in numbers if start <= at <= end)], default=0)
 
 
 async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> list[tuple[float, float]]:
@@ -201,26 +268,26 @@ async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> l
     return reads
 
 
-def waits(url: str) -> Table:
+def waits(url: str, scale: Scale) -> Table:
     """From the commit of new tokens until another process that waits for them has them."""
     lengths: list[float] = []
-    with _provider(url, CALL, WAITS) as (target, tokens):
-        for logs in _all_want(target, tokens, 1 + WAITERS):
+    with _provider(url, scale, scale.call, scale.waits) as (target, tokens):
+        for logs in _all_want(target, tokens, 1 + scale.waiters):
             [committed] = _when(logs, "commit")
             lengths += [max(_when([log], "done")) - committed for log in logs if not _when([log], "call")]
-    return [[str(WAITERS), str(len(lengths)), *_ms([lengths], 50, 95, 100)]]
+    return [[str(scale.waiters), str(len(lengths)), *_ms([lengths], 50, 95, 100)]]
 
 
-def statements(url: str) -> Table:
-    """What 100 processes send to the database while they wait for a provider that takes ten seconds."""
-    with _provider(url, LONG_CALL, 1) as (target, tokens):
-        [logs] = _all_want(target, tokens, FLEET)
+def statements(url: str, scale: Scale) -> Table:
+    """What a fleet of processes sends to the database while it waits for a provider that takes its time."""
+    with _provider(url, scale, scale.long_call, 1) as (target, tokens):
+        [logs] = _all_want(target, tokens, scale.fleet)
     [called], [answered] = _when(logs, "call"), _when(logs, "answer")
     lines = []
-    for part, start in (("call", called), (f"call after {STAMPEDE:g} s", called + STAMPEDE)):
-        kinds = [_when(logs, kind) for kind in ("read", "other", "checkout")]
+    for part, start in (("call", called), (f"call after {scale.stampede:g} s", called + scale.stampede)):
+        kinds = [_when(logs, kind) for kind in ("read", "other")]
         rates = [sum(start <= at <= answered for at in times) / (answered - start) for times in kinds]
-        lines.append([part, *(f"{rate:.0f}" for rate in (rates[0] + rates[1], *rates))])
+        lines.append([str(scale.fleet), part, *(f"{rate:.0f}" for rate in (sum(rates), *rates))])
     return lines
 
 
@@ -263,13 +330,13 @@ def _ms(lengths: Sequence[list[float]], *percents: float) -> list[str]:
 
 
 WAYS: dict[str, Way] = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
-MEASUREMENTS: dict[str, tuple[Callable[[str], Table], list[str]]] = {
+MEASUREMENTS: dict[str, tuple[Callable[[str, Scale], Table], list[str]]] = {
     "bystanders": (
         bystanders,
-        ["way", "part", "in use", "with reads", "idle p50, ms", "p99", "busy p50, ms", "p99", "p99 ratio"],
+        ["callers", "way", "part", "in use", "with reads", "idle p50, ms", "p99", "busy p50, ms", "p99", "p99 ratio"],
     ),
     "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95", "longest"]),
-    "statements": (statements, ["part", "statements/s", "reads of the row/s", "others/s", "pings/s"]),
+    "statements": (statements, ["processes", "part", "statements/s", "reads of the row/s", "others/s"]),
 }
 
 
@@ -290,7 +357,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__)
     parser.add_argument("urls", nargs="*", metavar="URL")
     parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="may be repeated")
+    parser.add_argument("--quick", action="store_true", help="to see that it runs; the figures say little")
     arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else Scale()
     with tempfile.TemporaryDirectory() as folder:
         urls = arguments.urls
         if not urls:
@@ -299,7 +368,7 @@ def main() -> None:
             urls = [f"sqlite:///{folder}/t.db", servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")]
         for name in arguments.only or MEASUREMENTS:
             measure, columns = MEASUREMENTS[name]
-            lines = [[make_url(url).drivername, *line] for url in urls for line in measure(url)]
+            lines = [[make_url(url).drivername, *line] for url in urls for line in measure(url, scale)]
             _show(str(measure.__doc__), ["database", *columns], lines)
 
 

@@ -13,6 +13,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from matrix import Row, params
+
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("--quick", "--rounds", "2", "--seconds", "0.01", "--rows", "50", "--most-rows", "1000", "--no-peers")
 
@@ -25,10 +27,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
-def benchmarks(path: str, *arguments: str | Path, code: int = 0) -> str:
+def benchmarks(path: str, *arguments: str | Path, code: int = 0, module: str = "benchmarks") -> str:
     """Run the program, and give what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "160"},
         cwd=ROOT / "tests",
         capture_output=True,
@@ -174,3 +176,16 @@ def test_a_file_of_something_else_is_refused(path: str, tmp_path: Path) -> None:
     other.write_text('{"schema": 999}')
     for wrong in (other, tmp_path / "none.json"):
         benchmarks(path, "compare", wrong, wrong, code=1)
+
+
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg"]))
+def test_what_a_refresh_costs_others_is_seen(row: Row, tmp_path: Path, path: str) -> None:
+    """No connection is in use while the provider answers under a lease, one is under the lock; statements count."""
+    url = row.url_for(tmp_path).partition("?")[0]
+    printed = benchmarks(path, url, "--quick", module="benchmarks.refresh")
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+    in_use = {(line[2], line[3]): int(line[4]) for line in cells if line[2] in ("lease", "row lock")}
+    assert in_use["lease", "call"] == 0 < in_use["lease", "all"]
+    assert in_use["row lock", "call"] == 1
+    [[_, _, _, _, reads, _]] = [line for line in cells if line[2] == "call" and len(line) == 6]
+    assert int(reads) > 0
