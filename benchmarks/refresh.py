@@ -349,7 +349,7 @@ def _show(title: str, columns: Sequence[str], lines: Table) -> None:
     grid = table.Table(*columns, title=title, title_justify="left")
     for line in lines:
         grid.add_row(*line)
-    console.Console(width=120).print(grid)
+    console.Console(width=132).print(grid)
 
 
 def main() -> None:
