@@ -90,8 +90,7 @@ class PostgresDialect(Dialect):
     most_at_once = 500
 
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
-        # A lookup for each, kept as such by the OFFSET: a join of the two reads all of a small table, or of one without
-        # statistics.
+        # A lookup for each, kept as such by the OFFSET: where the table is small, a join of the two reads all of it.
         c = table.c
         wanted = _unnested({"p": c.provider, "u": c.user_id})
         one = query.where(c.provider == wanted.c.p, c.user_id == wanted.c.u).offset(literal_column("0"))
@@ -252,7 +251,7 @@ class _AsyncpgConnection(_PostgresConnection):
 
 
 class _PreparingAsyncpgConnection(_AsyncpgConnection):
-    """Has its prepared statements at hand: the driver would look up each text anew, which takes a tenth of a load."""
+    """Has its prepared statements at hand, where the driver would look up each text anew."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -266,7 +265,7 @@ class _PreparingAsyncpgConnection(_AsyncpgConnection):
                 statement = self._prepared[sql] = await self.driver.prepare(sql)
             rows = await statement.fetch(*arguments)
         except Exception:
-            self._prepared.clear()  # another process's DDL may have made it void
+            self._prepared.pop(sql, None)  # another process's DDL may have made it void
             raise
         return Result(rows, len(rows) if returns_rows else _changed(statement.get_statusmsg()))
 
