@@ -68,7 +68,7 @@ class Scale(NamedTuple):
     stampede: float = 3.0
 
 
-QUICK = Scale(callers=20, rounds=1, call=0.2, waiters=2, waits=2, fleet=3, long_call=1.0, stampede=0.5)
+QUICK = Scale(callers=20, rounds=1, call=0.5, waiters=2, waits=2, fleet=3, long_call=1.0, stampede=0.5)
 
 Target = tuple[str, str, str, Scale]  # a URL, a table, the URL of the provider
 Table = list[list[str]]
@@ -226,7 +226,7 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
 class Crowd(NamedTuple):
     """Of a refresh that many wait for: all of it from their arrival on, and the provider's call alone."""
 
-    in_use: list[int]  # the most connections that were taken
+    in_use: list[int]  # the most connections taken; of the call in its second half, when all have read the row
     idle: list[float]  # how long each read of another row took before that, in seconds
     busy: list[list[float]]  # the same in each part
 
@@ -238,7 +238,7 @@ async def _crowd(probe: Probe, way: Way, token: str, scale: Scale, readers: int)
     reads = await _read_beside(probe, asyncio.gather(*(way(probe) for _ in range(scale.callers))), readers)
     called, answered = max(_when([probe.log], "call")), max(_when([probe.log], "answer"))
     return Crowd(
-        [_most_in_use(probe.in_use, start, answered) for start in (arrived, called)],
+        [_most_in_use(probe.in_use, start, answered) for start in (arrived, (called + answered) / 2)],
         [length for _, length in idle],
         [[length for began, length in reads if start <= began <= answered] for start in (arrived, called)],
     )
