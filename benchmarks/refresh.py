@@ -97,11 +97,12 @@ class Probe:
         )
         self._readers = scale.readers
         backend: Any = self.store._backend
-        self.backend, pool = backend, backend._source
+        self.backend = backend
+        self._pool = pool = backend._source
         pool._connect = self._noting_statements(pool._connect)
         # Every way to a connection, and back, is one of these.
-        pool.take, pool.put_back = (self._noting_use(pool, change) for change in (pool.take, pool.put_back))
-        pool._open = self._noting_opened(pool, pool._open)
+        pool.take, pool.put_back = map(self._noting_use, (pool.take, pool.put_back))
+        pool._open = self._noting_opened(pool._open)
 
     def _note(self, what: str) -> None:
         self.log.append((time.monotonic(), what))
@@ -120,18 +121,21 @@ class Probe:
 
         return connected
 
-    def _noting_use(self, pool: Any, change: Callable[..., Any]) -> Callable[..., Any]:
+    def _note_use(self) -> None:
+        self.in_use.append((time.monotonic(), self._pool.in_use))
+
+    def _noting_use(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any) -> Any:
             result = change(*args)
-            self.in_use.append((time.monotonic(), pool.in_use))
+            self._note_use()
             return result
 
         return noted
 
-    def _noting_opened(self, pool: Any, open_one: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    def _noting_opened(self, open_one: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
         async def noted() -> Any:
             connection = await open_one()
-            self.in_use.append((time.monotonic(), pool.in_use))
+            self._note_use()
             return connection
 
         return noted

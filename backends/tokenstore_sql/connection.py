@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from operator import itemgetter
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import ARRAY, Engine, Executable, LargeBinary, Select
 from sqlalchemy.engine.interfaces import Dialect as SQLAlchemyDialect
@@ -30,6 +30,7 @@ __all__ = [
     "ConnectionLostError",
     "Connector",
     "DriverConnection",
+    "OneTripConnection",
     "Result",
     "beside",
     "descriptor",
@@ -105,9 +106,6 @@ class Connection(ABC):
     sql_dialect: SQLAlchemyDialect
     """SQLAlchemy's own dialect, which knows the server's version."""
 
-    each_is_one_trip: ClassVar[bool] = False
-    """Whether ``run_each`` costs one trip, however many there are."""
-
     is_foreign: bool = False
     """Whether it belongs to the process that this one was forked from."""
 
@@ -124,10 +122,6 @@ class Connection(ABC):
     @abstractmethod
     async def run(self, statement: Executable, parameters: Parameters = _NONE) -> Result:
         """Run one statement."""
-
-    async def run_each(self, statement: Executable, parameters: Sequence[Parameters]) -> list[Result]:
-        """Run a statement that writes, several times; it does so for all or for none."""
-        return [await self.run(statement, each) for each in parameters]
 
     @abstractmethod
     async def begin(self) -> None:
@@ -428,6 +422,14 @@ class DriverConnection(Connection):
         if self.in_transaction:
             await self.send_text("ROLLBACK")
             self._in_transaction = False
+
+
+class OneTripConnection(DriverConnection):
+    """One for which a trip costs more than a statement, so that several go along."""
+
+    @abstractmethod
+    async def run_each(self, statement: Executable, parameters: Sequence[Parameters]) -> list[Result]:
+        """Run a statement that writes, several times in one trip; it does so for all or for none."""
 
 
 def through_engine(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Executable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
-from tokenstore_sql.connection import Connection, Result
+from tokenstore_sql.connection import Connection, OneTripConnection, Result
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.statements import Statements
 
@@ -62,8 +62,8 @@ class Rows:
         writes = [{**_where(key), "g": new_generation(), **_sealed(tokens)} for key, tokens in in_order]
         if len(writes) == 1:
             _ = await self._patiently(self.statements.put, writes[0])
-        elif self.connection.each_is_one_trip:
-            _ = await self.dialect.patiently(self, lambda: self.connection.run_each(self.statements.put, writes))
+        elif isinstance(connection := self.connection, OneTripConnection):
+            _ = await self.dialect.patiently(self, lambda: connection.run_each(self.statements.put, writes))
         else:
             for several in _chunks(writes, self.dialect.most_at_once):
                 _ = await self._patiently(*self.statements.put_many(several), brief=not self.transactional)

@@ -46,7 +46,14 @@ from tokenstore.errors import (
 )
 from tokenstore.options import OptionParser
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
-from tokenstore_sql.connection import AlchemyConnection, Compiler, Connector, DriverConnection, Result
+from tokenstore_sql.connection import (
+    AlchemyConnection,
+    Compiler,
+    Connector,
+    DriverConnection,
+    OneTripConnection,
+    Result,
+)
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
 from tokenstore_sql.pace import jittered
 from tokenstore_sql.pool import FINISH_GRACE, finish
@@ -259,10 +266,9 @@ class SQLiteBackend(SQLBackend):
         return connect
 
 
-class _SQLiteConnection(DriverConnection):
+class _SQLiteConnection(OneTripConnection):
     """A connection in a thread of its own, to which each operation is one trip, however many statements it has."""
 
-    each_is_one_trip = True
     driver: _Thread
 
     def is_closed(self) -> bool:
