@@ -55,7 +55,7 @@ from tokenstore_sql import base, token_table
 from tokenstore_sql import mysql as mysql_backend
 from tokenstore_sql import postgres as postgres_backend
 from tokenstore_sql import sqlite as sqlite_backend
-from tokenstore_sql.pool import FINISH_GRACE
+from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.statements import Statements
 

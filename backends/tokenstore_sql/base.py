@@ -14,6 +14,7 @@ from sqlalchemy import URL, MetaData, NullPool, inspect, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from tokenstore.cancellation import finish
 from tokenstore.errors import (
     BackendError,
     BackendUnavailableError,
@@ -33,7 +34,7 @@ from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.failures import mapped
 from tokenstore_sql.pace import Clients, Pace
 from tokenstore_sql.patience import Patience
-from tokenstore_sql.pool import EngineSource, Pool, Source, finish
+from tokenstore_sql.pool import EngineSource, Pool, Source
 from tokenstore_sql.rows import Rows, record_of
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements import Statements

@@ -13,16 +13,15 @@ from typing import Any, Final, TypeVar, cast
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from tokenstore.cancellation import finish
 from tokenstore.errors import StoreClosedError
 from tokenstore_sql.connection import AlchemyConnection, Connection, ConnectionLostError, DriverConnection
 from tokenstore_sql.dialect import Dialect
 
-__all__ = ["FINISH_GRACE", "EngineSource", "Pool", "Source", "finish"]
+__all__ = ["EngineSource", "Pool", "Source"]
 
 T = TypeVar("T")
 
-FINISH_GRACE: Final = 0.5
-"""How long a cancelled caller waits for a commit or clean-up that is already on its way, in seconds."""
 # After so much idleness a write asks first whether the server is still there, in seconds: what has just been used is
 # alive, and one that the server closed is known to be closed.
 _TRUSTED: Final = 1.0
@@ -336,15 +335,3 @@ class EngineSource(Source):
     def forget(self) -> None:
         """Nothing: the engine is its owner's."""
 
-
-async def finish(action: Coroutine[Any, Any, T]) -> T:
-    """Let a commit or clean-up end although its caller is cancelled, for a moment; then cancel it, too."""
-    task = asyncio.ensure_future(action)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait([task], timeout=FINISH_GRACE)
-            task.cancel()
-            await asyncio.wait([task])
-        raise

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
+from tokenstore.cancellation import finish
 from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
 from tokenstore.options import read_options
 from tokenstore.records import SealedRecord, TokenKey, is_leased
@@ -23,7 +24,6 @@ from tokenstore_sql.base import (
 )
 from tokenstore_sql.connection import AlchemyConnection, beside
 from tokenstore_sql.failures import mapped
-from tokenstore_sql.pool import finish
 from tokenstore_sql.rows import Rows
 
 __all__ = ["SessionBackend"]

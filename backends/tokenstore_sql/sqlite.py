@@ -35,6 +35,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from tokenstore.cancellation import FINISH_GRACE, finish, wait_through_cancellation
 from tokenstore.errors import (
     BackendError,
     BackendUnavailableError,
@@ -56,7 +57,6 @@ from tokenstore_sql.connection import (
 )
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
 from tokenstore_sql.pace import jittered
-from tokenstore_sql.pool import FINISH_GRACE, finish
 from tokenstore_sql.rows import Rows
 
 __all__ = ["SQLiteBackend", "SQLiteDialect"]
@@ -336,8 +336,7 @@ class _Thread:
             self.is_idle = False
             behind_it: asyncio.Future[None] = self._loop.create_future()
             self._jobs.put((lambda _: None, behind_it))
-            await asyncio.wait([behind_it], timeout=FINISH_GRACE)
-            self.is_idle = behind_it.done()
+            self.is_idle = await wait_through_cancellation([behind_it], FINISH_GRACE)
             raise
         finally:
             # An error, with its traceback, and the future that it came in would keep each other alive, and the cursor.
@@ -493,7 +492,7 @@ async def _open(path: Path, patience: float) -> aiosqlite.Connection:
         for pragma in _PRAGMAS:
             await _until_not_busy(connection, f"PRAGMA {pragma}", patience)
     except BaseException:
-        await connection.close()
+        await finish(connection.close())
         raise
     return connection
 

@@ -1,0 +1,77 @@
+"""Finishing work that must not be cut short, although the caller is cancelled.
+
+A task can be cancelled more than once. anyio's cancel scopes (FastAPI, Starlette, httpx) cancel a task again at every
+turn of the event loop until it has left the scope, and ``asyncio.run`` cancels at its end tasks that may have been
+cancelled before. So one ``asyncio.shield`` and one wait are not enough: the second cancellation would leave the work
+running beside the code that comes after it, for example a statement beside the closing of its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+__all__ = ["FINISH_GRACE", "finish", "wait_through_cancellation"]
+
+T = TypeVar("T")
+
+FINISH_GRACE: Final = 0.5
+"""How long a cancelled caller waits for a commit or a clean-up that has begun, in seconds."""
+
+
+async def finish(action: Coroutine[Any, Any, T], grace: float = FINISH_GRACE) -> T:
+    """Run a commit or a clean-up in a task of its own, which goes on although the caller is cancelled.
+
+    When this returns or raises, the action has ended, however often the caller was cancelled meanwhile.
+
+    Args:
+        action: The commit or clean-up.
+        grace: How long the action may go on after the caller was cancelled, in seconds. Then it is cancelled, too.
+
+    Returns:
+        What the action returns.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled. An error of the action is dropped then.
+    """
+    task = asyncio.ensure_future(action)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        if not await wait_through_cancellation([task], grace):
+            task.cancel()
+            await wait_through_cancellation([task])
+        if not task.cancelled():
+            task.exception()  # looked at, so that the event loop does not report it
+        raise
+    try:
+        return task.result()
+    finally:
+        # An error, with its traceback, and the task would keep each other alive, and a driver's cursor with them.
+        del task
+
+
+async def wait_through_cancellation(tasks: Collection[asyncio.Future[Any]], timeout: float | None = None) -> bool:
+    """Wait until all tasks have ended, however often the caller is cancelled meanwhile.
+
+    The cancellations are swallowed, so a caller that was cancelled has to raise ``CancelledError`` afterwards.
+
+    Args:
+        tasks: The tasks; they are not cancelled.
+        timeout: The longest wait, in seconds; None: no limit.
+
+    Returns:
+        Whether all tasks have ended.
+    """
+    deadline = None if timeout is None else monotonic() + timeout
+    while pending := [task for task in tasks if not task.done()]:
+        left = None if deadline is None else deadline - monotonic()
+        if left is not None and left <= 0:
+            return False
+        try:
+            await asyncio.wait(pending, timeout=left)
+        except asyncio.CancelledError:
+            continue
+    return True
