@@ -46,6 +46,7 @@ import tokenstore_memory
 from matrix import Row, params, shared_rows
 from tokenstore import AuthTokenStore, ConfigurationError, Keyring, errors, generate_key, open_store
 from tokenstore import _commands as commands
+from tokenstore.cancellation import FINISH_GRACE
 from tokenstore.keyring import KEYS_VARIABLE
 from tokenstore.protocol import Backend
 from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
@@ -55,7 +56,6 @@ from tokenstore_sql import base, token_table
 from tokenstore_sql import mysql as mysql_backend
 from tokenstore_sql import postgres as postgres_backend
 from tokenstore_sql import sqlite as sqlite_backend
-from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.statements import Statements
 

@@ -18,9 +18,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from matrix import Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, StoreClosedError, open_store
+from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql import pool as pool_module
 from tokenstore_sql.connection import ConnectionLostError, DriverConnection, Result, _Process
-from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql.pool import Pool
 from tokenstore_sql.sqlite import _SQLiteConnection
 from watch import Place, source_of, until

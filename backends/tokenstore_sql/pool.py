@@ -334,4 +334,3 @@ class EngineSource(Source):
 
     def forget(self) -> None:
         """Nothing: the engine is its owner's."""
-
