@@ -305,7 +305,7 @@ class _Actor:
         except asyncio.CancelledError:
             if committing:
                 for name, fields in writes:
-                    self._record(name, **fields | {"ok": None})
+                    self._record(name, **fields | {"ok": None}, ended=self.stage.clock())
             raise  # before the commit began, a cancelled transaction is an undone one
         for name, fields in writes:
             self._record(name, **fields, returned=self.stage.clock())
@@ -323,7 +323,7 @@ class _Actor:
             yield outcome
         except asyncio.CancelledError:
             if name != "get":
-                self._record(name, **fields)
+                self._record(name, **fields, ended=self.stage.clock())
             raise
         self._record(name, **fields, **outcome, returned=self.stage.clock())
 

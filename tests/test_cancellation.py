@@ -160,3 +160,32 @@ async def _call(store: AuthTokenStore, kind: str, user_id: str, token: str) -> N
         case "list":
             async for _ in store.list_tokens():
                 pass
+
+
+@pytest.mark.parametrize("pairs", [100, pytest.param(1250, marks=pytest.mark.soak)])
+@every_row
+def test_a_cancelled_store_never_overtakes_a_later_one(row: Row, url: str, keyring: Keyring, pairs: int) -> None:
+    """Once its caller has the cancellation, a store has been carried out or never will be."""
+
+    async def main() -> int:
+        stale = 0
+        chance = random.Random(row.name)
+        async with open_store(url, keyring=keyring) as store:
+            await store.setup()
+
+            async def one(user_id: str) -> None:
+                nonlocal stale
+                for number in range(pairs):
+                    cancelled = asyncio.create_task(_call(store, "store", user_id, f"cancelled{number}"))
+                    for _ in range(chance.randrange(12)):
+                        await asyncio.sleep(0)
+                    cancelled.cancel()
+                    await asyncio.wait([cancelled])
+                    await _call(store, "store", user_id, f"stored{number}")
+                    record = await store.load_tokens("github", user_id)
+                    stale += record is None or record["access_token"] != f"stored{number}"
+
+            await asyncio.gather(*(one(f"u{number}") for number in range(8)))
+        return stale
+
+    assert asyncio.run(main()) == 0

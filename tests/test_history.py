@@ -47,6 +47,16 @@ POSSIBLE: dict[str, list[Operation]] = {
     "a cancelled write that happened later than a read": [
         *FIRST, put(4, None, 1), get(5, 6, 0, G), get(8, 9, 1, G + 1)
     ],
+    "a cancelled write that happened before its caller was told": [
+        *FIRST, op("put", 4, None, value=1, ended=9), get(5, 6, 0, G), get(7, 8, 1, G + 1), get(10, 11, 1)
+    ],
+    "a cancelled delete that a refused release does not tell from none": [
+        *FIRST, A_CLAIMS, lease("release", 6, 7, "a", True), op("delete", 8, None, ended=9),
+        lease("release", 10, 11, "a", False), op("delete", 12, 13, ok=False),
+    ],
+    "two cancelled writes, one after the other": [
+        put(0, 1, 0), op("put", 2, None, value=1, ended=3), op("put", 4, None, value=2, ended=5), get(6, 7, 1)
+    ],
     "a cancelled claim that holds": [*FIRST, lease("claim", 4, None, "a", None), lease("claim", 6, 7, "b", False)],
     "a deleted row starts with another generation": [
         *FIRST, op("delete", 4, 5, ok=True), put(6, 7, 1), get(8, 9, 1, 90)
@@ -96,6 +106,13 @@ IMPOSSIBLE: dict[str, tuple[str, list[Operation]]] = {
     "a rolled back value": ("stale read", [put(0, 1, 0), get(2, 3, 5)]),
     "a cancelled write that comes and goes": (
         "stale read", [put(0, 1, 0), put(2, None, 1), get(3, 4, 1), get(5, 6, 0)]),
+    "a cancelled write that happens after its caller was told": (
+        "stale read", [put(0, 1, 0), op("put", 2, None, value=1, ended=3), get(4, 5, 0), get(6, 7, 1)]),
+    "a cancelled write over a later one": (
+        "stale read", [put(0, 1, 0), op("put", 2, None, value=1, ended=3), put(4, 5, 2), get(6, 7, 1)]),
+    "a cancelled write over a later one that was cancelled too": (
+        "stale read", [put(0, 1, 0), op("put", 2, None, value=1, ended=3), op("put", 4, None, value=2, ended=5),
+                       get(6, 7, 2), get(8, 9, 1)]),
     "parts of two writes": ("mixed read", [put(0, 1, 0), put(2, 9, 1), get(3, 4, Mixture((0, 1, 1)))]),
     "a write that skips a generation": ("wrong generation", [*FIRST, put(4, 5, 1), get(6, 7, 1, G + 2)]),
     "two writes that share a generation": (

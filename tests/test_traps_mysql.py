@@ -287,7 +287,7 @@ def test_a_read_only_server_is_left(place: Place, keyring: Keyring) -> None:
 
 async def _thread_of(store: AuthTokenStore) -> int:
     async with connection_of(store) as connection:
-        return await connection.thread_id()
+        return int((await connection.driver_connection()).thread_id())
 
 
 # ---- Ghosts: what the server goes on with after the client has gone

@@ -78,6 +78,8 @@ ENGINE_ARGUMENTS: Final[Mapping[str, Any]] = {
 
 # Beyond lock_timeout, before the client gives up on a server that should have given up by itself.
 _SERVER_GRACE: Final = 1.0
+# How long the statement of a cancelled caller may go on, in seconds: longer than a write takes that waits for no lock.
+_WRITE_GRACE: Final = 0.1
 # How often a lone statement that a concurrent transaction undid is sent again.
 _ATTEMPTS: Final = 10
 # How long a connection may stay silent where no lock is waited for.
@@ -234,6 +236,7 @@ class SQLBackend(SQLOperations):
             width=width,
             most=most,
             weight=_weight,
+            writes=True,
             restate=lambda error, entry: self._restated(error, entry[0]),
         )
 
@@ -324,7 +327,6 @@ class SQLBackend(SQLOperations):
     async def _close(self) -> None:
         await self._loads.aclose()
         await self._stores.aclose()
-        await self.dialect.aclose()
         await self._source.aclose()
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
@@ -416,8 +418,7 @@ class SQLBackend(SQLOperations):
                     entries += take()
                 rows = Rows(connection, self.statements, self.dialect, transactional=False)
                 with self._bounded([key for key, _ in entries]):
-                    await rows.put(entries)
-                    await _commit(rows)
+                    await finish(_written(rows, rows.put(entries)), _WRITE_GRACE)
             finally:
                 await self._source.release(connection)
 
@@ -452,11 +453,11 @@ class SQLBackend(SQLOperations):
                 self._turn(keys) if write else _NO_LOCK,
                 _Checkout(self, self._source, transactional=transactional, write=write) as rows,
             ):
-                with self._bounded(keys) if write else self._answered(keys):
-                    result = await operation(rows)
-                    if write:
-                        await _commit(rows)
-                    return result
+                if not write:
+                    with self._answered(keys):
+                        return await operation(rows)
+                with self._bounded(keys):
+                    return await finish(_written(rows, operation(rows)), _WRITE_GRACE)
 
         return await self._retried(lambda: self._mapped(keys, run))
 
@@ -645,8 +646,19 @@ def _weight(entry: Entry) -> int:
     return 1 + size // _ROW_BYTES
 
 
+async def _written(rows: Rows, operation: Awaitable[T]) -> T:
+    """Carry out a write and commit it.
+
+    Run it by :func:`tokenstore.cancellation.finish`. The statement of a caller that is cancelled comes to its end, as a
+    rule: cut off, it could still be on its way to the server, and be carried out after a later write of the same row.
+    """
+    result = await operation
+    if rows.connection.in_transaction:
+        await rows.connection.commit()
+    return result
+
+
 async def _commit(rows: Rows) -> None:
-    # A statement on its own leaves nothing to commit, and the task that `finish` makes would cost as much as sealing.
     if rows.connection.in_transaction:
         await finish(rows.connection.commit())
 

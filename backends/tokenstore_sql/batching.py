@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+from tokenstore.cancellation import wait_through_cancellation
 from tokenstore.errors import BackendError
 
 __all__ = ["Alone", "Batches", "Take"]
@@ -26,6 +27,23 @@ class Alone(Exception):  # noqa: N818 - a signal, not an error
     """Tells a caller to send its request by itself: those that went together have come to nothing."""
 
 
+class _Request(Generic[Q, A]):
+    """A request that waits for its batch, or for the answer to it.
+
+    Attributes:
+        content: What is asked for.
+        answer: Where its caller waits.
+        batch: The task that sends it, once the request has been taken to be sent.
+    """
+
+    __slots__ = ("answer", "batch", "content")
+
+    def __init__(self, content: Q, answer: asyncio.Future[A]) -> None:
+        self.content = content
+        self.answer = answer
+        self.batch: asyncio.Task[None] | None = None
+
+
 class Batches(Generic[Q, A]):
     """One kind of request.
 
@@ -41,6 +59,8 @@ class Batches(Generic[Q, A]):
         width: How many statements are on their way at once, unless some are overdue.
         most: How much goes together at most, by weight.
         weight: A request's weight; default: 1.
+        writes: Whether the requests change rows. A cancelled caller whose request was taken then waits until the batch
+            has ended: its write must not be carried out after a later call of the caller's.
         restate: From an error and a request to what its caller gets, as nobody can share an exception.
     """
 
@@ -52,6 +72,7 @@ class Batches(Generic[Q, A]):
         width: int,
         most: int,
         weight: Callable[[Q], int] = lambda _: 1,
+        writes: bool = False,
         restate: Callable[[Exception, Q], Exception],
     ) -> None:
         self._carry_out = carry_out
@@ -59,8 +80,9 @@ class Batches(Generic[Q, A]):
         self._width = width
         self._most = most
         self._weight = weight
+        self._writes = writes
         self._restate = restate
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._waiting: deque[_Request[Q, A]] = deque()
         self._sent = 0
         self._preparing = False
         self._in_company = False
@@ -88,13 +110,18 @@ class Batches(Generic[Q, A]):
                     self._next()
             raise failure
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[A] = loop.create_future()
-        self._waiting.append((request, future))
+        waiting = _Request[Q, A](request, loop.create_future())
+        self._waiting.append(waiting)
         if self._timer is None:
             self._timer = loop.call_later(_OVERDUE, self._overdue)
         if len(self._waiting) == 1 and self._sent < self._width:
             loop.call_soon(self._next)
-        return await future
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            if self._writes and waiting.batch is not None:
+                await wait_through_cancellation([waiting.batch])
+            raise
 
     async def aclose(self) -> None:
         """Wait for what is on its way."""
@@ -120,8 +147,9 @@ class Batches(Generic[Q, A]):
             task.add_done_callback(self._tasks.discard)
 
     async def _send_together(self, early: int) -> None:
-        taken: list[tuple[Q, asyncio.Future[A]]] = []
+        taken: list[_Request[Q, A]] = []
         preparing = True
+        batch = asyncio.current_task()
 
         def take() -> Sequence[Q]:
             nonlocal preparing
@@ -130,13 +158,14 @@ class Batches(Generic[Q, A]):
             statements = max(self._width - self._sent, 0) + 1
             room = min(self._most, max(-(-len(self._waiting) // statements), _WORTH_ONE))
             while self._waiting and room > 0:
-                request, future = self._waiting.popleft()
-                if not future.done():  # else its caller has been cancelled
-                    taken.append((request, future))
-                    room -= self._weight(request)
+                request = self._waiting.popleft()
+                if not request.answer.done():  # else its caller has been cancelled
+                    request.batch = batch
+                    taken.append(request)
+                    room -= self._weight(request.content)
             self._in_company = len(taken) > 1
             self._next()
-            return [request for request, _ in taken]
+            return [request.content for request in taken]
 
         self._sent += 1
         try:
@@ -144,19 +173,19 @@ class Batches(Generic[Q, A]):
         except BaseException as error:
             if preparing:  # there was nothing to send over: that is the answer to those who had waited so long
                 taken = [self._waiting.popleft() for _ in range(min(early, len(self._waiting)))]
-            for request, future in taken:
-                if future.done():
+            for request in taken:
+                if request.answer.done():
                     continue
                 if isinstance(error, Exception):
-                    future.set_exception(self._restate(error, request))
+                    request.answer.set_exception(self._restate(error, request.content))
                 else:
-                    future.cancel()
+                    request.answer.cancel()
             if not isinstance(error, Exception):
                 raise
         else:
-            for (_, future), answer in zip(taken, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for request, answer in zip(taken, answers, strict=True):
+                if not request.answer.done():
+                    request.answer.set_result(answer)
         finally:
             self._sent -= 1
             if preparing:

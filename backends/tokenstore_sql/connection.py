@@ -140,8 +140,8 @@ class Connection(ABC):
         return nullcontext()
 
     @abstractmethod
-    async def thread_id(self) -> int:
-        """MySQL: the server's number for this connection, as the server told it when greeting."""
+    async def driver_connection(self) -> Any:
+        """The driver's own object."""
 
 
 class AlchemyConnection(Connection):
@@ -208,9 +208,8 @@ class AlchemyConnection(Connection):
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
         return self.alchemy.begin_nested()
 
-    async def thread_id(self) -> int:
-        raw: Any = (await self.alchemy.get_raw_connection()).driver_connection
-        return int(raw.thread_id())
+    async def driver_connection(self) -> Any:
+        return (await self.alchemy.get_raw_connection()).driver_connection
 
 
 class _Compiled:
@@ -414,8 +413,8 @@ class DriverConnection(Connection):
         finally:
             await connection.close()
 
-    async def thread_id(self) -> int:
-        return int(self.driver.thread_id())
+    async def driver_connection(self) -> Any:
+        return self.driver
 
     async def rollback(self) -> None:
         """Undo what was not committed."""

@@ -168,9 +168,6 @@ class Dialect(ABC):
     async def check(self, connection: AsyncConnection) -> None:
         """Refuse a database that cannot serve as a store, before it is set up."""
 
-    async def aclose(self) -> None:
-        """Wait for what the dialect does in the background, which is never long."""
-
     # Errors
 
     driver_error_names: ClassVar[Sequence[str]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import ssl
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -43,6 +42,7 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.ghosts import end_session
 from tokenstore_sql.rows import Rows
 
 __all__ = ["MySQLBackend", "MySQLDialect"]
@@ -54,6 +54,7 @@ _WAIT: Final = "innodb_lock_wait_timeout"
 _GET_WAIT: Final = sql(f"SELECT @@SESSION.{_WAIT}")
 _SET_WAIT: Final = sql(f"SET SESSION {_WAIT} = :seconds")
 _WHO: Final = sql("SELECT CONNECTION_ID(), @@hostname, @@port")
+_SHOW_THREADS: Final = sql("SHOW PROCESSLIST")
 _KILL: Final = sql("KILL :id")
 # How many statements asyncmy keeps prepared on a connection: the numbers of rows that go together make many of some.
 _PREPARED: Final = 100
@@ -61,8 +62,6 @@ _PREPARED: Final = 100
 _BRIEFLY: Final = 1
 # In a pooled connection's info: which thread of which server it is.
 _THREAD: Final = "tokenstore.thread"
-# How long to try to reach a server on which a cancelled statement goes on.
-_KILL_TIMEOUT: Final = 5.0
 
 
 class _Thread(NamedTuple):
@@ -107,10 +106,6 @@ class MySQLDialect(Dialect):
         "2055": BackendUnavailableError,
         "4031": BackendUnavailableError,
     }
-
-    def __init__(self, lock_timeout: float) -> None:
-        super().__init__(lock_timeout)
-        self._kills: set[asyncio.Task[None]] = set()
 
     def now(self) -> ColumnElement[int]:
         # UTC_TIMESTAMP stands still while a statement waits for a lock; SYSDATE goes on, but in the session's time
@@ -180,10 +175,14 @@ class MySQLDialect(Dialect):
             if connection.borrowed or rows.transactional or brief:
                 return await action()
             return await self._until_free(action)
+        except GeneratorExit:  # the event loop is gone
+            raise
+        except BaseException:
+            if connection.lost and thread is not None and not connection.is_foreign:
+                await _kill_thread(connection, thread)
+            raise
         finally:
-            if connection.lost and not connection.is_foreign:
-                self._kill(connection, thread)
-            elif found is not None:
+            if found is not None and not connection.lost:
                 _ = await self._set_patience(connection, found)
 
     async def _until_free(self, action: Callable[[], Awaitable[T]]) -> T:
@@ -201,23 +200,6 @@ class MySQLDialect(Dialect):
         if found != seconds:
             _ = await connection.run(_SET_WAIT, {"seconds": seconds})
         return int(found)
-
-    def _kill(self, connection: Connection, thread: _Thread | None) -> None:
-        """End a thread whose connection was given up in the middle of a statement: cancelled, that is, or cut.
-
-        The drivers just close the socket, which the server does not notice while it waits for a lock: when it gets the
-        lock it would still write what nobody waits for any more, over whatever was stored meanwhile.
-        """
-        if thread is not None:
-            task = asyncio.create_task(_kill_thread(connection, thread))
-            self._kills.add(task)
-            task.add_done_callback(self._kills.discard)
-
-    async def aclose(self) -> None:
-        # A forked child, or a second event loop, finds those of its predecessor.
-        here = asyncio.get_running_loop()
-        if kills := [task for task in self._kills if task.get_loop() is here]:
-            await asyncio.wait(kills)
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -250,19 +232,25 @@ async def _thread(connection: Connection) -> _Thread | None:
     if _THREAD not in connection.info:
         (found,), _ = await connection.run(_WHO)
         # A proxy greets us with a number of its own, and may give the server's thread to somebody else.
-        connection.info[_THREAD] = _Thread(*found) if found[0] == await connection.thread_id() else None
+        greeted = (await connection.driver_connection()).thread_id()
+        connection.info[_THREAD] = _Thread(*found) if found[0] == greeted else None
     thread: _Thread | None = connection.info[_THREAD]
     return thread
 
 
 async def _kill_thread(connection: Connection, thread: _Thread) -> None:
-    # Whatever goes wrong here: what is not killed ends with its own lock wait timeout.
-    with suppress(Exception):
-        async with asyncio.timeout(_KILL_TIMEOUT), connection.beside() as aside:
-            here = await _thread(aside)
-            # Not on another server behind the same address, nor after a restart, when numbers begin anew.
-            if here is not None and here[1:] == thread[1:] and here.id > thread.id:
-                _ = await aside.run(_KILL, {"id": thread.id})
+    """End a thread whose connection was lost in the middle of a statement, and wait until it is gone."""
+
+    async def exists(aside: Connection) -> bool:
+        here = await _thread(aside)
+        # Not on another server behind the same address, nor after a restart, when numbers begin anew.
+        if here is None or here[1:] != thread[1:] or here.id <= thread.id:
+            return False
+        # Not the tables that this shows: MySQL warns of the one, and the other is empty without performance_schema.
+        threads, _ = await aside.run(_SHOW_THREADS)
+        return any(row[0] == thread.id for row in threads)
+
+    await end_session(connection, exists, lambda aside: aside.run(_KILL, {"id": thread.id}))
 
 
 class MySQLBackend(SQLBackend):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 from sqlalchemy import (
     URL,
     BigInteger,
     ColumnElement,
+    Double,
+    Integer,
     Select,
     Table,
     Update,
+    and_,
     bindparam,
     cast,
     column,
@@ -38,6 +42,7 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
+from tokenstore_sql.ghosts import end_session
 from tokenstore_sql.rows import Rows
 
 __all__ = ["PostgresBackend", "PostgresDialect"]
@@ -48,6 +53,8 @@ T = TypeVar("T")
 _LIBPQ_OPTIONS = ("host", "passfile", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert", "target_session_attrs")
 # How long a statement that writes the rows of several callers waits for a lock on one of them.
 _BRIEFLY_MS: Final = 100
+# In a connection's notes: the server's process behind it.
+_SESSION: Final = "tokenstore.session"
 # Any number that is always the same: it keeps two processes from creating the table at once.
 _SETUP_LOCK = 0x746F6B656E73
 
@@ -142,13 +149,25 @@ class PostgresDialect(Dialect):
         # on its own has no transaction to set it in; there the client's own limit holds. Where the transaction is
         # ours, it began with this.
         if not rows.transactional or not rows.connection.borrowed:
-            return await action()
+            return await self._without_ghosts(rows.connection, action)
         setting = f"{milliseconds(self.lock_timeout)}ms"
         query = select(func.current_setting("lock_timeout"), func.set_config("lock_timeout", setting, True))
         ((found, _),), _ = await rows.connection.run(query)
         result = await action()
         _ = await rows.connection.run(select(func.set_config("lock_timeout", found, True)))
         return result
+
+    async def _without_ghosts(self, connection: Connection, action: Callable[[], Awaitable[T]]) -> T:
+        """Carry out a write; if its connection is lost, see that the server does not carry it out later."""
+        session = await _session(connection)
+        try:
+            return await action()
+        except GeneratorExit:  # the event loop is gone
+            raise
+        except BaseException:
+            if connection.lost and session is not None and not connection.is_foreign:
+                await _terminate(connection, session)
+            raise
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
@@ -175,6 +194,55 @@ class PostgresDialect(Dialect):
         if code.startswith(("22", "23")):
             return ""
         return str(error).partition("\n")[0].rpartition(">: ")[2]
+
+
+class _Session(NamedTuple):
+    """The server's side of a connection.
+
+    Attributes:
+        pid: The number of the server's process.
+        seen_at: When it was already there, in seconds of :func:`time.monotonic`.
+    """
+
+    pid: int
+    seen_at: float
+
+
+async def _session(connection: Connection) -> _Session | None:
+    """The server's process behind a connection, as the server told when greeting; None where it told none."""
+    if _SESSION not in connection.info:
+        driver = await connection.driver_connection()
+        pid = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid
+        connection.info[_SESSION] = _Session(pid, time.monotonic()) if pid else None
+    session: _Session | None = connection.info[_SESSION]
+    return session
+
+
+async def _terminate(connection: Connection, session: _Session) -> None:
+    """End a server process whose connection was lost in the middle of a statement, and wait until it is gone."""
+    processes = table(
+        "pg_stat_activity", *map(column, ("pid", "usename", "datname", "backend_start")), schema="pg_catalog"
+    )
+    # A process with that number which began later is another connection's. A pooler tells numbers that no process has.
+    this_process = and_(
+        processes.c.pid == bindparam("pid", type_=Integer()),
+        processes.c.usename == func.session_user(),
+        processes.c.datname == func.current_database(),
+        func.date_part(literal_column("'epoch'"), func.clock_timestamp() - processes.c.backend_start)
+        >= bindparam("age", type_=Double()),
+    )
+
+    def parameters() -> dict[str, Any]:
+        return {"pid": session.pid, "age": time.monotonic() - session.seen_at}
+
+    async def exists(aside: Connection) -> bool:
+        found, _ = await aside.run(select(processes.c.pid).where(this_process), parameters())
+        return len(found) > 0
+
+    async def end(aside: Connection) -> None:
+        _ = await aside.run(select(func.pg_terminate_backend(processes.c.pid)).where(this_process), parameters())
+
+    await end_session(connection, exists, end)
 
 
 class PostgresBackend(SQLBackend):

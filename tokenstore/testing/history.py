@@ -97,8 +97,10 @@ class Operation:
         key: The row's identity.
         by: Who called, for the reader.
         invoked: When it began, on the history's clock.
-        returned: When it ended, or None: it was cancelled or failed, so that it may have taken effect at any time
-            after it began, or never. Such a read tells nothing; leave it out.
+        returned: When it returned a result, or None: it was cancelled or failed, so that it may have taken effect or
+            not. Such a read tells nothing; leave it out.
+        ended: Where it returned no result: when its caller got the cancellation or the error. It took effect before
+            that, or never. None: it may take effect at any later time.
         value: What ``put``, ``update`` or ``complete`` wrote, different for each write; None in ``update``: it deleted.
         seen: What ``get`` or ``update`` read; None: no row.
         generation: What ``claim``, ``complete`` and ``release`` compared with.
@@ -113,6 +115,7 @@ class Operation:
     by: str = ""
     invoked: int
     returned: int | None = None
+    ended: int | None = None
     value: Hashable = None
     seen: Version | None = None
     generation: int | None = None
@@ -235,6 +238,9 @@ def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row
     """The rows in which the orders that explain the history end: one of them, or every one; empty if there is none."""
     known = sorted((op for op in history if op.returned is not None), key=lambda op: op.invoked)
     unknown = [op for op in history if op.returned is None]
+    # For each call without a result: the calls that began after it had ended, of which it must precede each.
+    later_known = [_indexes_after(op, known) for op in unknown]
+    later_unknown = [_indexes_after(op, unknown) for op in unknown]
     # What has been placed (a bit for each operation) and the row it leads to decide what can follow.
     stack: list[tuple[int, int, Row | None]] = [(0, 0, None)]
     visited = set(stack)
@@ -255,17 +261,25 @@ def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row
             found.add(row)
             if not every:
                 break
+        # To place one of these rules out that a call which had ended before it takes effect after all.
+        decisive = 0
+        for index, later in enumerate(later_known):
+            if not effective >> index & 1 and not placed & later:
+                decisive |= later
         following = [
             (placed | 1 << index, effective, after)
             for index in window
-            if known[index].is_pure
+            if known[index].is_pure and not decisive >> index & 1
             for after in _next(row, known[index])
         ][:1]
         if not following:
             following = [
                 (placed, effective | 1 << index, after)
                 for index, op in enumerate(unknown)
-                if not effective >> index & 1 and (deadline is None or op.invoked <= deadline)
+                if not effective >> index & 1
+                and (deadline is None or op.invoked <= deadline)
+                and not placed & later_known[index]
+                and not effective & later_unknown[index]
                 for after in _next(row, op)
             ]
             following += [
@@ -278,6 +292,13 @@ def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row
                 visited.add(state)
                 stack.append(state)
     return found
+
+
+def _indexes_after(ended: Operation, operations: Sequence[Operation]) -> int:
+    """The operations that began after this one had ended, a bit for each."""
+    if ended.ended is None:
+        return 0
+    return sum(1 << index for index, op in enumerate(operations) if op.invoked > ended.ended)
 
 
 def _check_generations(history: Sequence[Operation]) -> None:
