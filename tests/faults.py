@@ -240,6 +240,28 @@ class FaultProxy(Faults):
         self.wire: type[_Postgres | _MySQL] = _Postgres if postgres else _MySQL
         self.server = (parsed.host or "127.0.0.1", parsed.port or (5432 if postgres else 3306))
         self._lines: dict[_Line, asyncio.Task[None]] = {}
+        self._swap: tuple[bytes, bytes] | None = None
+        self.swapped = 0
+
+    @contextmanager
+    def swapping(self, old: bytes, new: bytes) -> Iterator[None]:
+        """An attacker on the wire: what clients send holds ``new`` in place of ``old``, which must be as long.
+
+        ``swapped`` counts the places.
+        """
+        assert len(old) == len(new), "the messages' lengths would change"
+        self._swap, self.swapped = (old, new), 0
+        try:
+            yield
+        finally:
+            self._swap = None
+
+    def altered(self, part: bytes) -> bytes:
+        """What is passed on to the server in place of this."""
+        if self._swap is None:
+            return part
+        self.swapped += part.count(self._swap[0])
+        return part.replace(*self._swap)
 
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -311,7 +333,7 @@ class _Line:
                 if self._met is not None and self._met.when == "before":
                     self.cut(self._met.how)
                 if not self._silent:
-                    server.write(part)
+                    server.write(self._proxy.altered(part))
         server.close()
 
     async def _receive(self, server: asyncio.StreamReader) -> None:

@@ -311,7 +311,7 @@ class _Actor:
             self._record(name, **fields, returned=self.stage.clock())
 
     def _version(self, row: SealedRecord | None) -> Version | None:
-        return version(None if row is None else open_record(self.keyring, row))
+        return version(None if row is None else open_record(self.keyring, row.key, row))
 
     @contextmanager
     def _recorded(

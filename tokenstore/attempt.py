@@ -45,7 +45,7 @@ from tokenstore.records import (
     is_leased,
 )
 from tokenstore.responses import lifetime_of, read_response
-from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.sealing import asked_row, open_record, seal_tokens
 from tokenstore.telemetry import Report, Telemetry
 from tokenstore.transitions import (
     Call,
@@ -386,7 +386,7 @@ class Attempt:
 
     async def _call(self) -> Failure | None:
         """Call the provider; what it issues is sealed at once, its refusal becomes a failure to share."""
-        record, issued_at = open_record(self._settings.keyring, self._last.row), self._last.now()
+        record, issued_at = open_record(self._settings.keyring, self.key, self._last.row), self._last.now()
         try:
             with self._settings.telemetry.provider_call(self.report):
                 async with asyncio.timeout(self._settings.timeout):
@@ -471,11 +471,13 @@ class Attempt:
         if tried_at > self._save_by:
             row = self._last.renewed(self._issued)
             if self._closing:
-                self.unsaved = open_record(self._settings.keyring, row)
+                self.unsaved = open_record(self._settings.keyring, self.key, row)
                 raise _not_stored(self.key, self.unsaved)
             if not self.result.done():
                 self._settings.telemetry.problem(self.key, "not_stored", "new tokens could not be stored so far", error)
-                self._publish(_failed(lambda: _not_stored(self.key, open_record(self._settings.keyring, row))))
+                self._publish(
+                    _failed(lambda: _not_stored(self.key, open_record(self._settings.keyring, self.key, row)))
+                )
         await self._backoff.pause()
 
     async def _settle(self, step: Settle) -> Step:
@@ -508,13 +510,13 @@ class Attempt:
 
     async def _is_left(self, failure: Failure) -> bool:
         """Whether the failure is in the row: the lease was ended, and the answer lost."""
-        (row,) = await self._answered(self._backend.get([self.key]))
+        row = asked_row(self.key, *await self._answered(self._backend.get([self.key])))
         if row is None or row.generation != self._last.row.generation or row.lease_holder is not None:
             return False
         return row.failure is not None and row.failure.code == failure.code
 
     async def _fetch(self) -> SealedRecord | None:
-        (row,) = await self._answered(self._backend.get([self.key]))
+        row = asked_row(self.key, *await self._answered(self._backend.get([self.key])))
         self._backoff.reset()
         self._seen = None if row is None else Seen(row, time.monotonic())
         return row
@@ -539,7 +541,7 @@ class Attempt:
     def _judged(self, row: SealedRecord | None) -> View | None:
         if row is None:
             return None
-        lifetime = lifetime_of(open_record(self._settings.keyring, row))
+        lifetime = lifetime_of(open_record(self._settings.keyring, self.key, row))
         return self._settings.view(row, lifetime, self._margin)
 
     def _check_time(self) -> None:

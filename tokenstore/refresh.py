@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from copy import deepcopy
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
@@ -40,10 +40,11 @@ from tokenstore.errors import (
     TokensNotStoredError,
     TokenStoreError,
 )
+from tokenstore.listing import scan_rows
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import RefreshOutcome, RefreshResult, SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of
-from tokenstore.sealing import open_record
+from tokenstore.sealing import asked_row, open_record
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 
 __all__ = [
@@ -122,7 +123,7 @@ class RefreshEngine:
                 row = await self._get(key)
                 if row is None:
                     return None
-                seen, record = Seen(row, time.monotonic()), open_record(self._settings.keyring, row)
+                seen, record = Seen(row, time.monotonic()), open_record(self._settings.keyring, key, row)
                 view = self._settings.view(row, lifetime_of(record))
                 if view.validity is Validity.FRESH:
                     return record
@@ -142,7 +143,7 @@ class RefreshEngine:
             if result.row is None:
                 return None
             if result.row.generation != generation:  # else it was joined by somebody who had found another one refused
-                return open_record(self._settings.keyring, result.row)
+                return open_record(self._settings.keyring, key, result.row)
 
     async def refresh_due(
         self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
@@ -214,7 +215,7 @@ class RefreshEngine:
             (row,) = await self._backend.get([key])
         except (BackendUnavailableError, ConflictError):  # one dead connection of a pool is no outage
             (row,) = await self._backend.get([key])
-        return row
+        return asked_row(key, row)
 
     def _running(self, key: TokenKey) -> Attempt | None:
         attempt = self._attempts.get(key)
@@ -245,7 +246,7 @@ class RefreshEngine:
             if attempt.unsaved is not None:
                 self._unsaved.append(attempt.unsaved)
         if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
-            record = open_record(self._settings.keyring, result.row)
+            record = open_record(self._settings.keyring, attempt.key, result.row)
             await self._tell(attempt.key, "on_refreshed", self._on_refreshed, record)
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()
@@ -279,18 +280,14 @@ class RefreshEngine:
         return task
 
     async def _due(self, provider: str, within: float, page_size: int) -> AsyncGenerator[TokenKey, None]:
-        after: TokenKey | None = None
-        while True:
-            page = await self._backend.scan(provider=provider, after=after, limit=page_size)
-            for row in page:
+        rows = scan_rows(self._backend, provider=provider, page_size=page_size)
+        async with aclosing(rows):
+            async for row in rows:
                 if (
                     row.has_refresh_token
                     and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH
                 ):
                     yield row.key
-            if len(page) < page_size:
-                return
-            after = page[-1].key
 
     async def _named(self, attempt: Attempt) -> RefreshResult:
         try:
@@ -307,7 +304,7 @@ class RefreshEngine:
         if row is None:
             return False
         leased = not has_failed(row)
-        record = open_record(self._settings.keyring, row)
+        record = open_record(self._settings.keyring, key, row)
         failure: Exception | None = None
         try:
             async with asyncio.timeout(self._settings.timeout):
@@ -349,7 +346,7 @@ class RefreshEngine:
         """Delete what was revoked, and not what the user's next login has stored meanwhile."""
         if isinstance(self._backend, SupportsRowLocks):
             async with self._backend.transaction() as transaction:
-                row = await transaction.lock(key)
+                row = asked_row(key, await transaction.lock(key))
                 return row is not None and row.generation == generation and await transaction.delete(key)
         row = await self._get(key)
         return row is not None and row.generation == generation and await self._backend.delete(key)

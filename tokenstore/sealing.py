@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
 
-__all__ = ["open_record", "seal_tokens"]
+__all__ = ["asked_row", "open_record", "seal_tokens"]
 
 
 def seal_tokens(
@@ -42,14 +43,31 @@ def seal_tokens(
     )
 
 
-def open_record(keyring: Keyring, row: SealedRecord) -> TokenRecord:
+def asked_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
+    """The backend's answer, if it is the row that was asked for, or no row.
+
+    Raises:
+        TamperedError: The database answered with another row.
+    """
+    if row is not None and row.key != key:
+        raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
+    return row
+
+
+def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenRecord:
     """Open every value of a row.
+
+    Args:
+        keyring: The keys.
+        key: The row that was asked for. The values open for this row alone, whatever key the answer bears.
+        row: The database's answer.
 
     Raises:
         UnknownKeyError: The row was sealed with a key that is not in the keyring.
-        TamperedError: The row was altered outside the store.
+        TamperedError: The row was altered outside the store, or is not the one that was asked for.
     """
-    key, tokens = row.key, row.tokens
+    asked_row(key, row)
+    tokens = row.tokens
     unseal, place = keyring.open, place_of(key)
     access_token = unseal(key, "access_token", tokens.access_token, place)
     refresh_token = extra = None

@@ -22,6 +22,7 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring
+from tokenstore.listing import scan_rows
 from tokenstore.options import positive_int
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import (
@@ -42,7 +43,7 @@ from tokenstore.records import (
     token_text,
 )
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
-from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.sealing import asked_row, open_record, seal_tokens
 
 if TYPE_CHECKING:
     # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
@@ -144,7 +145,7 @@ class _TokenOperations(ABC):
             TransactionRequiredError: ``for_update=True`` outside a transaction.
             LockTimeoutError: The lock was not free within ``lock_timeout``.
             UnknownKeyError: The row was sealed with a key that is not in the keyring.
-            TamperedError: The row was altered outside the store.
+            TamperedError: The row was altered outside the store, or the database answered with another row.
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
@@ -152,7 +153,7 @@ class _TokenOperations(ABC):
             row = await self._lock(key)
         else:
             (row,) = await self._rows().get([key])
-        return None if row is None else open_record(self._keyring, row)
+        return None if row is None else open_record(self._keyring, key, row)
 
     async def delete_tokens(self, provider: str, user_id: str) -> bool:
         """Delete the tokens of one user at one provider.
@@ -229,16 +230,16 @@ class _UntilFailure:
         deadline = time.monotonic() + self._lock_timeout
         while True:
             if not self._begun:
-                row = await self._rows.lock(key)
+                row = asked_row(key, await self._rows.lock(key))
                 if not is_leased(row):
                     self._begun = True
                     return row
                 await self._rows.rollback()
             else:
                 # What the transaction has locked and written so far must not be given up, so look before locking.
-                (row,) = await self._rows.get([key])
+                row = asked_row(key, *await self._rows.get([key]))
                 if not is_leased(row):
-                    row = await self._rows.lock(key)
+                    row = asked_row(key, await self._rows.lock(key))
                     if is_leased(row):
                         raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
                     return row
@@ -540,20 +541,20 @@ class AuthTokenStore(_TokenOperations):
 
         Raises:
             InvalidInputError: An argument is not acceptable.
+            TamperedError: The database answered with a row that was not asked for.
             BackendError: The database refused or failed.
         """
         # An absent part is checked with a stand-in, so that both parts go through the one check.
         checked = token_key("-" if provider is None else provider, "-" if user_id is None else user_id)
         page_size = positive_int("page_size", page_size)
-        after: TokenKey | None = None
-        while True:
-            page = await self._rows().scan(
-                provider=None if provider is None else checked.provider,
-                user_id=None if user_id is None else checked.user_id,
-                after=after,
-                limit=page_size,
-            )
-            for row in page:
+        rows = scan_rows(
+            self._rows(),
+            provider=None if provider is None else checked.provider,
+            user_id=None if user_id is None else checked.user_id,
+            page_size=page_size,
+        )
+        async with aclosing(rows):
+            async for row in rows:
                 yield TokenEntry(
                     provider=row.key.provider,
                     user_id=row.key.user_id,
@@ -565,9 +566,6 @@ class AuthTokenStore(_TokenOperations):
                     created_at=from_epoch_us(row.created_at),
                     updated_at=from_epoch_us(row.updated_at),
                 )
-            if len(page) < page_size:
-                return
-            after = page[-1].key
 
     async def reseal_tokens(self, provider: str, user_id: str) -> bool:
         """Seal a row's values anew with the keyring's first key, if another one sealed them.
@@ -583,10 +581,10 @@ class AuthTokenStore(_TokenOperations):
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
-        (row,) = await self._rows().get([key])
+        row = asked_row(key, *await self._rows().get([key]))
         if row is None or row.tokens.key_id == self._keyring.primary:
             return False
-        record = open_record(self._keyring, row)
+        record = open_record(self._keyring, key, row)
         sealed = seal_tokens(
             self._keyring,
             key,

@@ -50,7 +50,10 @@ class Rows:
             rows, _ = await self.connection.run(*self.statements.get_many(several))
             for row in map(_record, rows):
                 found[row.key] = row
-        return [found.get(key) for key in keys]
+        # A row that nobody asked for is no sign that there is no row: the core refuses it.
+        strangers = found.keys() - set(keys)
+        instead = found[min(strangers)] if strangers else None
+        return [found.get(key, instead) for key in keys]
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         rows, _ = await self._patiently(self.statements.lock, _where(key))
