@@ -544,6 +544,15 @@ def test_the_page_of_the_errors_names_every_error() -> None:
     assert listed == {f"`{name}`" for name in errors.__all__} - roots
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_defines_the_terms_that_it_uses(page: Path) -> None:
+    """The first use is in italics, where the page says what the term means."""
+    text = prose(page)
+    for term in ("pair", "generation", "lease", "margin"):
+        first = re.search(rf"\*?(?<![\w`-]){term}s?(?![\w`-])\*?", text)
+        assert first is None or first[0].startswith("*"), f"{named(page)}: {text[first.start() - 60 : first.end()]}"
+
+
 SQL = {
     "PostgreSQL": postgres_backend.PostgresBackend,
     "MySQL": mysql_backend.MySQLBackend,
