@@ -238,7 +238,7 @@ def follow(page: Path, reader: Reader, *kinds: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_programs_can_be_pasted_at_the_prompt(page: Path) -> None:
     """A blank line ends an indented block there, so a blank line inside of one would break the program."""
-    for block in of_kind(page, "python"):
+    for block in of_kind(page, "python", "python file="):
         statement: list[str] = []
         for number, line in enumerate([*block.text.splitlines(), ""], start=1):
             statement.append(line)
