@@ -1,6 +1,6 @@
-"""Valid access tokens for fifty tasks that find the same one expired, by one refresh.
+"""Fifty tasks find the same access token expired, and one refresh gives all of them a valid one.
 
-Runs as it stands: SQLite, and a strict token endpoint on loopback in place of a provider.
+The program needs no account at a provider: it uses SQLite, and a strict token endpoint on loopback. Install `.[oauth]`.
 
     python examples/refresh.py
 """
@@ -17,7 +17,7 @@ from tokenstore.testing.provider import StrictRotatingProvider
 
 
 async def call_the_api(store: AuthTokenStore, user_id: str) -> str:
-    """What a task does before it calls the provider's API."""
+    """Return a valid access token, as a task needs it before it calls the provider's API."""
     try:
         record = await store.load_fresh_tokens("strict", user_id)
     except ReauthorizationRequiredError:
@@ -31,7 +31,7 @@ async def main() -> None:
     """Fifty tasks, one expired token."""
     with tempfile.TemporaryDirectory() as folder, StrictRotatingProvider(latency=0.2) as endpoint:
         refresher = OAuth2Refresher(endpoint.token_url, endpoint.client_id, endpoint.client_secret)
-        keyring = Keyring.from_string(generate_key())  # a real application's keys outlive it
+        keyring = Keyring.from_string(generate_key())  # a real application stores its keys
         url = f"sqlite:///{folder}/tokens.db"
         async with open_store(url, keyring=keyring, refreshers={"strict": refresher}) as store:
             await store.setup()

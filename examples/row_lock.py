@@ -1,7 +1,7 @@
-"""A refresh by hand, under the row lock: for whoever has to change the tokens in a transaction of their own.
+"""A refresh by hand, under the row lock, for applications that must change the tokens in their own transaction.
 
-``load_fresh_tokens`` (examples/refresh.py) does more, and holds nothing while the provider answers. Runs as it stands:
-SQLite, and a strict token endpoint on loopback in place of a provider.
+``load_fresh_tokens`` (examples/refresh.py) does more, and holds no connection or lock while the provider answers. The
+program needs no account at a provider: it uses SQLite, and a strict token endpoint on loopback. Install `.[oauth]`.
 
     python examples/row_lock.py
 """
@@ -18,11 +18,11 @@ from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_htt
 
 
 class LoginRequiredError(Exception):
-    """No refresh token is left that could be used: the user has to grant access again."""
+    """There is no usable refresh token: the user has to log in again."""
 
 
 async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProvider, user_id: str) -> str:
-    """The user's access token, refreshed if it has to be."""
+    """Return the user's access token, after a refresh if it has expired."""
     record = await store.load_tokens("strict", user_id)  # no lock: most of the time the token is valid
     if record is not None and store.is_access_token_valid(record):
         return str(record["access_token"])
@@ -32,11 +32,11 @@ async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProv
             record = await tx.load_tokens("strict", user_id, for_update=True)
             if record is None:
                 raise LoginRequiredError(user_id)
-            if store.is_access_token_valid(record):  # somebody else refreshed it while this task waited for the lock
+            if store.is_access_token_valid(record):  # another task refreshed it during the wait
                 return str(record["access_token"])
             if not store.is_refresh_token_valid(record):
                 raise LoginRequiredError(user_id)
-            # Less than the store's lock_timeout, or those who wait for the lock give up before the provider does.
+            # Less than the store's lock_timeout; otherwise tasks that wait for the lock time out before the provider.
             async with asyncio.timeout(5):
                 answer = await refresh_over_http(
                     endpoint.token_url,
@@ -46,7 +46,7 @@ async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProv
                 )
             fresh = {
                 "access_token": answer["access_token"],
-                # A provider that does not rotate sends none: the old one stays (RFC 6749 section 6).
+                # A provider that does not rotate sends no refresh token: keep the old one (RFC 6749 section 6).
                 "refresh_token": answer.get("refresh_token", record["refresh_token"]),
                 "access_token_expires_at": datetime.now(UTC) + timedelta(seconds=answer["expires_in"]),
             }
@@ -54,7 +54,7 @@ async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProv
     except BackendError:
         if not fresh:
             raise
-        # The old refresh token is spent, and this is the only copy of its successor: once more, on a new connection.
+        # The old refresh token is used up, and `fresh` is the only copy of the new one: store it on a new connection.
         await store.store_tokens("strict", user_id, **fresh)
     return str(fresh["access_token"])
 
@@ -62,7 +62,7 @@ async def valid_access_token(store: AuthTokenStore, endpoint: StrictRotatingProv
 async def main() -> None:
     """Fifty tasks, one expired token."""
     with tempfile.TemporaryDirectory() as folder, StrictRotatingProvider(latency=0.2) as endpoint:
-        keyring = Keyring.from_string(generate_key())  # a real application's keys outlive it
+        keyring = Keyring.from_string(generate_key())  # a real application stores its keys
         async with open_store(f"sqlite:///{folder}/tokens.db", keyring=keyring) as store:
             await store.setup()
             grant = endpoint.new_grant("user-123")

@@ -1,17 +1,18 @@
-"""README.md, docs/ and examples/ say what is so: their code runs, their tables are the code's, their links resolve.
+"""README.md, docs/ and examples/ are correct: their code runs, their tables match the code, their links resolve.
 
-The info string of a fenced block decides what happens to it. The blocks of a page run in order in one new folder, with
-the environment that the blocks before them left:
+The info string of a fenced block decides what happens to it. The blocks of a page run in order in one new folder, each
+with the environment variables that the blocks before it exported:
 
 * ``python``: a whole program, run with warnings as errors. ``console``: commands, run by bash.
-* ``… jsonfile``: the same, with the example backend installed.
-* ``console install``: needs the package index, so its commands are looked at but not run (test_packaging.py installs).
-* ``python file=PATH``: what the reader writes into that file, used by later blocks.
+* ``console install``: needs the package index or a clone, so its commands are checked and not run here;
+  test_readme_commands.py runs those of the README.
+* ``python file=PATH``: the reader saves this file, and later blocks use it.
 * ``python from=PATH``, ``toml from=PATH``: an excerpt of that file of the repository, word for word.
-* ``python contract``: the contract's example, run on every database in a session of its own.
-* ``text demo``: lines that ``tokenstore demo`` prints, whatever the numbers.
+* ``python contract``: the contract's example, run on every database in its own session.
+* ``text demo``: lines that ``tokenstore demo`` prints, with any numbers.
 
-Everything else is an error.
+Every other info string is an error. Every Python program can also be pasted at Python's prompt, where a blank line ends
+an indented block.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import asyncio
 import builtins
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 import warnings
+from codeop import compile_command
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,21 +64,33 @@ from tokenstore_sql.statements import Statements
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BACKENDS, LOCKING, PROVIDERS, REFRESH, SCHEMA, SEALING = (
-    ROOT / "docs" / f"{name}.md" for name in ("backends", "locking", "providers", "refresh", "schema", "sealing")
+DOCS = ROOT / "docs"
+BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEMA, SEALING = (
+    DOCS / f"{name}.md"
+    for name in (
+        "backends",
+        "cli",
+        "errors",
+        "keys",
+        "limits",
+        "locking",
+        "options",
+        "providers",
+        "refresh",
+        "schema",
+        "sealing",
+    )
 )
 EXAMPLE = ROOT / "examples" / "tokenstore-jsonfile"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+LINKED = [*PAGES, *sorted({*ROOT.glob("*.md")} - {README}), *sorted((ROOT / "examples").rglob("*.md"))]
 KINDS = [
     "python",
-    "python jsonfile",
     "python contract",
     "python file=",
     "python from=",
     "toml from=",
     "console",
-    "console jsonfile",
     "console install",
     "text demo",
 ]
@@ -161,7 +176,7 @@ def test_every_block_is_of_a_known_kind(page: Path) -> None:
 
 @dataclass
 class Reader:
-    """Somebody who follows a page: a folder, an environment that goes on from block to block, and their programs."""
+    """A reader who follows a page: a folder, environment variables that last from block to block, and programs."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -169,11 +184,14 @@ class Reader:
     def __post_init__(self) -> None:
         programs = self.folder / "bin"
         programs.mkdir()
-        for name in ("tokenstore", "alembic", "pytest"):
+        commands = {name: f"-m {name}" for name in ("tokenstore", "alembic", "pytest")}
+        for name, arguments in {**commands, "python": "-W error"}.items():
             program = programs / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name} "$@"\n')
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
             program.chmod(0o755)
-        (self.folder / "work").mkdir()
+        activate = self.folder / "work" / ".venv" / "bin" / "activate"
+        activate.parent.mkdir(parents=True)
+        activate.touch()  # the programs above are on PATH already
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENSTORE_", "PYTEST_"))}
         self.environment = {
             **kept,
@@ -217,27 +235,54 @@ def follow(page: Path, reader: Reader, *kinds: str) -> list[str]:
     return [reader.run(block) for block in of_kind(page, *kinds)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_programs_can_be_pasted_at_the_prompt(page: Path) -> None:
+    """A blank line ends an indented block there, so a blank line inside of one would break the program."""
+    for block in of_kind(page, "python", "python file="):
+        statement: list[str] = []
+        for number, line in enumerate([*block.text.splitlines(), ""], start=1):
+            statement.append(line)
+            try:
+                complete = compile_command("\n".join(statement))
+            except SyntaxError as error:
+                pytest.fail(f"{block.place}, line {number}: {error.msg}")
+            if complete is not None:
+                statement.clear()
+        assert not statement, block.place
+
+
 @pytest.mark.sqlite
-def test_the_readme_runs(tmp_path: Path) -> None:
-    """From the key to the command line; nothing that it prints holds a token."""
-    reader = Reader(tmp_path)
-    quick_start, *rest = [text for text in follow(README, reader, "console", "python") if text]
-    assert "'access_token': <redacted>" in quick_start
-    assert not [text for text in (quick_start, *rest) if "gho_abc" in text or "ghr_xyz" in text]
-    assert re.fullmatch(r"k2:\S{44},k1:\S{44}", reader.environment[KEYS_VARIABLE])
-    keyring = Keyring.from_string(reader.environment[KEYS_VARIABLE])
-
-    async def key_ids() -> list[str]:
-        async with open_store(f"sqlite:///{tmp_path}/work/tokens.db", keyring=keyring) as store:
-            return [entry["key_id"] async for entry in store.list_tokens()]
-
-    assert asyncio.run(key_ids()) == []  # the last command deleted the row
+def test_the_quick_start_runs_and_prints_no_token(tmp_path: Path) -> None:
+    *_, printed = follow(README, Reader(tmp_path), "console", "python file=")
+    assert "'access_token': <redacted>" in printed
+    assert not re.search(r"gh[our]_(abc|xyz)", printed)
 
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("page", [LOCKING, REFRESH, PROVIDERS, SEALING], ids=named)
 def test_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python")
+
+
+@pytest.mark.sqlite
+def test_the_page_of_the_command_line_runs_and_prints_no_token(tmp_path: Path) -> None:
+    printed = follow(CLI, Reader(tmp_path), "console", "python file=")
+    assert "nothing due" in printed[-1]
+    assert "deleted" in printed[-1]
+    assert not re.search(r"gh[our]_(abc|xyz)", "".join(printed))
+
+
+@pytest.mark.sqlite
+def test_the_page_of_the_keys_changes_the_key_in_the_order_that_it_gives(tmp_path: Path) -> None:
+    """The new key is added behind the old one first; at the end it is the only key, and opens every row."""
+    reader = Reader(tmp_path)
+    rings, printed = [], ""
+    for block in of_kind(KEYS, "console", "python"):
+        printed = reader.run(block)
+        rings.append(Keyring.from_string(reader.environment[KEYS_VARIABLE]).names)
+    assert list(dict.fromkeys(rings)) == [("k1",), ("k1", "k2"), ("k2", "k1"), ("k2",)]
+    assert "k2" in printed
+    assert "k1" not in printed
 
 
 @contextmanager
@@ -267,7 +312,11 @@ def test_alembic_creates_the_table(row: Row, tmp_path: Path) -> None:
     """Autogenerate finds the table, finds nothing more to do once it is there, and the store uses it."""
     with new_database(row, tmp_path) as (url, synchronous):
         reader = Reader(tmp_path, {"TOKENSTORE_URL": url, "DATABASE_URL": synchronous})
-        *_, migrated, used = follow(SCHEMA, reader, "console", "python", "python file=")
+        [own_urls, *rest] = of_kind(SCHEMA, "console", "python file=")
+        assert own_urls.text.startswith("export DATABASE_URL=sqlite:///")
+        if row.mark == "sqlite":
+            reader.run(own_urls)
+        *_, migrated, used = [reader.run(block) for block in rest]
         assert "No new upgrade operations detected" in migrated
         assert "user-123" in used
 
@@ -361,18 +410,18 @@ def test_what_is_to_be_installed_can_be() -> None:
     for page in PAGES:
         for block in of_kind(page, "console install"):
             for command in " && ".join(block.text.splitlines()).split(" && "):
-                what = re.fullmatch(r'(?:\.venv/bin/)?pip install "?([a-z./-]+)(?:\[([a-z,]+)\])?"?', command)
-                if what is None:
-                    assert command in ("python3 -m venv .venv", ".venv/bin/tox", ".venv/bin/tokenstore demo"), (
-                        block.place
-                    )
-                elif what[1].startswith("."):
-                    assert (ROOT / what[1] / "pyproject.toml").is_file(), block.place
-                    assert {*(what[2] or "").split(",")} - {""} <= extras, block.place
-                elif what[1] == "tokenstore":
-                    assert {*(what[2] or "").split(",")} <= extras, block.place
-                else:
-                    assert what[1] in {"tox", "alembic"}, block.place
+                installed = re.fullmatch(r"(?:\.venv/bin/)?pip install (.+)", command)
+                if installed is None:
+                    known = ("python3 -m venv .venv", ".venv/bin/tox", ".venv/bin/tokenstore demo")
+                    assert command in known, block.place
+                    continue
+                for argument in shlex.split(installed[1]):
+                    name, _, wanted = argument.removesuffix("]").partition("[")
+                    if name.startswith("."):
+                        assert (ROOT / name / "pyproject.toml").is_file(), block.place
+                        assert {*wanted.split(",")} - {""} <= extras, block.place
+                    else:  # tokenstore itself is on no package index
+                        assert name in {"tox", "alembic"}, block.place
     assert PROJECT["scripts"].keys() == {"tokenstore"}
 
 
@@ -400,8 +449,8 @@ def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> Non
     """The guide's programs, and the five lines that are the example's whole test."""
     install_example(tmp_path / "site")
     reader = Reader(tmp_path, {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *PYTHONPATH])})
-    shutil.copy(EXAMPLE / "test_tokenstore_jsonfile.py", tmp_path / "work")
-    *_, tested, _ = follow(BACKENDS, reader, "python jsonfile", "console jsonfile")
+    shutil.copytree(EXAMPLE, tmp_path / "work" / EXAMPLE.relative_to(ROOT))
+    *_, tested, _ = follow(BACKENDS, reader, "python", "console")
     passed = re.search(r"^(\d+) passed in", tested, re.MULTILINE)
     assert passed, tested
     tests = {name for name in dir(conformance.BackendConformance) if name.startswith("test_")}
@@ -475,7 +524,8 @@ def test_a_picture_is_small_shown_and_refers_to_nothing(picture: Path) -> None:
 
 def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
     text = README.read_text("utf-8")
-    assert len(text.splitlines()) <= 280
+    assert len(text.split()) <= 900
+    assert not re.search(r"!\[|<img", text), "a package index shows no picture with a relative address"
     if (ROOT / ".ci" / "run").is_file():
         *_, command = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
         assert command in text.splitlines()
@@ -485,6 +535,22 @@ def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
 def test_the_errors_that_are_named_exist(page: Path) -> None:
     names = set(re.findall(r"\b[A-Z]\w+Error\b", page.read_text("utf-8")))
     assert names <= {*errors.__all__, *dir(builtins)}
+
+
+def test_the_page_of_the_errors_names_every_error() -> None:
+    assert {*errors.__all__} <= {*re.findall(r"\b[A-Z]\w+Error\b", ERRORS.read_text("utf-8"))}
+    listed = {name for name, *_ in table(ERRORS, "error")} - {"---"}
+    roots = {"`TokenStoreError`", "`RefreshError`", "`SealingError`"}
+    assert listed == {f"`{name}`" for name in errors.__all__} - roots
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_defines_the_terms_that_it_uses(page: Path) -> None:
+    """The first use is in italics, where the page says what the term means."""
+    text = prose(page)
+    for term in ("pair", "generation", "lease", "margin"):
+        first = re.search(rf"\*?(?<![\w`-]){term}s?(?![\w`-])\*?", text)
+        assert first is None or first[0].startswith("*"), f"{named(page)}: {text[first.start() - 60 : first.end()]}"
 
 
 SQL = {
@@ -517,7 +583,7 @@ def test_the_table_of_options_is_the_code() -> None:
     groups = {"all": every, "SQL": {*SQL}, "SQL, but not SQLite": {*SQL} - {"SQLite"}}
     found: dict[str, set[str]] = {name: set() for name in every}
     defaults = {}
-    for names, where, default, _ in table(README, "option"):
+    for names, where, default, _ in table(OPTIONS, "option"):
         for name in codes(names):
             defaults[name] = default.strip("`")
             for place in groups.get(where) or set(where.split(", ")):
@@ -528,7 +594,7 @@ def test_the_table_of_options_is_the_code() -> None:
     expected["SQLite"].remove("schema")  # known there, to be refused with the reason
     expected["memory"] = {*tokenstore_memory._OPTIONS}
     assert found == expected
-    assert list(defaults)[:3] == list(base.TABLE_OPTIONS), "an engine or session of yours takes the first three"
+    assert list(defaults)[:3] == list(base.TABLE_OPTIONS), "with an engine or session only the first three apply"
 
     assert defaults["table"] == DEFAULT_TABLE
     for name, value in {**base._DEFAULTS, "lock_timeout": base.LOCK_TIMEOUT}.items():
@@ -540,13 +606,11 @@ def test_the_table_of_options_is_the_code() -> None:
 
 
 def test_the_exit_codes_and_commands_are_those_of_the_command_line() -> None:
-    told = dict(re.findall(r"(\d+) ([^;.]+)", commands._EXIT_CODES))
-    found = dict(table(README, "exit code"))
-    assert found.keys() == told.keys()
-    assert not [code for code, meaning in found.items() if not meaning.startswith(told[code])]
-    # Click's own, which typer's types do not tell of.
-    *names, last = (f"`{name}`" for name in getattr(typer.main.get_command(commands.app), "commands"))  # noqa: B009
-    assert f"{', '.join(names)} and {last};" in prose(README)
+    codes_of_the_help = re.findall(r"(\d+) [^;.]+", commands._EXIT_CODES)
+    assert [code for code, _ in table(CLI, "exit code")] == codes_of_the_help
+    # An attribute of Click's, which typer's types do not know.
+    names = list(getattr(typer.main.get_command(commands.app), "commands"))  # noqa: B009
+    assert [name.strip("`") for name, *_ in table(CLI, "command")] == names
 
 
 def test_the_table_of_columns_is_the_schema() -> None:
@@ -566,24 +630,23 @@ def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
         statement = str(lock.compile(dialect=module.dialect()))
         [clause] = codes(found["the lock"][name])
         assert f" {clause}" in statement
-        assert f"`SELECT … {clause}` at {dialects[name].isolation_level}" in prose(README)
         assert found["isolation"][name] == dialects[name].isolation_level
-        code = found["when it ends in vain"][name].partition(" ")[0]
+        code = found["on timeout"][name].partition(" ")[0]
         assert dialects[name].error_classes[code] is errors.LockTimeoutError
     assert codes(found["the lock"]["SQLite"]) == ["BEGIN IMMEDIATE"]
 
 
 def test_numbers_in_the_prose() -> None:
-    """Constants of the code that the pages tell."""
-    locking, readme = prose(LOCKING), prose(README)
+    """Constants of the code that the pages state."""
+    locking, limits = prose(LOCKING), prose(LIMITS)
     assert f"a busy timeout of {sqlite_backend._BUSY_TIMEOUT_MS} ms" in locking
     assert base._SERVER_GRACE == 1.0
     assert "one second after `lock_timeout`" in locking
     assert FINISH_GRACE == 0.5
     assert "half a second" in locking
-    assert f"version {'.'.join(map(str, sqlite_backend._MIN_VERSION[:2]))} or later" in readme
-    assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, user ids 1 to {MAX_USER_ID_BYTES}" in readme
-    assert f"at most {MAX_TOKEN_BYTES}" in readme
+    assert f"version {'.'.join(map(str, sqlite_backend._MIN_VERSION[:2]))} or later" in limits
+    assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, a user id 1 to {MAX_USER_ID_BYTES}" in limits
+    assert f"at most {MAX_TOKEN_BYTES}" in limits
 
 
 def test_the_guide_names_every_method_and_every_class() -> None:

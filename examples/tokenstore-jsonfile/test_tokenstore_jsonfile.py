@@ -1,4 +1,4 @@
-"""The whole test of the backend."""
+"""The complete test of the backend."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from tokenstore.testing.conformance import BackendConformance
 
 
 class TestJsonFile(BackendConformance):
-    """What every backend must do."""
+    """The tests that every backend must pass."""
 
     def make_url(self, tmp_path: Path) -> str:
-        """Where there is nothing yet."""
+        """Return the URL of a file that does not exist yet."""
         return f"jsonfile:///{tmp_path}/tokens.json"

@@ -1,8 +1,8 @@
-"""A tokenstore backend over one JSON file, to show what a backend is.
+"""A tokenstore backend that keeps rows in one JSON file: an example of a complete backend.
 
-``jsonfile:///relative.json``, ``jsonfile:////absolute.json``. One process at a time may have the file open; its tasks
-share it. Every write replaces the whole file, so this is for a handful of users. Without row locks: compare-and-set is
-all there is, and ``for_update=True`` is refused.
+Its URLs are ``jsonfile:///relative.json`` and ``jsonfile:////absolute.json``. One process at a time can open the file;
+the tasks of that process share it. Every write replaces the whole file, so the backend is for a few users only. It
+implements compare-and-set and no row locks, so ``for_update=True`` is refused.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class _Row:
     retry_at: int | None = None
 
     def is_leased(self, now: int) -> bool:
-        """Whether somebody's lease is live."""
+        """Whether a lease is live."""
         return self.lease_expires_at is not None and self.lease_expires_at > now
 
     def next(self, tokens: SealedTokens) -> _Row:
-        """The row after a write: the next generation, without lease and failure."""
+        """Return the row after a write of tokens: the next generation, without lease and failure."""
         return _Row(tokens, self.generation + 1, self.created_at, _now())
 
 
@@ -62,21 +62,21 @@ class JsonFileBackend:
 
     Args:
         path: The file.
-        sync: Whether a write is on the disk when it returns, so that a power failure does not undo it.
+        sync: Whether a write waits until the data is on the disk, so that a power failure cannot undo it.
     """
 
     def __init__(self, path: Path, *, sync: bool = True) -> None:
         self._path = path
         self._sync = sync
-        self._rows: _Rows | None = None  # what the file holds, once it has been read
-        self._owner: int | None = None  # the descriptor whose lock says that the file is ours
+        self._rows: _Rows | None = None  # the file's rows, once it has been read
+        self._owner: int | None = None  # the descriptor of the lock file, while this object holds its lock
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
-        """What the entry point is called for; nothing is opened yet."""
+        """Make a backend for a URL, without opening the file."""
         parts = urlsplit(url)
         if parts.netloc or not parts.path[1:]:
             raise ConfigurationError("expected jsonfile:///relative.json or jsonfile:////absolute.json")
@@ -88,7 +88,7 @@ class JsonFileBackend:
         return f"<JsonFileBackend {self._path}>"
 
     async def setup(self) -> None:
-        """Create the file, unless it is there."""
+        """Create the file if it is missing."""
 
         def create(rows: _Rows) -> None:
             pass
@@ -96,7 +96,7 @@ class JsonFileBackend:
         await self._change(create, create=True)
 
     async def aclose(self) -> None:
-        """Finish what is being written, and let the file go."""
+        """Finish the current writes and release the file."""
         self._closed = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._owner is not None:
@@ -104,12 +104,12 @@ class JsonFileBackend:
             self._owner = None
 
     async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        """No lock: a write puts a new dict in place of the old one."""
+        """Read without a lock: a write replaces the dict and never changes it."""
         rows, now = await self._read(), _now()
         return [_record(key, rows[key], now) if key in rows else None for key in keys]
 
     async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        """Insert or replace."""
+        """Insert or replace rows."""
 
         def put(rows: _Rows) -> bool:
             for key, tokens in entries.items():
@@ -120,13 +120,13 @@ class JsonFileBackend:
         await self._change(put)
 
     async def delete(self, key: TokenKey) -> bool:
-        """Delete, lease and all."""
+        """Delete a row, with its lease if it has one."""
         return await self._change(lambda rows: rows.pop(key, None) is not None)
 
     async def scan(
         self, *, provider: str | None = None, user_id: str | None = None, after: TokenKey | None = None, limit: int
     ) -> list[ScannedRow]:
-        """Sort all there is: it fits into memory anyway."""
+        """Read one page. All rows are in memory, so sorting them is cheap enough."""
         rows, now = await self._read(), _now()
         found = [
             (key, row)
@@ -138,7 +138,7 @@ class JsonFileBackend:
         return [_scanned(key, row, now) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
-        """Free of lease and failure, or neither counts any more."""
+        """Claim the row, unless it has a live lease or a failure in force."""
 
         def claim(row: _Row) -> _Row | None:
             now = _now()
@@ -150,7 +150,10 @@ class JsonFileBackend:
         return await self._compare_and_set(key, generation, claim)
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        """Unless somebody else is at it: who comes late may have the only copy of what its refresh brought."""
+        """Write the tokens, unless another holder's lease is live.
+
+        A holder whose own lease has expired may write, because it can have the only copy of the new tokens.
+        """
 
         def complete(row: _Row) -> _Row | None:
             return None if row.is_leased(_now()) and row.lease_holder != holder else row.next(tokens)
@@ -160,7 +163,7 @@ class JsonFileBackend:
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
     ) -> bool:
-        """The holder's retreat, with its reason."""
+        """End the holder's lease, and store the failure if there was one."""
 
         def release(row: _Row) -> _Row | None:
             if row.lease_holder != holder:
@@ -174,7 +177,7 @@ class JsonFileBackend:
         return await self._compare_and_set(key, generation, release)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        """The sealed fields alone; the expiries beside them stay."""
+        """Replace the sealed fields and the key's name, and nothing else."""
 
         def rewrap(row: _Row) -> _Row:
             fields = {name: getattr(tokens, name) for name in (*_BLOBS, "key_id")}
@@ -182,7 +185,7 @@ class JsonFileBackend:
 
         return await self._compare_and_set(key, generation, rewrap)
 
-    # Every change goes through these two.
+    # Every change uses these two methods.
 
     async def _compare_and_set(self, key: TokenKey, generation: int, change: Callable[[_Row], _Row | None]) -> bool:
         def compare(rows: _Rows) -> bool:
@@ -196,10 +199,10 @@ class JsonFileBackend:
         return await self._change(compare)
 
     async def _change(self, change: Callable[[_Rows], T], *, create: bool = False) -> T:
-        """Change a copy of the rows and write it, one caller after the other; if that fails nothing has changed.
+        """Change a copy of the rows and write it, one caller after the other. If the write fails, no row has changed.
 
-        It is a task of the backend's, not of the caller's: a caller that is cancelled must not leave a thread behind
-        that writes while the next one does.
+        The change runs in a task of the backend, so that cancelling the caller does not cancel it. Otherwise the
+        cancelled caller's thread could write to the file at the same time as the next caller's.
         """
         if self._closed:
             raise StoreClosedError("this store is closed")
@@ -225,7 +228,7 @@ class JsonFileBackend:
         assert self._rows is not None  # noqa: S101  # for the type checkers
         return self._rows
 
-    # In a thread, as files block.
+    # These methods run in a thread, because file operations block.
 
     def _load(self, *, create: bool) -> _Rows:
         try:
@@ -237,12 +240,12 @@ class JsonFileBackend:
             self._take_ownership()
             return dict(map(_from_json, json.loads(self._path.read_bytes())))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            # `from None`: the text may hold a row.
+            # `from None`: the exception's text may contain a row.
             reason = error.strerror if isinstance(error, OSError) else "it is not a file of this backend's"
             raise BackendUnavailableError(f"{self._path} cannot be read: {reason}") from None
 
     def _take_ownership(self) -> None:
-        """Lock a file beside it, as the file itself is replaced by every write."""
+        """Lock a second file, because every write replaces the first one."""
         if self._owner is not None:
             return
         descriptor = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
@@ -254,7 +257,7 @@ class JsonFileBackend:
         self._owner = descriptor
 
     def _save(self, rows: _Rows) -> None:
-        """Replace the file: a reader, or the next process after a crash, finds the old one or the new one."""
+        """Replace the file in one step, so that after a crash it is either the old file or the new one."""
         try:
             descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # mode 0600
             try:
