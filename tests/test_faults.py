@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from faults import Faults, How, When, _MySQL, _Postgres, faulty
 from matrix import ROWS, Row, params, shared_rows
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
+from tokenstore.records import TokenKey
 from watch import Place, source_of, until
 
 _DATABASES = [row for row in ROWS if row.shared]
@@ -150,6 +151,40 @@ def test_cutting_all_connections(row: Row, url: str, keyring: Keyring) -> None:
             assert await _tag(store) == "old"
             await _store(store, "new")
             assert await _tag(direct) == "new"
+
+    asyncio.run(main())
+
+
+async def _list(store: AuthTokenStore) -> int:
+    return len([entry async for entry in store.list_tokens()])
+
+
+async def _get_two(store: AuthTokenStore) -> int:
+    rows = await store._backend.get([TokenKey("github", "u1"), TokenKey("github", "nobody")])
+    return len([row for row in rows if row is not None])
+
+
+async def _refresh_due(store: AuthTokenStore) -> int:
+    async def refresh(_: object) -> dict[str, object]:
+        return {"access_token": "fresh", "expires_in": 3600}
+
+    return len([result async for result in store.refresh_due(within=86400, provider="github", refresh=refresh)])
+
+
+@pytest.mark.parametrize("call", [_list, _get_two, _refresh_due])
+@each_way
+def test_a_read_of_several_rows_that_meets_a_dead_connection_is_sent_again(
+    row: Row, url: str, keyring: Keyring, call: Callable[[AuthTokenStore], Awaitable[int]], when: When, how: How
+) -> None:
+    """An idle connection that looked alive: its first statement finds out that it is dead."""
+
+    async def main() -> None:
+        async with _two_ways(url, keyring) as (faults, direct), _connected(faults, direct, keyring) as store:
+            expiry = datetime.now(UTC) + timedelta(hours=1)
+            await direct.store_tokens("github", "u1", "old", "refresh", expiry)
+            with faults.cut(0, when, how) as cut:
+                assert await call(store) == 1
+            assert cut.happened
 
     asyncio.run(main())
 

@@ -369,27 +369,46 @@ class SQLBackend(SQLOperations):
         return row
 
     async def _load(self, take: Take[TokenKey], *, again: bool = True) -> Sequence[SealedRecord | None]:
-        """Read the rows of one caller or of several; over a new connection if the first was dead."""
-        keys: Sequence[TokenKey] = ()
+        """Read the rows of one caller or of several."""
+        keys: list[TokenKey] = []
 
-        async def load() -> Sequence[SealedRecord | None]:
-            nonlocal keys
+        async def load(rows: Rows) -> Sequence[SealedRecord | None]:
+            if not keys:
+                keys.extend(take())
+            return await rows.get(keys)
+
+        return await self._read(keys, load, again=again)
+
+    async def _read(
+        self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, again: bool = True
+    ) -> T:
+        """Read rows; once more, over a new connection, if the first connection turned out to be dead.
+
+        Args:
+            keys: Which rows the errors are about.
+            operation: The read.
+            again: Whether it may be sent again.
+        """
+        connected = False
+
+        async def read() -> T:
+            nonlocal connected
             connection = await self._source.acquire(transactional=False, write=False)
+            connected = True
             try:
-                keys = keys or take()
                 with self._answered(keys):
-                    return await Rows(connection, self.statements, self.dialect, transactional=False).get(keys)
+                    return await operation(Rows(connection, self.statements, self.dialect, transactional=False))
             finally:
                 await self._source.release(connection)
 
         try:
-            return await mapped(self.dialect, lambda: self._about(keys), load)
+            return await self._mapped(keys, read)
         except (BackendUnavailableError, ConflictError):
-            # One dead connection of a pool is no outage; but who could not connect has been told.
-            if not keys or not again:
+            # One dead connection of a pool is no outage. A caller that could not connect has been told already.
+            if not connected or not again:
                 raise
         self._source.discard_idle()
-        return await mapped(self.dialect, lambda: self._about(keys), load)
+        return await self._mapped(keys, read)
 
     async def _store(self, take: Take[Entry]) -> Sequence[None]:
         """Write the rows of one caller or of several, which the database takes or refuses together."""
@@ -445,17 +464,15 @@ class SQLBackend(SQLOperations):
     async def _run(self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool) -> T:
         self._check_open()
         self._settle_in()
+        if not write:
+            return await self._read(keys, operation)
 
         async def run() -> T:
             # To write more than one row may take more than one statement, which must hold or fail together.
-            transactional = write and len(keys) > 1
             async with (
-                self._turn(keys) if write else _NO_LOCK,
-                _Checkout(self, self._source, transactional=transactional, write=write) as rows,
+                self._turn(keys),
+                _Checkout(self, self._source, transactional=len(keys) > 1) as rows,
             ):
-                if not write:
-                    with self._answered(keys):
-                        return await operation(rows)
                 with self._bounded(keys):
                     return await finish(_written(rows, operation(rows)), _WRITE_GRACE)
 
@@ -555,15 +572,14 @@ class _Turn:
 class _Checkout:
     """A connection: for one statement on its own, or at the isolation level of a transaction that takes locks."""
 
-    def __init__(self, backend: SQLBackend, source: Source, *, transactional: bool, write: bool = True) -> None:
+    def __init__(self, backend: SQLBackend, source: Source, *, transactional: bool) -> None:
         self._backend = backend
         self._source = source
         self._transactional = transactional
-        self._write = write
 
     async def __aenter__(self) -> Rows:
         backend = self._backend
-        self._connection = await self._source.acquire(transactional=self._transactional, write=self._write)
+        self._connection = await self._source.acquire(transactional=self._transactional, write=True)
         return Rows(self._connection, backend.statements, backend.dialect, transactional=self._transactional)
 
     async def __aexit__(self, *exc_info: object) -> None:
