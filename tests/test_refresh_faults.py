@@ -7,14 +7,12 @@ shows what the row holds.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import random
 import sqlite3
 import time
-import types
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,7 +24,7 @@ from sqlalchemy import make_url
 
 from faults import Cut, Faults, How, When, faulty
 from matrix import Row, params, row_named
-from refreshes import Refresher, settled
+from refreshes import Refresher, settled, stepped
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -643,26 +641,6 @@ def test_an_outage_of_ten_seconds_within_the_margin(row: Row, url: str, keyring:
 
 
 # -- callers that go away --------------------------------------------------------------------------------
-
-
-async def stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> T:
-    """Do some work, with a call of ``step`` at each wait of its task."""
-    return await _stepped(work, step)
-
-
-@types.coroutine
-def _stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> Generator[Any, Any, T]:
-    resume = functools.partial(work.send, None)
-    while True:
-        try:
-            awaited = resume()
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        step()
-        try:
-            resume = functools.partial(work.send, (yield awaited))
-        except BaseException as error:  # noqa: BLE001 - a wait can end in anything, and the work must get it
-            resume = functools.partial(work.throw, error)
 
 
 async def cancelled(scene: Scene, store: AuthTokenStore, at: int, *, alone: bool) -> bool:

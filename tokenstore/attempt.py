@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
 from tokenstore.errors import (
@@ -33,6 +33,7 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.keyring import Keyring
+from tokenstore.protected_task import Protection
 from tokenstore.protocol import Backend, SupportsWatching
 from tokenstore.records import (
     CLOCK_SKEW,
@@ -76,6 +77,8 @@ __all__ = [
     "Seen",
     "Settings",
     "explained",
+    "guard_call",
+    "guard_claim",
     "harmless",
     "new_name",
     "pause",
@@ -91,6 +94,14 @@ _US = 1_000_000
 _RETRY, _REFUSED_RETRY, _LONGEST_RETRY = 5.0, 60.0, 3600.0
 _PATIENCE = 3.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+# How long the end of an event loop waits for a lease to be claimed and released again, in seconds.
+_LEAVE_GRACE = 5.0
+# A refresher that ignores the cancellation at `refresh_timeout` is cancelled again this much later, in seconds, if the
+# event loop is ending.
+_CALL_GRACE = 1.0
+# A statement that writes new tokens is given this much time when the event loop is ending, in seconds. Then it is
+# cancelled, as its connection may be dead, and sent again.
+_SAVE_GRACE = 1.0
 # Errors of the token endpoint that an operator has to mend (RFC 6749 section 5.2).
 _REFUSALS: Final = frozenset(
     {"invalid_client", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_grant_type"}
@@ -233,6 +244,8 @@ class Attempt:
         margin: In place of the row's own refresh margin, in seconds.
 
     Attributes:
+        protection: Of the task that runs it: from the claim on, a cancellation from outside, such as the end of the
+            event loop, waits for the end of the attempt.
         result: Set once, however the attempt ends: it never holds an exception.
         report: What operators are told.
         settled: Whether the failure that it ended with is one that it met, and left to others.
@@ -252,6 +265,7 @@ class Attempt:
     ) -> None:
         self.key = key
         self.goal = goal
+        self.protection = Protection()
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.report = Report(key, background=not goal.urgent)
         self.settled = False
@@ -264,6 +278,7 @@ class Attempt:
         self._margin = margin
         self._deadline = time.monotonic() + settings.wait
         self._leased_until = float("-inf")
+        self._claimed = False
         self._backoff = _Backoff(_PATIENCE)
         self._claiming = _Backoff(_PATIENCE)  # of its own: that the row can be read does not help it
         self._sealed: SealedTokens | None = None
@@ -294,7 +309,7 @@ class Attempt:
         try:
             with self._settings.telemetry.refresh(self.report):
                 result = self._conclude(await self._perform())
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # before the provider was called
             self._publish(_failed(lambda: StoreClosedError(f"{self.key}: the event loop is closing")))
             raise
         except BaseException as error:  # noqa: BLE001 - it is for those who wait
@@ -305,19 +320,42 @@ class Attempt:
         return result
 
     async def _perform(self) -> End:
-        cancelled = False
         while not isinstance(self._step, End):
             try:
+                if self.protection.interrupted and isinstance(self._step, Read | Wait | Claim | Call):
+                    await self._leave()
+                self._protect(self._step)
                 self._step = await self._take(self._step)
             except asyncio.CancelledError:
-                # The event loop is closing. With a new pair in hand that is no reason to lose it.
                 if not isinstance(self._step, Save | Reread):
+                    self.report.outcome = Outcome.LEFT.name.lower()
                     raise
-                self.close(time.monotonic() + self._settings.save)
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+                # The end of the event loop has cancelled a statement. This may be the only copy of the tokens.
+                self.protection.guard()
+                await self._backoff.pause()
+        self.protection.guard()  # the engine has yet to tell the listeners
         return self._step
+
+    def _protect(self, step: Step) -> None:
+        """Say for how long a cancellation from outside has to wait during this step."""
+        if isinstance(step, Wait) or (isinstance(step, Read) and not self._claimed):
+            self.protection.lift()
+        elif isinstance(step, Read | Claim):
+            guard_claim(self.protection)
+        elif isinstance(step, Call):
+            guard_call(self.protection, self._settings.timeout)
+        elif isinstance(step, Save | Reread) and not self.protection.interrupted:
+            self.protection.guard(grace=_SAVE_GRACE)
+        else:  # new tokens, or the provider's verdict, have to get into the row: these steps have bounds of their own
+            self.protection.guard()
+
+    async def _leave(self) -> NoReturn:
+        """The task was cancelled before the provider was called: the next job need not wait for this lease."""
+        if self._claimed:
+            guard_claim(self.protection)
+            with suppress(BackendError):
+                await self._release(None)
+        raise asyncio.CancelledError
 
     async def _take(self, step: Step) -> Step:
         """Perform one step, and return the next."""
@@ -362,6 +400,7 @@ class Attempt:
         self._check_time()
         # It cannot end sooner than this, however long the statement takes.
         self._leased_until = time.monotonic() + self._settings.lease
+        self._claimed = True  # unless the database says otherwise
         try:
             granted = await self._answered(
                 self._backend.claim_lease(
@@ -369,11 +408,12 @@ class Attempt:
                 )
             )
         except LockTimeoutError:
-            granted = False  # whoever holds the row's lock may be refreshing it
+            granted = self._claimed = False  # whoever holds the row's lock may be refreshing it
         except _TRANSIENT as error:
             await self._claiming.pause(error)
             granted = False  # or the answer was lost
         else:
+            self._claimed = granted
             self._claiming.reset()
         return after_claim(step, granted=granted)
 
@@ -381,7 +421,7 @@ class Attempt:
         """The answer to the claim was so slow that the lease could end before the call, which may lose a pair then."""
         with suppress(BackendError):
             await self._release(None)
-        self.goal = replace(self.goal, holder=new_name())
+        self._take_new_name()
         return Read()
 
     async def _call(self) -> Failure | None:
@@ -405,13 +445,16 @@ class Attempt:
             self._cause = harmless(error, record)
             code = {TimeoutError: "timeout", InvalidInputError: "invalid_response"}.get(type(error), "refresh_failed")
             return Failure(code, _retry_in(None, _RETRY))
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
-                return Failure("refresh_failed", _retry_in(None, _RETRY))  # of a task that the callable waited for
+        except asyncio.CancelledError:
+            # The refresher's own affair, such as a task that it waited for: cancellations from outside are refused.
+            return Failure("refresh_failed", _retry_in(None, _RETRY))
+        except BaseException:
             with suppress(BackendError):
-                await self._release(Failure("interrupted", _RETRY))
+                await self._release(Failure("refresh_failed", _RETRY))
             raise
+        finally:
+            # Timers and tasks that the refresher left behind must not cancel the writing of the new tokens.
+            self.protection.disown()
         self._sealed = seal_tokens(
             self._settings.keyring,
             self.key,
@@ -470,7 +513,7 @@ class Attempt:
         # A try that began in time may have failed for no other reason than that this process was suspended.
         if tried_at > self._save_by:
             row = self._last.renewed(self._issued)
-            if self._closing:
+            if self._closing or self.protection.interrupted:
                 self.unsaved = open_record(self._settings.keyring, self.key, row)
                 raise _not_stored(self.key, self.unsaved)
             if not self.result.done():
@@ -489,8 +532,7 @@ class Attempt:
                 raise  # only the row could tell whether the dead refresh token is still the row's
             self.settled = True  # the lease ends by itself
         if not self.settled:
-            # One that is still on its way in the server must not end the next lease.
-            self.goal = replace(self.goal, holder=new_name())
+            self._take_new_name()
         return after_settle(step, settled=self.settled)
 
     async def _release(self, failure: Failure | None) -> bool:
@@ -507,6 +549,11 @@ class Attempt:
             except _TRANSIENT as error:
                 unsure = True
                 await self._backoff.pause(error)
+
+    def _take_new_name(self) -> None:
+        """Go on as another holder: a release that is still on its way in the server must not end the next lease."""
+        self.goal = replace(self.goal, holder=new_name())
+        self._claimed = False
 
     async def _is_left(self, failure: Failure) -> bool:
         """Whether the failure is in the row: the lease was ended, and the answer lost."""
@@ -536,6 +583,11 @@ class Attempt:
         except TimeoutError:
             if not scope.expired():
                 raise
+        except asyncio.CancelledError:
+            if not self.protection.holds:
+                raise
+            # Not this task, but one of the backend's, which the end of the event loop has cancelled as well.
+            raise BackendUnavailableError(f"{self.key}: the event loop has cancelled the statement") from None
         raise BackendUnavailableError(f"{self.key}: no answer of the database within {limit:g} s")
 
     def _judged(self, row: SealedRecord | None) -> View | None:
@@ -585,6 +637,16 @@ class Attempt:
         if self._sealed is None:
             raise RuntimeError("this step follows from a call of the provider")
         return self._sealed
+
+
+def guard_claim(protection: Protection) -> None:
+    """Protect the claim of a lease, and its release: the end of the event loop waits for them, but not for long."""
+    protection.guard(grace=_LEAVE_GRACE)
+
+
+def guard_call(protection: Protection, timeout: float) -> None:
+    """Protect a call of the provider, which ends by itself after so many seconds."""
+    protection.guard(limit=timeout + _CALL_GRACE)
 
 
 async def pause(backend: Backend, row: SealedRecord) -> None:

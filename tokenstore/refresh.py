@@ -21,6 +21,8 @@ from tokenstore.attempt import (
     Seen,
     Settings,
     explained,
+    guard_call,
+    guard_claim,
     harmless,
     new_name,
     pause,
@@ -41,6 +43,7 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 from tokenstore.listing import scan_rows
+from tokenstore.protected_task import Protection
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import RefreshOutcome, RefreshResult, SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of
@@ -183,13 +186,13 @@ class RefreshEngine:
                 f"revoke_tokens needs a refresher with a method `revoke` for provider {key.provider!r}; "
                 "delete_tokens forgets the tokens without telling the provider"
             )
-        return await asyncio.shield(self._own(self._revoke(key, found)))
+        protection = Protection()
+        return await asyncio.shield(self._own(protection, self._revoke(key, found, protection)))
 
     async def aclose(self) -> None:
         """Let what has begun come to its end.
 
-        Raises:
-            TokensNotStoredError: New tokens could not be written even now; the error carries them.
+        :meth:`raise_unsaved` then hands over new tokens that could not be written even now.
         """
         self._closing = True
         save_by = time.monotonic() + self._settings.save
@@ -198,17 +201,24 @@ class RefreshEngine:
         here, cancelled = asyncio.get_running_loop(), False
         while tasks := [task for task in self._tasks if task.get_loop() is here and not task.done()]:
             try:
-                await asyncio.wait(tasks)
+                _ = await asyncio.wait(tasks)
             except asyncio.CancelledError:  # the event loop is closing; so do they
                 cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def raise_unsaved(self) -> None:
+        """Hand over, once, the new tokens that could not be written.
+
+        Raises:
+            TokensNotStoredError: There are some; the error carries them.
+        """
         if self._unsaved:
             records, self._unsaved = self._unsaved, []
             raise TokensNotStoredError(
                 f"closed while new tokens of {len(records)} rows could not be stored: `records` holds the only copies",
                 records=records,
             )
-        if cancelled:
-            raise asyncio.CancelledError
 
     async def _get(self, key: TokenKey) -> SealedRecord | None:
         try:
@@ -226,7 +236,7 @@ class RefreshEngine:
         if self._closing:
             raise StoreClosedError("this store is closed")
         self._attempts[attempt.key] = attempt
-        _ = self._own(self._perform(attempt))
+        _ = self._own(attempt.protection, self._perform(attempt))
 
     async def _join(self, attempt: Attempt) -> Result:
         """Wait for this process's refresh of the row: the one that runs, or this one."""
@@ -247,21 +257,25 @@ class RefreshEngine:
                 self._unsaved.append(attempt.unsaved)
         if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
             record = open_record(self._settings.keyring, attempt.key, result.row)
-            await self._tell(attempt.key, "on_refreshed", self._on_refreshed, record)
+            await self._tell(attempt, "on_refreshed", self._on_refreshed, record)
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()
             if isinstance(error, ReauthorizationRequiredError):
                 listener = self._on_reauthorization_required
-                await self._tell(attempt.key, "on_reauthorization_required", listener, error)
+                await self._tell(attempt, "on_reauthorization_required", listener, error)
 
-    async def _tell(self, key: TokenKey, name: str, listener: Callable[[T], Awaitable[None] | None], news: T) -> None:
+    async def _tell(
+        self, attempt: Attempt, name: str, listener: Callable[[T], Awaitable[None] | None], news: T
+    ) -> None:
+        # Although the event loop is ending: no other process will be told.
+        guard_call(attempt.protection, self._settings.timeout)
         try:
             async with asyncio.timeout(self._settings.timeout):  # or the store could not be closed
                 answer = listener(news)
                 if inspect.isawaitable(answer):
                     await answer
         except Exception as error:  # noqa: BLE001 - what is stored is stored, whatever the listener makes of it
-            self._settings.telemetry.problem(key, name, f"the callback {name} raised", error)
+            self._settings.telemetry.problem(attempt.key, name, f"the callback {name} raised", error)
 
     def _refresher(self, provider: str, refresh: Refresh | None) -> Refresh:
         found = self._refreshers.get(provider) if refresh is None else refresh
@@ -272,9 +286,9 @@ class RefreshEngine:
             )
         return found
 
-    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _own(self, protection: Protection, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run what has to end before the store closes, although its caller may go away."""
-        task = asyncio.create_task(work)
+        task = protection.start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -298,49 +312,82 @@ class RefreshEngine:
             return RefreshResult(*attempt.key, "failed", error)
         return RefreshResult(*attempt.key, _NAMED[result.outcome])
 
-    async def _revoke(self, key: TokenKey, refresher: SupportsRevocation) -> bool:
+    async def _revoke(self, key: TokenKey, refresher: SupportsRevocation, protection: Protection) -> bool:
         holder = new_name()
-        row = await self._hold(key, holder)
+        row = await self._hold(key, holder, protection)
         if row is None:
             return False
         leased = not has_failed(row)
         record = open_record(self._settings.keyring, key, row)
         failure: Exception | None = None
+        # From here on the provider may have the request. What it revokes has to be deleted as well.
+        guard_call(protection, self._settings.timeout)
         try:
             async with asyncio.timeout(self._settings.timeout):
                 await refresher.revoke(deepcopy(record))
         except Exception as error:  # noqa: BLE001 - whatever it was, the row must not stay leased
             failure = error
+        except asyncio.CancelledError:  # of a task that the refresher waited for
+            failure = ProviderUnavailableError(f"{key}: the revocation was cancelled", code="revocation_failed")
         except BaseException:
-            await self._unhold(key, row.generation, holder)
+            await self._unhold(key, row.generation, holder, protection)
             raise
+        finally:
+            protection.disown()
         if failure is not None:  # raised here, where it gets no context
-            await self._unhold(key, row.generation, holder)
+            await self._unhold(key, row.generation, holder, protection)
             raise _not_revoked(key, failure, record)
-        forgotten = await self._forget(key, row.generation)
+        forgotten = await self._forget_surely(key, row.generation, protection)
         if not forgotten and not leased:
             # The failure has ended meanwhile, and somebody has refreshed: those tokens are no less to be revoked.
-            await self._revoke(key, refresher)
+            _ = await self._revoke(key, refresher, protection)
         return True
 
-    async def _hold(self, key: TokenKey, holder: str) -> SealedRecord | None:
+    async def _hold(self, key: TokenKey, holder: str, protection: Protection) -> SealedRecord | None:
         """Keep everybody from refreshing what is about to be revoked: by a lease, or a failure that is there."""
         deadline = time.monotonic() + self._settings.wait
         while True:
+            protection.lift()
             row = await self._get(key)
             if row is None or has_failed(row):
                 return row
-            if not is_leased(row) and await self._backend.claim_lease(
-                key, generation=row.generation, holder=holder, duration=self._settings.lease
-            ):
+            if not is_leased(row) and await self._claim(key, row.generation, holder, protection):
                 return row
             if time.monotonic() > deadline:
                 raise RefreshTimeoutError(f"{key}: others kept refreshing this row; repeat the call")
             await pause(self._backend, row)
 
-    async def _unhold(self, key: TokenKey, generation: int, holder: str) -> None:
-        with suppress(BackendError):  # it ends by itself
-            await self._backend.release_lease(key, generation=generation, holder=holder)
+    async def _claim(self, key: TokenKey, generation: int, holder: str, protection: Protection) -> bool:
+        """Claim the lease, or have it released again if the event loop is ending."""
+        guard_claim(protection)
+        try:
+            claimed = await self._backend.claim_lease(
+                key, generation=generation, holder=holder, duration=self._settings.lease
+            )
+        except asyncio.CancelledError:
+            if not protection.interrupted:
+                raise
+            claimed = True  # the statement may have been carried out
+        if claimed and protection.interrupted:
+            await self._unhold(key, generation, holder, protection)
+            protection.lift()
+        return claimed
+
+    async def _unhold(self, key: TokenKey, generation: int, holder: str, protection: Protection) -> None:
+        guard_claim(protection)
+        with suppress(BackendError, asyncio.CancelledError):  # the lease ends by itself
+            _ = await self._backend.release_lease(key, generation=generation, holder=holder)
+
+    async def _forget_surely(self, key: TokenKey, generation: int, protection: Protection) -> bool:
+        """Delete what was revoked, although the end of the event loop cancels tasks that the backend waits for."""
+        protection.guard(grace=self._settings.timeout)
+        while True:
+            try:
+                return await self._forget(key, generation)
+            except asyncio.CancelledError:
+                if not (protection.interrupted and protection.holds):
+                    raise
+                await asyncio.sleep(0)
 
     async def _forget(self, key: TokenKey, generation: int) -> bool:
         """Delete what was revoked, and not what the user's next login has stored meanwhile."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from tokenstore.attempt import Refresh
+    from tokenstore.protected_task import Protection
     from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
 
 __all__ = ["AuthTokenStore", "Transaction", "open_store"]
@@ -57,6 +58,8 @@ __all__ = ["AuthTokenStore", "Transaction", "open_store"]
 T = TypeVar("T")
 Clock = Callable[[], float]
 _US = 1_000_000
+# How long the end of an event loop waits for connections to be closed, in seconds.
+_CLOSE_GRACE = 10.0
 
 
 class _Rows(Protocol):
@@ -365,20 +368,38 @@ class AuthTokenStore(_TokenOperations):
     async def aclose(self) -> None:
         """Let refreshes end, then close what the store opened: never a borrowed session or engine. Idempotent.
 
+        If the caller is cancelled, closing goes on without it, and the end of the event loop waits for that.
+
         Raises:
             TokensNotStoredError: A provider has issued new tokens that cannot be written; the error carries them.
         """
-        import asyncio  # here: whoever awaits this has it, and to load it takes most of the time of `import tokenstore`
+        # Here: to load asyncio takes most of the time of `import tokenstore`, and whoever awaits this has loaded it.
+        import asyncio
+
+        from tokenstore.protected_task import Protection
 
         self._closed = True
-        # Although the caller be cancelled: new tokens may be on their way into the database.
-        await asyncio.shield(asyncio.ensure_future(self._close()))
+        protection = Protection()
+        # New tokens may be on their way into the database, so this goes on although the caller is cancelled or the
+        # event loop ends.
+        try:
+            await asyncio.shield(protection.start(self._close(protection)))
+        except Exception:
+            self._raise_unsaved()
+            raise
+        # Not in the task: if the caller is cancelled, the error of the task is lost. The next `aclose` raises this one.
+        self._raise_unsaved()
 
-    async def _close(self) -> None:
+    def _raise_unsaved(self) -> None:
+        if "_engine" in vars(self):
+            self._engine.raise_unsaved()
+
+    async def _close(self, protection: Protection) -> None:
         try:
             if "_engine" in vars(self):
                 await self._engine.aclose()
         finally:
+            protection.guard(grace=_CLOSE_GRACE)
             await self._backend.aclose()
 
     async def setup(self) -> None:
@@ -426,8 +447,9 @@ class AuthTokenStore(_TokenOperations):
 
         Of all tasks, processes and machines that find an expired token, one calls the provider, holding no connection
         or lock meanwhile; the others wait and read what it stored. A token within ``refresh_margin`` of its expiry is
-        returned at once, and refreshed in the background. A caller may be cancelled; its refresh goes on. Validity is
-        judged on the database's clock, with the skew of :meth:`is_access_token_valid`.
+        returned at once, and refreshed in the background. A caller may be cancelled; its refresh goes on. The end of
+        the event loop waits for a refresh that has called the provider. Validity is judged on the database's clock,
+        with the skew of :meth:`is_access_token_valid`.
 
         Args:
             provider: The provider's name.

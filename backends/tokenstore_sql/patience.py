@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
 
@@ -47,7 +48,7 @@ class Patience:
 class _Wait:
     """One wait of one task."""
 
-    __slots__ = ("_cancellations", "_ended", "_failure", "_patience", "_task", "until")
+    __slots__ = ("_cancellations", "_context", "_ended", "_failure", "_patience", "_task", "until")
 
     def __init__(self, patience: Patience, failure: Callable[[], Exception]) -> None:
         self._patience = patience
@@ -59,6 +60,7 @@ class _Wait:
         if task is None:
             raise RuntimeError("this is no task")
         self._task = task
+        self._context = copy_context()
         self._cancellations = task.cancelling()
         self.until = monotonic() + self._patience.limit
         self._patience.waits[self] = None
@@ -68,7 +70,8 @@ class _Wait:
         """It has lasted too long."""
         if not self._ended:
             self._ended = True
-            self._task.cancel()
+            # In the waiting task's context: a task may refuse cancellations from outside, and this is not one.
+            self._context.run(self._task.cancel)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
