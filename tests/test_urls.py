@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -24,7 +24,12 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
+from tokenstore.options import StoreOptions, TableOptions
 from tokenstore.registry import ENTRY_POINT_GROUP, schemes
+from tokenstore_sql.base import POOL_OPTIONS, TABLE_OPTIONS, SQLBackend
+from tokenstore_sql.mysql import MySQLBackend
+from tokenstore_sql.postgres import PostgresBackend
+from tokenstore_sql.sqlite import SQLiteBackend
 
 SECRET = "s3cr3t-in-the-url"
 
@@ -48,6 +53,14 @@ DRIVERS = {
 def test_the_table_of_schemes_is_whole() -> None:
     """Every scheme but memory:// has its driver above, and none is known beside them."""
     assert schemes() == sorted([*DRIVERS, "memory"])
+
+
+def test_type_checkers_know_every_option() -> None:
+    """The keyword options that are typed are those that the backends read."""
+    backends: list[type[SQLBackend]] = [SQLiteBackend, PostgresBackend, MySQLBackend]
+    of_drivers = {name for backend in backends for name in backend.driver_options}
+    assert get_type_hints(TableOptions).keys() == TABLE_OPTIONS.keys()
+    assert get_type_hints(StoreOptions).keys() == {*TABLE_OPTIONS, *POOL_OPTIONS, *of_drivers}
 
 
 @pytest.mark.parametrize(("scheme", "driver"), DRIVERS.items())

@@ -4,14 +4,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.records import seconds
 
-__all__ = ["OptionParser", "identifier", "positive_int", "positive_seconds", "read_options", "switch", "text"]
+__all__ = [
+    "OptionParser",
+    "StoreOptions",
+    "TableOptions",
+    "identifier",
+    "positive_int",
+    "positive_seconds",
+    "read_options",
+    "switch",
+    "text",
+]
 
 OptionParser = Callable[[str, object], object]
 """Turns a keyword's value, or a URL's text, into the option's value; raises InvalidInputError."""
+
+
+class TableOptions(TypedDict, total=False):
+    """Keyword options of a store on a borrowed session or engine, for type checkers.
+
+    ``docs/options.md`` says what each means; times are in seconds.
+    """
+
+    table: str
+    schema: str
+    lock_timeout: float
+
+
+class StoreOptions(TableOptions, total=False):
+    """Keyword options of a store by URL, for type checkers: those of every backend that ships with tokenstore.
+
+    Which of them a backend takes is checked when the store is opened. Another backend's own options go into the URL's
+    query, which no type checker reads.
+    """
+
+    pool_size: int
+    pool_timeout: float
+    pool_recycle: float
+    connect_timeout: float
+    # PostgreSQL
+    application_name: str
+    prepared_statements: bool
+    host: str
+    passfile: str
+    sslcert: str
+    sslcrl: str
+    sslkey: str
+    sslmode: str
+    sslrootcert: str
+    target_session_attrs: str
+    # MySQL and MariaDB
+    ssl: bool
+    ssl_ca: str
+    ssl_cert: str
+    ssl_key: str
+    unix_socket: str
 
 
 def read_options(

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from tokenstore.errors import (
     BackendError,
@@ -23,7 +23,7 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import Keyring
 from tokenstore.listing import scan_rows
-from tokenstore.options import positive_int
+from tokenstore.options import StoreOptions, TableOptions, positive_int
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import (
     CLOCK_SKEW,
@@ -334,7 +334,7 @@ class AuthTokenStore(_TokenOperations):
         refresh_timeout: float = 20.0,
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
-        **options: Any,
+        **options: Unpack[TableOptions],
     ) -> None:
         if (db_session is None) == (backend is None):
             raise ConfigurationError("give either db_session or backend; open_store(url) makes a store by URL")
@@ -680,7 +680,7 @@ def open_store(
     refresh_timeout: float = 20.0,
     on_refreshed: OnRefreshed | None = None,
     on_reauthorization_required: OnReauthorizationRequired | None = None,
-    **options: Any,
+    **options: Unpack[StoreOptions],
 ) -> AuthTokenStore:
     """Make a store over connections of its own. Nothing is connected before the first call.
 
@@ -695,7 +695,7 @@ def open_store(
         on_refreshed: Default: nobody is told.
         on_reauthorization_required: Likewise.
         options: The backend's options, which a URL's query can hold too: ``table``, ``schema``, ``lock_timeout``,
-            ``pool_size`` … An unknown one is an error that lists the known ones.
+            ``pool_size`` … An unknown one is an error that lists the known ones. See ``docs/options.md``.
 
     Returns:
         A store; close it with ``aclose()`` or use it in ``async with``.

@@ -5,6 +5,7 @@ Both checkers report an ignore that silences nothing, so each line below fails t
 
 from datetime import UTC, datetime
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from tokenstore import AuthTokenStore, TokenEntry, TokenRecord, open_store
@@ -58,3 +59,18 @@ def the_checks_take_a_record(store: AuthTokenStore, record: TokenRecord | None) 
 def a_store_is_opened_on_one_thing() -> AuthTokenStore:
     """A URL, an engine or a backend."""
     return open_store(None)  # type: ignore[arg-type]
+
+
+def a_misspelt_option_is_an_error() -> AuthTokenStore:
+    """The options of every backend that ships are known."""
+    return open_store("sqlite:///tokens.db", lock_timout=5)  # type: ignore[call-arg]
+
+
+def an_option_has_a_type() -> AuthTokenStore:
+    """Seconds are a number."""
+    return open_store("sqlite:///tokens.db", lock_timeout="5")  # type: ignore[arg-type]
+
+
+def a_session_has_no_pool(session: AsyncSession) -> AuthTokenStore:
+    """A pool's options belong to a store by URL."""
+    return AuthTokenStore(session, pool_size=5)  # type: ignore[call-arg]
