@@ -11,16 +11,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from tokenstore.cancellation import finish
 from tokenstore_sql.connection import Connection
 
-__all__ = ["end_session"]
+__all__ = ["end_session", "without_ghost"]
+
+T = TypeVar("T")
 
 # The longest try to reach the server and to end the session there, in seconds. A server that is gone has no sessions.
 _TIMEOUT: Final = 2.0
 _POLL_INTERVAL: Final = 0.010
+
+
+async def without_ghost(
+    connection: Connection, action: Callable[[], Awaitable[T]], end: Callable[[], Awaitable[None]]
+) -> T:
+    """Run a statement that locks or writes; if its connection is lost, end the server's session before raising.
+
+    Args:
+        connection: The statement's connection.
+        action: Runs the statement.
+        end: Ends the session, by :func:`end_session`.
+    """
+    try:
+        return await action()
+    except GeneratorExit:  # the event loop is gone
+        raise
+    except BaseException:
+        if connection.lost and not connection.is_foreign:
+            await end()
+        raise
 
 
 async def end_session(

@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -42,7 +43,7 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect
-from tokenstore_sql.ghosts import end_session
+from tokenstore_sql.ghosts import end_session, without_ghost
 from tokenstore_sql.rows import Rows
 
 __all__ = ["MySQLBackend", "MySQLDialect"]
@@ -171,16 +172,12 @@ class MySQLDialect(Dialect):
             if connection.info.get(_WAIT) != patience:
                 _ = await connection.run(_SET_WAIT, {"seconds": patience})
                 connection.info[_WAIT] = patience
+        alone = not (connection.borrowed or rows.transactional or brief)
+        waiting = partial(self._until_free, action) if alone else action
         try:
-            if connection.borrowed or rows.transactional or brief:
-                return await action()
-            return await self._until_free(action)
-        except GeneratorExit:  # the event loop is gone
-            raise
-        except BaseException:
-            if connection.lost and thread is not None and not connection.is_foreign:
-                await _kill_thread(connection, thread)
-            raise
+            if thread is None:
+                return await waiting()
+            return await without_ghost(connection, waiting, lambda: _kill_thread(connection, thread))
         finally:
             if found is not None and not connection.lost:
                 _ = await self._set_patience(connection, found)

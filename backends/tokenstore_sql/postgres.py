@@ -42,7 +42,7 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.base import ENGINE_ARGUMENTS, SQLBackend
 from tokenstore_sql.connection import Connection, Connector, DriverConnection, Result, descriptor, through_engine
 from tokenstore_sql.dialect import Dialect, on_conflict_replace
-from tokenstore_sql.ghosts import end_session
+from tokenstore_sql.ghosts import end_session, without_ghost
 from tokenstore_sql.rows import Rows
 
 __all__ = ["PostgresBackend", "PostgresDialect"]
@@ -160,14 +160,9 @@ class PostgresDialect(Dialect):
     async def _without_ghosts(self, connection: Connection, action: Callable[[], Awaitable[T]]) -> T:
         """Carry out a write; if its connection is lost, see that the server does not carry it out later."""
         session = await _session(connection)
-        try:
+        if session is None:
             return await action()
-        except GeneratorExit:  # the event loop is gone
-            raise
-        except BaseException:
-            if connection.lost and session is not None and not connection.is_foreign:
-                await _terminate(connection, session)
-            raise
+        return await without_ghost(connection, action, lambda: _terminate(connection, session))
 
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
