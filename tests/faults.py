@@ -257,7 +257,7 @@ class FaultProxy(Faults):
             self._swap = None
 
     def altered(self, part: bytes) -> bytes:
-        """What is passed on to the server in place of this."""
+        """The bytes that the proxy passes on to the server in place of the client's."""
         if self._swap is None:
             return part
         self.swapped += part.count(self._swap[0])

@@ -7,11 +7,9 @@ waits are scheduling points, never times; a step can be cancelled at any of its 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import json
-import types
-from collections.abc import Callable, Container, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +20,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
+from stepping import stepped
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend, SupportsRowLocks
@@ -382,27 +381,16 @@ async def _pause(points: int) -> None:
 
 
 async def _cancelled_at(point: int | None, work: Coroutine[Any, Any, T]) -> T:
-    return await (work if point is None else _counted(work, point))
+    """Do some work, and cancel its task as it begins its n-th wait."""
+    waits = itertools.count(1)
 
-
-@types.coroutine
-def _counted(work: Coroutine[Any, Any, T], point: int) -> Generator[Any, Any, T]:
-    """Pass on what the work waits for, and cancel the task as it begins its n-th wait."""
-    resume = functools.partial(work.send, None)
-    for number in itertools.count(1):
-        try:
-            awaited = resume()
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if number == point:
+    def step() -> None:
+        if next(waits) == point:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
-        try:
-            resume = functools.partial(work.send, (yield awaited))
-        except BaseException as error:  # noqa: BLE001 - a wait can end in anything, and the work must get it
-            resume = functools.partial(work.throw, error)
-    raise AssertionError("unreachable")
+
+    return await stepped(work, step)
 
 
 class Lab:

@@ -7,16 +7,14 @@ clock.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import time
 import traceback
-import types
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import httpx
 import pytest
@@ -52,7 +50,6 @@ __all__ = [
     "on_memory",
     "on_rows",
     "settled",
-    "stepped",
     "told",
     "until_joined",
     "until_waiting",
@@ -71,7 +68,6 @@ NEW: Mapping[str, Any] = {
 
 _PATIENCE = 20.0
 
-T = TypeVar("T")
 Action = Callable[[], Awaitable[None]]
 Test = Callable[..., Awaitable[None]]
 
@@ -422,26 +418,6 @@ async def settled(store: AuthTokenStore) -> None:
     """Wait until nothing is under way."""
     while tasks := list(store._engine._tasks):
         await asyncio.wait(tasks)
-
-
-async def stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> T:
-    """Do some work, with a call of ``step`` at each wait of its task."""
-    return await _stepped(work, step)
-
-
-@types.coroutine
-def _stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> Generator[Any, Any, T]:
-    resume = functools.partial(work.send, None)
-    while True:
-        try:
-            awaited = resume()
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        step()
-        try:
-            resume = functools.partial(work.send, (yield awaited))
-        except BaseException as error:  # noqa: BLE001 - a wait can end in anything, and the work must get it
-            resume = functools.partial(work.throw, error)
 
 
 def told(error: BaseException) -> str:

@@ -14,12 +14,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import uvloop
 from asgiref.sync import async_to_sync
 from flask import Flask
 
 from matrix import Row, params
-from refreshes import NEW, OLD, Script, Stop, World, failing, on_memory, on_rows, settled, stepped
+from refreshes import NEW, OLD, Script, Stop, World, failing, on_memory, on_rows, settled
 from short_jobs import ENDINGS, Client, Jobs, Work, process_running
+from stepping import stepped
 from tokenstore import (
     AuthTokenStore,
     ProviderUnavailableError,
@@ -98,7 +100,6 @@ def test_ways_in_which_a_job_can_end(row: Row, url: str, ending: str, provider: 
 @each_database
 @stores_may_be_left_open
 def test_jobs_on_uvloop(row: Row, url: str, provider: StrictRotatingProvider) -> None:
-    uvloop: Any = pytest.importorskip("uvloop")
 
     def run(job: Work) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -172,7 +173,7 @@ def pair(record: Any) -> tuple[str, str]:
 
 
 async def _end(at_every_turn: bool = False) -> None:
-    """What the end of an event loop does to all tasks but this one; then wait for them."""
+    """Cancel all tasks but this one, as the end of an event loop does, and wait for them."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

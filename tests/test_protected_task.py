@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import uvloop
 
 from tokenstore.protected_task import Protection
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
@@ -28,7 +29,6 @@ def _default() -> asyncio.AbstractEventLoop:
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
-    uvloop = pytest.importorskip("uvloop")
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 

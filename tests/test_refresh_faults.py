@@ -24,7 +24,8 @@ from sqlalchemy import make_url
 
 from faults import Cut, Faults, How, When, faulty
 from matrix import Row, params, row_named
-from refreshes import Refresher, settled, stepped
+from refreshes import Refresher, settled
+from stepping import stepped
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,

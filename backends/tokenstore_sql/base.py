@@ -469,10 +469,7 @@ class SQLBackend(SQLOperations):
 
         async def run() -> T:
             # To write more than one row may take more than one statement, which must hold or fail together.
-            async with (
-                self._turn(keys),
-                _Checkout(self, self._source, transactional=len(keys) > 1) as rows,
-            ):
+            async with self._turn(keys), _Checkout(self, self._source, transactional=len(keys) > 1) as rows:
                 with self._bounded(keys):
                     return await finish(_written(rows, operation(rows)), _WRITE_GRACE)
 
@@ -643,7 +640,7 @@ class SQLTransaction:
     async def _commit(self) -> None:
         async def commit(rows: Rows) -> None:
             with self._backend._answered([]):
-                await _commit(rows)
+                await finish(_commit(rows))
 
         if (rows := self._rows) is not None:
             await self._backend._mapped([], lambda: commit(rows))
@@ -669,14 +666,14 @@ async def _written(rows: Rows, operation: Awaitable[T]) -> T:
     rule: cut off, it could still be on its way to the server, and be carried out after a later write of the same row.
     """
     result = await operation
-    if rows.connection.in_transaction:
-        await rows.connection.commit()
+    await _commit(rows)
     return result
 
 
 async def _commit(rows: Rows) -> None:
+    # A statement on its own leaves nothing to commit.
     if rows.connection.in_transaction:
-        await finish(rows.connection.commit())
+        await rows.connection.commit()
 
 
 def backend_for_engine(engine: object, options: Mapping[str, object]) -> SQLBackend:

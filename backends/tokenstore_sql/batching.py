@@ -31,8 +31,8 @@ class _Request(Generic[Q, A]):
     """A request that waits for its batch, or for the answer to it.
 
     Attributes:
-        content: What is asked for.
-        answer: Where its caller waits.
+        content: The request as its caller passed it.
+        answer: The future that its caller waits for.
         batch: The task that sends it, once the request has been taken to be sent.
     """
 

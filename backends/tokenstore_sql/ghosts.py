@@ -64,7 +64,7 @@ async def end_session(
             async with asyncio.timeout(_TIMEOUT), lost.beside() as aside:
                 if await exists(aside):
                     _ = await end(aside)
-                    while await exists(aside):  # noqa: ASYNC110 - the server tells nobody that a session has ended
+                    while await exists(aside):  # noqa: ASYNC110 - the server does not report the end of a session
                         await asyncio.sleep(_POLL_INTERVAL)
 
     await finish(work(), grace=_TIMEOUT)

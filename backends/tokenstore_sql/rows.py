@@ -50,7 +50,8 @@ class Rows:
             rows, _ = await self.connection.run(*self.statements.get_many(several))
             for row in map(_record, rows):
                 found[row.key] = row
-        # A row that nobody asked for is no sign that there is no row: the core refuses it.
+        # If the server answers with a row that is not among the keys, None would say that the asked row does not exist.
+        # The core refuses the other row as tampered.
         strangers = found.keys() - set(keys)
         instead = found[min(strangers)] if strangers else None
         return [found.get(key, instead) for key in keys]
