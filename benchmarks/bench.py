@@ -304,19 +304,21 @@ def _resident() -> float:
 
 async def _put(ours: Tokenstore, rows: int) -> None:
     """Fill through the protocol, for a backend that we know nothing of."""
+
+    async def put(number: int) -> None:
+        row = sealed_row(key(number))
+        tokens = SealedTokens(
+            access_token=row.access_token,
+            refresh_token=row.refresh_token,
+            extra=None,
+            access_token_expires_at=row.access_token_expires_at,
+            refresh_token_expires_at=None,
+            key_id=row.key_id,
+        )
+        await ours.backend.put(key(number), tokens)
+
     for start in range(0, rows, 1000):
-        entries = {}
-        for number in range(start, min(start + 1000, rows)):
-            row = sealed_row(key(number))
-            entries[key(number)] = SealedTokens(
-                access_token=row.access_token,
-                refresh_token=row.refresh_token,
-                extra=None,
-                access_token_expires_at=row.access_token_expires_at,
-                refresh_token_expires_at=None,
-                key_id=row.key_id,
-            )
-        await ours.backend.put(entries)
+        await asyncio.gather(*(put(number) for number in range(start, min(start + 1000, rows))))
 
 
 def _mixed(operations: Operations) -> Operation | None:

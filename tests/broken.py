@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -123,7 +123,7 @@ class _Unlocked:
         self.get, self.put, self.delete, self.rollback = real.get, real.put, real.delete, real.rollback
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        (row,) = await self.get([key])
+        row = await self.get(key)
         await _network()
         return row
 
@@ -160,29 +160,27 @@ async def _execute(statement: Executable, rows: Rows) -> None:
 
 @_fault("read-then-write upsert", *_LOST, on=ALL[1:])
 class _ReadThenWrite(AnySQLBackend):
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        for key, tokens in entries.items():
-            (row,) = await self.get([key])
-            await _network()
-            if row is None:
-                await super().put({key: tokens})
-                continue
-            c = self.table.c
-            fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
-            statement = update(self.table).where(c.provider == key.provider, c.user_id == key.user_id).values(fresh)
-            await self._run([key], functools.partial(_execute, statement), write=True)
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        row = await self.get(key)
+        await _network()
+        if row is None:
+            await super().put(key, tokens)
+            return
+        c = self.table.c
+        fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
+        statement = update(self.table).where(c.provider == key.provider, c.user_id == key.user_id).values(fresh)
+        await self._run([key], functools.partial(_execute, statement), write=True)
 
 
 @_fault("read-then-write upsert", *_LOST, on=("memory",))
 class _ReadThenWriteInMemory(AnyBackend):
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        for key, tokens in entries.items():
-            stored = self._rows.get(key)
-            await _network()
-            if stored is None:
-                await super().put({key: tokens})
-            else:
-                self._rows[key] = stored.after(written(stored.row, tokens), self._now())
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        stored = self._rows.get(key)
+        await _network()
+        if stored is None:
+            await super().put(key, tokens)
+        else:
+            self._rows[key] = stored.after(written(stored.row, tokens), self._now())
 
 
 @_fault("commit in place of rollback", *_LOST)
@@ -201,29 +199,26 @@ class _CommitsFailures(AnyBackend):
 
 @_fault("read in two halves", "mixed read")
 class _TornRead(AnyBackend):
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        first = await super().get(keys)
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        a = await super().get(key)
         await _network()
-        return [
-            replace(b, tokens=replace(b.tokens, access_token=a.tokens.access_token)) if a and b else None
-            for a, b in zip(first, await super().get(keys), strict=True)
-        ]
+        b = await super().get(key)
+        return replace(b, tokens=replace(b.tokens, access_token=a.tokens.access_token)) if a and b else None
 
 
 @_fault("read that joins one under way", "stale read", "own write unseen", on=ALL[1:])
 class _JoinsWhatWasSent(AnySQLBackend):
     """Callers who want the same row share an answer that may have been on its way before they asked."""
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        under_way: dict[tuple[TokenKey, ...], asyncio.Task[Any]] = vars(self).setdefault("_under_way", {})
-        asked = tuple(keys)
-        if (task := under_way.get(asked)) is None:
-            task = under_way[asked] = asyncio.create_task(self._slow(asked))
-            task.add_done_callback(lambda _: under_way.pop(asked))
-        return list(await asyncio.shield(task))
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        under_way: dict[TokenKey, asyncio.Task[SealedRecord | None]] = vars(self).setdefault("_under_way", {})
+        if (task := under_way.get(key)) is None:
+            task = under_way[key] = asyncio.create_task(self._slow(key))
+            task.add_done_callback(lambda _: under_way.pop(key))
+        return await asyncio.shield(task)
 
-    async def _slow(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        found = await super().get(keys)
+    async def _slow(self, key: TokenKey) -> SealedRecord | None:
+        found = await super().get(key)
         await _network(1000)  # longer than another's write, which waits for the disk
         return found
 
@@ -232,12 +227,11 @@ class _JoinsWhatWasSent(AnySQLBackend):
 class _Caches(AnySQLBackend):
     """What a read cache in each process amounts to: never past a write of this store, and blind to all others."""
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+    async def get(self, key: TokenKey) -> SealedRecord | None:
         cache: dict[TokenKey, SealedRecord | None] = vars(self).setdefault("_cache", {})
-        for key in keys:
-            if key not in cache:
-                (cache[key],) = await super().get([key])
-        return [cache[key] for key in keys]
+        if key not in cache:
+            cache[key] = await super().get(key)
+        return cache[key]
 
     async def _run(self, keys: Sequence[TokenKey], operation: Any, *, write: bool) -> Any:
         self._forget(keys)
@@ -246,11 +240,11 @@ class _Caches(AnySQLBackend):
         finally:
             self._forget(keys)
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         try:
-            await super().put(entries)
+            await super().put(key, tokens)
         finally:
-            self._forget(list(entries))
+            self._forget([key])
 
     def _forget(self, keys: Sequence[TokenKey]) -> None:
         for key in keys:
@@ -260,10 +254,10 @@ class _Caches(AnySQLBackend):
 @_fault("lease checked, then taken", *_TAKEN)
 class _CheckThenClaim(AnyBackend):
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
-        (row,) = await self.get([key])
+        row = await self.get(key)
         await _network()
         if row is not None and row.lease_holder is None and row.failure is None:
-            (now,) = await self.get([key])
+            now = await self.get(key)
             if now is not None and now.lease_holder is not None:
                 await super().release_lease(key, generation=now.generation, holder=now.lease_holder)
         return await super().claim_lease(key, generation=generation, holder=holder, duration=duration)
@@ -274,7 +268,7 @@ class _ReleasesAnybody(AnyBackend):
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
     ) -> bool:
-        (row,) = await self.get([key])
+        row = await self.get(key)
         if row is None or row.lease_holder is None:
             return False
         return await super().release_lease(key, generation=row.generation, holder=row.lease_holder, failure=failure)
@@ -283,7 +277,7 @@ class _ReleasesAnybody(AnyBackend):
 @_fault("unconditional completion", *_TAKEN)
 class _CompletesBesideALease(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        (row,) = await self.get([key])
+        row = await self.get(key)
         holder = row.lease_holder or holder if row else holder
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
@@ -291,14 +285,14 @@ class _CompletesBesideALease(AnyBackend):
 @_fault("completion over newer tokens", "completion by a loser", *_LOST)
 class _CompletesAnything(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        await self.put({key: tokens})
+        await self.put(key, tokens)
         return True
 
 
 @_fault("completion by the holder alone", "wrong refusal")
 class _RefusesWhoLostItsLease(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        (row,) = await self.get([key])
+        row = await self.get(key)
         if row is None or row.lease_holder != holder:
             return False
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
@@ -308,5 +302,5 @@ class _RefusesWhoLostItsLease(AnyBackend):
 class _RewrapsAnything(AnyBackend):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         await _network()
-        (row,) = await self.get([key])
+        row = await self.get(key)
         return row is not None and await super().rewrap(key, tokens, generation=row.generation)

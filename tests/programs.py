@@ -271,7 +271,7 @@ class _Actor:
                 if step.restarts:
                     for key in map(self._key, step.keys):
                         await transaction.lock(key)
-                        await transaction.put({key: sealed(self.keyring, key, f"undone by {self.name}")})
+                        await transaction.put(key, sealed(self.keyring, key, f"undone by {self.name}"))
                         await _pause(step.pause)
                     await transaction.rollback()
                 for key in map(self._key, step.keys):
@@ -286,13 +286,13 @@ class _Actor:
                         effect: dict[str, Any] = {"ok": await transaction.delete(key)}
                     else:
                         written = next(self.ids)
-                        await transaction.put({key: sealed(self.keyring, key, written)})
+                        await transaction.put(key, sealed(self.keyring, key, written))
                         effect = {"value": written}
                     if seen is not None:
                         writes.append(("update", begun | {"seen": seen, "value": written}))
                     else:
                         writes.append(("delete" if step.deletes else "put", begun | effect))
-                    own = self._version(*await transaction.get([key]))
+                    own = self._version(await transaction.get(key))
                     if (own and own.value) != written and not (step.deletes and seen is None):
                         raise Unexpected("own write unseen", f"{self.name} wrote {written} and then read {own}")
                     await _pause(step.pause)

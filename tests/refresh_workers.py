@@ -259,7 +259,7 @@ async def outlast(link: Link, terms: Terms) -> None:
     backend, key = link.stores[0].backend, TokenKey(PROVIDER, terms.user_id)
     link.meet()
     while True:
-        (row,) = await backend.get([key])
+        row = await backend.get(key)
         assert row is not None
         assert row.lease_expires_in is not None
         if row.lease_expires_in <= 0:

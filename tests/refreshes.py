@@ -11,7 +11,7 @@ import inspect
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
@@ -165,11 +165,11 @@ class Meddler:
     async def aclose(self) -> None:
         await self.backend.aclose()
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return cast(list[SealedRecord | None], await self._pass("get", lambda: self.backend.get(keys)))
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return cast(SealedRecord | None, await self._pass("get", lambda: self.backend.get(key)))
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._pass("put", lambda: self.backend.put(entries))
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await self._pass("put", lambda: self.backend.put(key, tokens))
 
     async def delete(self, key: TokenKey) -> bool:
         return bool(await self._pass("delete", lambda: self.backend.delete(key)))
@@ -323,8 +323,7 @@ class World:
     async def sealed(self, user: str = "u1") -> SealedRecord | None:
         """The row as the backend shows it."""
         async with self._visit() as backend:
-            (row,) = await backend.get([TokenKey("github", user)])
-        return row
+            return await backend.get(TokenKey("github", user))
 
     async def until_saved(self, store: AuthTokenStore, user: str = "u1") -> TokenRecord:
         """What the table holds once the store's refreshes have ended."""

@@ -234,7 +234,7 @@ class Jobs:
             assert record is not None
             last = self._refresher.received[-1] if self._refresher.received else self._grant
             assert record["refresh_token"] == last["refresh_token"], "a pair was lost"
-            (row,) = await store._backend.get([TokenKey("provider", self._user)])
+            row = await store._backend.get(TokenKey("provider", self._user))
             assert row is not None
             assert (row.lease_holder, row.failure) == (None, None)
             new = last is not self._grant

@@ -15,7 +15,6 @@ import pytest
 from faults import Faults, How, When, _MySQL, _Postgres, faulty
 from matrix import ROWS, Row, params, shared_rows
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
-from tokenstore.records import TokenKey
 from watch import Place, source_of, until
 
 _DATABASES = [row for row in ROWS if row.shared]
@@ -159,9 +158,9 @@ async def _list(store: AuthTokenStore) -> int:
     return len([entry async for entry in store.list_tokens()])
 
 
-async def _get_two(store: AuthTokenStore) -> int:
-    rows = await store._backend.get([TokenKey("github", "u1"), TokenKey("github", "nobody")])
-    return len([row for row in rows if row is not None])
+async def _load_two(store: AuthTokenStore) -> int:
+    records = await asyncio.gather(*(store.load_tokens("github", user) for user in ("u1", "nobody")))
+    return len([record for record in records if record is not None])
 
 
 async def _refresh_due(store: AuthTokenStore) -> int:
@@ -171,7 +170,7 @@ async def _refresh_due(store: AuthTokenStore) -> int:
     return len([result async for result in store.refresh_due(within=86400, provider="github", refresh=refresh)])
 
 
-@pytest.mark.parametrize("call", [_list, _get_two, _refresh_due])
+@pytest.mark.parametrize("call", [_list, _load_two, _refresh_due])
 @each_way
 def test_a_read_of_several_rows_that_meets_a_dead_connection_is_sent_again(
     row: Row, url: str, keyring: Keyring, call: Callable[[AuthTokenStore], Awaitable[int]], when: When, how: How

@@ -52,8 +52,8 @@ class _Swapping(MemoryBackend):
     def _asked(self, key: TokenKey) -> TokenKey:
         return TokenKey(key.provider, BOBBY) if self.swaps else key
 
-    async def get(self, keys: Any) -> list[SealedRecord | None]:
-        return await super().get([self._asked(key) for key in keys])
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return await super().get(self._asked(key))
 
     async def scan(self, *, provider: str | None = None, **rest: Any) -> list[ScannedRow]:
         page = await super().scan(provider=provider, **rest)

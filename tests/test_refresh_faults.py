@@ -96,7 +96,7 @@ class Recorder(Refresher):
         self.retry_after: float | None = None
 
     async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
-        (row,) = await self._backend.get([TokenKey("github", record["user_id"])])
+        row = await self._backend.get(TokenKey("github", record["user_id"]))
         if row is None or not is_leased(row):
             self.unleased.append(record["user_id"])
         try:
@@ -172,7 +172,7 @@ class Scene:
         assert stored["generation"] == old["generation"] + 1
         if told is not None:
             assert (pair(told), told["generation"]) == (pair(stored), stored["generation"])
-        (sealed,) = await self.direct._backend.get([TokenKey("github", user)])
+        sealed = await self.direct._backend.get(TokenKey("github", user))
         assert sealed is not None
         assert (sealed.lease_holder, sealed.failure) == (None, None)
         await fresh(self.direct, user, force=True, refresh=self.recorder)

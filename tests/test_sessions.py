@@ -530,7 +530,7 @@ class _Refresh:
     generation: int = 0
 
     async def begin(self, duration: float = 60.0) -> None:
-        (row,) = await self.backend.get([_KEY])
+        row = await self.backend.get(_KEY)
         assert row is not None
         self.generation = row.generation
         assert await self.backend.claim_lease(_KEY, generation=row.generation, holder="engine", duration=duration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -24,23 +24,28 @@ def test_agrees_with_the_model(row: Row, url: str) -> None:
     check_agreement(lambda: backend_for_url(url, {}), few)
 
 
-class MixesUpTheOrder(MemoryBackend):
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return await super().get(sorted(keys))
+class AnswersWithTheLastRow(MemoryBackend):
+    """A read of a missing row finds what another call has just found."""
+
+    _last: SealedRecord | None = None
+
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        self._last = await super().get(key) or self._last
+        return self._last
 
 
 class FoldsCase(MemoryBackend):
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await super().put({TokenKey(key.provider.lower(), key.user_id): tokens for key, tokens in entries.items()})
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await super().put(TokenKey(key.provider.lower(), key.user_id), tokens)
 
 
 class StartsOver(MemoryBackend):
     """A row that was deleted comes back with the generations it had."""
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        new = [key for key in entries if key not in self._rows]
-        await super().put(entries)
-        for key in new:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        is_new = key not in self._rows
+        await super().put(key, tokens)
+        if is_new:
             stored = self._rows[key]
             self._rows[key] = replace(stored, row=replace(stored.row, generation=1))
 
@@ -66,12 +71,12 @@ class ClaimsInTwoSteps(MemoryBackend):
 
 
 class LosesConcurrentWrites(MemoryBackend):
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        before = {key: self._rows[key] for key in entries if key in self._rows}
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        before = self._rows.get(key)
         await asyncio.sleep(0)
-        for key, row in before.items():
-            self._rows[key] = row
-        await super().put(entries)
+        if before is not None:
+            self._rows[key] = before
+        await super().put(key, tokens)
 
 
 class RewrapsAsAWrite(MemoryBackend):
@@ -84,12 +89,12 @@ class RewrapsAsAWrite(MemoryBackend):
 
 
 class KeepsTheFailure(MemoryBackend):
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        before = {key: self._rows[key].row.failure_code for key in entries if key in self._rows}
-        await super().put(entries)
-        for key, code in before.items():
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        before = self._rows.get(key)
+        await super().put(key, tokens)
+        if before is not None:
             stored = self._rows[key]
-            self._rows[key] = replace(stored, row=replace(stored.row, failure_code=code))
+            self._rows[key] = replace(stored, row=replace(stored.row, failure_code=before.row.failure_code))
 
 
 class ChecksTheHolderAlone(MemoryBackend):

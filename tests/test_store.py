@@ -281,7 +281,7 @@ async def test_sealed_values_do_not_open_elsewhere(store: AuthTokenStore) -> Non
     mine, theirs = TokenKey("github", "mine"), TokenKey("github", "theirs")
     for key in (mine, theirs):
         await store.store_tokens(*key, ACCESS, REFRESH, None, extra={"scope": SCOPE})
-    rows = await backend.get([mine, theirs])
+    rows = [await backend.get(key) for key in (mine, theirs)]
     good, stolen = (row.tokens for row in rows if row is not None)
     flipped = bytearray(good.access_token)
     flipped[-1] ^= 1
@@ -296,11 +296,11 @@ async def test_sealed_values_do_not_open_elsewhere(store: AuthTokenStore) -> Non
         replace(good, access_token=ACCESS.encode()),
         replace(good, access_token=b""),
     ):
-        await backend.put({mine: bad})
+        await backend.put(mine, bad)
         with pytest.raises(TamperedError, match="user 'mine'") as caught:
             await store.load_tokens(*mine)
         assert ACCESS not in str(caught.value)
-    await backend.put({mine: good})
+    await backend.put(mine, good)
     restored = await store.load_tokens(*mine)
     assert restored is not None
     assert restored["access_token"] == ACCESS
@@ -340,8 +340,8 @@ async def test_a_record_shows_no_token(store: AuthTokenStore) -> None:
 async def test_nothing_leaks_into_reprs_and_logs(store: AuthTokenStore) -> None:
     """Neither the store nor a sealed row shows a token, a key or a password."""
     await store.store_tokens("github", "u1", ACCESS, REFRESH, None)
-    rows = await store._backend.get([TokenKey("github", "u1")])
-    for shown in (repr(store), repr(store._backend), repr(rows), repr(store._keyring)):
+    row = await store._backend.get(TokenKey("github", "u1"))
+    for shown in (repr(store), repr(store._backend), repr(row), repr(store._keyring)):
         assert not [secret for secret in (ACCESS, REFRESH, "tokenstore_test:tokenstore") if secret in shown]
 
 

@@ -42,7 +42,7 @@ async def _opened(url: str, *, setup: bool = True, **options: Any) -> AsyncItera
     try:
         if setup:
             await backend.setup()
-            await backend.put({KEY: sealed()})
+            await backend.put(KEY, sealed())
         yield backend
     finally:
         await backend.aclose()
@@ -164,8 +164,8 @@ def test_a_server_counts_the_connections(row: Row, url: str) -> None:
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url, setup=False) as other:
-            await asyncio.gather(*(backend.get([KEY]) for _ in range(3)))
-            await asyncio.gather(*(other.get([KEY]) for _ in range(4)))
+            await asyncio.gather(*(backend.get(KEY) for _ in range(3)))
+            await asyncio.gather(*(other.get(KEY) for _ in range(4)))
             found = await backend._count_clients()
             assert 1 <= found.own <= 3
             assert found.all >= found.own + 1
@@ -214,7 +214,7 @@ def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None
                 watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
                 await asyncio.sleep(0.02)
                 assert backend._source.in_use == 0
-                await backend.get([KEY])
+                await backend.get(KEY)
                 await asyncio.gather(*watching)
             assert len(sent) == 1
 
@@ -242,7 +242,7 @@ def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.Monkey
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
-            await backend.get([KEY])
+            await backend.get(KEY)
             for _ in range(5):
                 await asyncio.sleep(0.15)  # so that nothing is fresh
                 with _statements() as sent:
@@ -250,7 +250,7 @@ def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.Monkey
                     await asyncio.sleep(0.03)
                     assert not watching.done()
                 assert sent == []
-                await other.put({KEY: sealed("b")})
+                await other.put(KEY, sealed("b"))
                 with _statements() as sent:
                     await asyncio.wait_for(watching, _IN_TIME)
                 assert sent == []
@@ -278,7 +278,7 @@ def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
-            await other.put({KEY: sealed("b")})
+            await other.put(KEY, sealed("b"))
             await asyncio.wait_for(_took(backend), _IN_TIME)
 
     asyncio.run(main())

@@ -111,14 +111,14 @@ def test_changing_the_key_and_moving_a_value(row: Row, way: str, url: str) -> No
             with pytest.raises(UnknownKeyError):
                 await load(store, "v")
             store._keyring = Keyring([new, old])
-            keys = [TokenKey("github", user_id) for user_id in "uv"]
-            mine, other = [cast(SealedRecord, record).tokens for record in await store._backend.get(keys)]
+            rows = [await store._backend.get(TokenKey("github", user_id)) for user_id in "uv"]
+            mine, other = [cast(SealedRecord, row).tokens for row in rows]
             for forged in (
                 other,
                 replace(mine, refresh_token=other.refresh_token),
                 replace(mine, extra=mine.access_token),
             ):
-                await store._backend.put({keys[0]: forged})
+                await store._backend.put(TokenKey("github", "u"), forged)
                 with pytest.raises(TamperedError):
                     await load(store)
 

@@ -318,7 +318,7 @@ class Grant(NamedTuple):
 async def hold_lease(link: Link, url: str, holder: str, duration: float) -> list[bool]:
     """Claim, stand still, and then try to complete and to release: whether that worked."""
     (one, *_) = await link.open(url)
-    (row,) = await one.backend.get([KEY])
+    row = await one.backend.get(KEY)
     assert row is not None
     asked_at = time.monotonic_ns()
     of: dict[str, Any] = {"generation": row.generation, "holder": holder}
@@ -338,7 +338,7 @@ async def take_over(link: Link, url: str, holder: str, lost: Grant) -> Grant | N
         asked_at = time.monotonic_ns()
         if await one.backend.claim_lease(KEY, generation=lost.generation, holder=holder, duration=3600):
             return Grant(holder, lost.generation, asked_at, time.monotonic_ns())
-        (row,) = await one.backend.get([KEY])
+        row = await one.backend.get(KEY)
         assert row is not None
         if row.lease_holder != lost.holder:
             break

@@ -557,13 +557,13 @@ class Attempt:
 
     async def _is_left(self, failure: Failure) -> bool:
         """Whether the failure is in the row: the lease was ended, and the answer lost."""
-        row = asked_row(self.key, *await self._answered(self._backend.get([self.key])))
+        row = asked_row(self.key, await self._answered(self._backend.get(self.key)))
         if row is None or row.generation != self._last.row.generation or row.lease_holder is not None:
             return False
         return row.failure is not None and row.failure.code == failure.code
 
     async def _fetch(self) -> SealedRecord | None:
-        row = asked_row(self.key, *await self._answered(self._backend.get([self.key])))
+        row = asked_row(self.key, await self._answered(self._backend.get(self.key)))
         self._backoff.reset()
         self._seen = None if row is None else Seen(row, time.monotonic())
         return row

@@ -10,7 +10,7 @@ escape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
@@ -38,16 +38,16 @@ class Backend(Protocol):
         """Close what this backend opened, and nothing that it was given. Idempotent."""
         ...
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        """Read rows, each whole (never a mixture of two writes), without waiting for a lock.
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        """Read one row, whole (never a mixture of two writes), without waiting for a lock.
 
         Returns:
-            One element for each key, in order; None where there is no row. A key may stand there twice.
+            The row, or None if there is none.
         """
         ...
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        """Insert or replace rows, all or none, each atomically.
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        """Insert or replace one row, atomically.
 
         A row that exists gets the next generation (plus one) and loses its lease and failure; its ``created_at`` stays.
         """
@@ -130,7 +130,7 @@ class Backend(Protocol):
 class BackendTransaction(Protocol):
     """The rows as one open transaction sees and changes them, at the isolation level READ COMMITTED."""
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+    async def get(self, key: TokenKey) -> SealedRecord | None:
         """As :meth:`Backend.get`; sees this transaction's own writes."""
         ...
 
@@ -144,7 +144,7 @@ class BackendTransaction(Protocol):
         """
         ...
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         """As :meth:`Backend.put`."""
         ...
 

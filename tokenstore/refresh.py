@@ -222,9 +222,9 @@ class RefreshEngine:
 
     async def _get(self, key: TokenKey) -> SealedRecord | None:
         try:
-            (row,) = await self._backend.get([key])
+            row = await self._backend.get(key)
         except (BackendUnavailableError, ConflictError):  # one dead connection of a pool is no outage
-            (row,) = await self._backend.get([key])
+            row = await self._backend.get(key)
         return asked_row(key, row)
 
     def _running(self, key: TokenKey) -> Attempt | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -63,8 +63,8 @@ _CLOSE_GRACE = 10.0
 
 
 class _Rows(Protocol):
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]: ...
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None: ...
+    async def get(self, key: TokenKey) -> SealedRecord | None: ...
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None: ...
     async def delete(self, key: TokenKey) -> bool: ...
 
 
@@ -127,7 +127,7 @@ class _TokenOperations(ABC):
             access_token_expires_at=expires_at,
             refresh_token_expires_at=refresh_expires_at,
         )
-        await self._rows().put({key: sealed})
+        await self._rows().put(key, sealed)
 
     async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
         """Read the tokens of one user at one provider.
@@ -155,7 +155,7 @@ class _TokenOperations(ABC):
         if for_update:
             row = await self._lock(key)
         else:
-            (row,) = await self._rows().get([key])
+            row = await self._rows().get(key)
         return None if row is None else open_record(self._keyring, key, row)
 
     async def delete_tokens(self, provider: str, user_id: str) -> bool:
@@ -214,15 +214,15 @@ class _UntilFailure:
         self._begun = False
         self.failure: BackendError | None = None
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return await self._note_failure(self._rows.get(keys))
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return await self._note_failure(self._rows.get(key))
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         return await self._note_failure(self._lock_unleased(key))
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         self._begun = True
-        await self._note_failure(self._rows.put(entries))
+        await self._note_failure(self._rows.put(key, tokens))
 
     async def delete(self, key: TokenKey) -> bool:
         self._begun = True
@@ -240,7 +240,7 @@ class _UntilFailure:
                 await self._rows.rollback()
             else:
                 # What the transaction has locked and written so far must not be given up, so look before locking.
-                row = asked_row(key, *await self._rows.get([key]))
+                row = asked_row(key, await self._rows.get(key))
                 if not is_leased(row):
                     row = asked_row(key, await self._rows.lock(key))
                     if is_leased(row):
@@ -603,7 +603,7 @@ class AuthTokenStore(_TokenOperations):
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
-        row = asked_row(key, *await self._rows().get([key]))
+        row = asked_row(key, await self._rows().get(key))
         if row is None or row.tokens.key_id == self._keyring.primary:
             return False
         record = open_record(self._keyring, key, row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -70,13 +70,12 @@ class MemoryBackend:
         self._closed = True
         self._rows.clear()
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        rows, now = self._open_rows(), self._now()
-        return [_record(key, rows.get(key), now) for key in keys]
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return _record(key, self._open_rows().get(key), self._now())
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         async with self.transaction() as transaction:
-            await transaction.put(entries)
+            await transaction.put(key, tokens)
 
     async def delete(self, key: TokenKey) -> bool:
         async with self.transaction() as transaction:
@@ -208,27 +207,24 @@ class MemoryTransaction:
         finally:
             self.release()
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        now = self._backend._now()
-        return [_record(key, self._row(key), now) for key in keys]
-
-    async def lock(self, key: TokenKey) -> SealedRecord | None:
-        await self._hold([key])
+    async def get(self, key: TokenKey) -> SealedRecord | None:
         return _record(key, self._row(key), self._backend._now())
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._hold(sorted(entries))
-        now = self._backend._now()
-        for key, tokens in entries.items():
-            found = self._row(key)
-            self._writes[key] = (
-                _Stored(Row(tokens, new_generation()), now, now)
-                if found is None
-                else found.after(written(found.row, tokens), now)
-            )
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        await self._hold(key)
+        return _record(key, self._row(key), self._backend._now())
+
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await self._hold(key)
+        found, now = self._row(key), self._backend._now()
+        self._writes[key] = (
+            _Stored(Row(tokens, new_generation()), now, now)
+            if found is None
+            else found.after(written(found.row, tokens), now)
+        )
 
     async def delete(self, key: TokenKey) -> bool:
-        await self._hold([key])
+        await self._hold(key)
         existed = self._row(key) is not None
         self._writes[key] = None
         return existed
@@ -252,11 +248,10 @@ class MemoryTransaction:
     def _row(self, key: TokenKey) -> _Stored | None:
         return self._writes[key] if key in self._writes else self._backend._open_rows().get(key)
 
-    async def _hold(self, keys: Iterable[TokenKey]) -> None:
-        for key in keys:
-            if key not in self._held:
-                await self._backend._lock(key)
-                self._held.add(key)
+    async def _hold(self, key: TokenKey) -> None:
+        if key not in self._held:
+            await self._backend._lock(key)
+            self._held.add(key)
 
 
 def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | None:

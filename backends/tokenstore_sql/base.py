@@ -112,11 +112,11 @@ class SQLOperations(ABC):
         """What an error is about."""
         return str(keys[0]) if len(keys) == 1 else f"the table {self.table.fullname}"
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return await self._run(keys, lambda rows: rows.get(keys), write=False)
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return await self._run([key], lambda rows: rows.get(key), write=False)
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._run(list(entries), lambda rows: rows.put(entries.items()), write=True)
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await self._run([key], lambda rows: rows.put(key, tokens), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
@@ -329,26 +329,21 @@ class SQLBackend(SQLOperations):
         await self._stores.aclose()
         await self._source.aclose()
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        if len(keys) != 1:
-            return await super().get(keys)
+    async def get(self, key: TokenKey) -> SealedRecord | None:
         self._check_open()
         self._settle_in()
-        return [await self._loads.ask(keys[0])]
+        return await self._loads.ask(key)
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        if len(entries) != 1:
-            await super().put(entries)
-            return
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         self._check_open()
         self._settle_in()
-        [entry] = entries.items()
+        entry = (key, tokens)
         # Who waits for the row's lock must not keep those waiting who would go along.
-        async with self._turn([entry[0]]) if self.dialect.locks_rows else _NO_LOCK:
+        async with self._turn([key]) if self.dialect.locks_rows else _NO_LOCK:
             try:
                 await self._stores.ask(entry)
             except Alone:
-                await self._retried(lambda: self._mapped([entry[0]], lambda: self._store_entries([entry])))
+                await self._retried(lambda: self._mapped([key], lambda: self._store_entries([entry])))
 
     async def _load_one(self, key: TokenKey) -> SealedRecord | None:
         """Read one row for one caller: what most calls are, so there is no layer that it can do without."""
@@ -375,7 +370,7 @@ class SQLBackend(SQLOperations):
         async def load(rows: Rows) -> Sequence[SealedRecord | None]:
             if not keys:
                 keys.extend(take())
-            return await rows.get(keys)
+            return await rows.get_many(keys)
 
         return await self._read(keys, load, again=again)
 
@@ -437,7 +432,7 @@ class SQLBackend(SQLOperations):
                     entries += take()
                 rows = Rows(connection, self.statements, self.dialect, transactional=False)
                 with self._bounded([key for key, _ in entries]):
-                    await finish(_written(rows, rows.put(entries)), _WRITE_GRACE)
+                    await finish(_written(rows, rows.put_many(entries)), _WRITE_GRACE)
             finally:
                 await self._source.release(connection)
 
@@ -468,8 +463,7 @@ class SQLBackend(SQLOperations):
             return await self._read(keys, operation)
 
         async def run() -> T:
-            # To write more than one row may take more than one statement, which must hold or fail together.
-            async with self._turn(keys), _Checkout(self, self._source, transactional=len(keys) > 1) as rows:
+            async with self._turn(keys), _Checkout(self, self._source, transactional=False) as rows:
                 with self._bounded(keys):
                     return await finish(_written(rows, operation(rows)), _WRITE_GRACE)
 
@@ -593,8 +587,8 @@ class SQLTransaction:
         self._queued = False
         self._turn = asyncio.Lock()
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return await self._run(keys, lambda rows: rows.get(keys), write=False)
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return await self._run([key], lambda rows: rows.get(key), write=False)
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         async def lock(rows: Rows) -> SealedRecord | None:
@@ -609,8 +603,8 @@ class SQLTransaction:
 
         return await self._run([key], lock, write=True)
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._run(list(entries), lambda rows: rows.put(entries.items()), write=True)
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await self._run([key], lambda rows: rows.put(key, tokens), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -41,10 +41,14 @@ class Rows:
         self.wait_is_bounded = False
         """For the dialect: that this transaction needs no further preparation to wait."""
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        rows, _ = await self.connection.run(self.statements.get, _where(key))
+        return record_of(rows)
+
+    async def get_many(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+        """Read several rows. The result has one element for each key, in order; a key may be there twice."""
         if len(keys) == 1:
-            rows, _ = await self.connection.run(self.statements.get, _where(keys[0]))
-            return [record_of(rows)]
+            return [await self.get(keys[0])]
         found: dict[TokenKey, SealedRecord] = {}
         for several in _chunks(list(dict.fromkeys(keys)), self.dialect.most_at_once):
             rows, _ = await self.connection.run(*self.statements.get_many(several))
@@ -60,13 +64,18 @@ class Rows:
         rows, _ = await self._patiently(self.statements.lock, _where(key))
         return record_of(rows)
 
-    async def put(self, entries: Iterable[tuple[TokenKey, SealedTokens]]) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        _ = await self._patiently(self.statements.put, _put(key, tokens))
+
+    async def put_many(self, entries: Sequence[tuple[TokenKey, SealedTokens]]) -> None:
+        """Write several rows, all or none."""
+        if len(entries) == 1:
+            await self.put(*entries[0])
+            return
         # In one order everywhere, so that two calls cannot dead-lock on each other.
         in_order = sorted(entries, key=itemgetter(0))
-        writes = [{**_where(key), "g": new_generation(), **_sealed(tokens)} for key, tokens in in_order]
-        if len(writes) == 1:
-            _ = await self._patiently(self.statements.put, writes[0])
-        elif isinstance(connection := self.connection, OneTripConnection):
+        writes = [_put(key, tokens) for key, tokens in in_order]
+        if isinstance(connection := self.connection, OneTripConnection):
             _ = await self.dialect.patiently(self, lambda: connection.run_each(self.statements.put, writes))
         else:
             for several in _chunks(writes, self.dialect.most_at_once):
@@ -144,6 +153,10 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
         "access_token_expires_at": tokens.access_token_expires_at,
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
     }
+
+
+def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
+    return {**_where(key), "g": new_generation(), **_sealed(tokens)}
 
 
 def _scanned(row: Sequence[Any]) -> ScannedRow:

@@ -127,11 +127,11 @@ class SessionBackend(SQLOperations):
         Over another connection: what this transaction sees of the lease may stand still.
         """
         if await self.dialect.may_look(_alchemy(rows)):
-            (row,) = await rows.get([key])
+            row = await rows.get(key)
             if not is_leased(row):
                 return
         async with self._aside(_alchemy(rows).engine) as aside:
-            while is_leased(row := (await aside.get([key]))[0]):
+            while is_leased(row := await aside.get(key)):
                 await self._pause(aside, row, deadline)
 
     @asynccontextmanager

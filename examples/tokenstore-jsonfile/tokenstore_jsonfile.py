@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,19 +103,18 @@ class JsonFileBackend:
             os.close(self._owner)
             self._owner = None
 
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
+    async def get(self, key: TokenKey) -> SealedRecord | None:
         """Read without a lock: a write replaces the dict and never changes it."""
-        rows, now = await self._read(), _now()
-        return [_record(key, rows[key], now) if key in rows else None for key in keys]
+        row = (await self._read()).get(key)
+        return None if row is None else _record(key, row, _now())
 
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        """Insert or replace rows."""
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        """Insert or replace a row."""
 
         def put(rows: _Rows) -> bool:
-            for key, tokens in entries.items():
-                row = rows.get(key)
-                rows[key] = _Row(tokens, new_generation(), _now(), _now()) if row is None else row.next(tokens)
-            return bool(entries)
+            row = rows.get(key)
+            rows[key] = _Row(tokens, new_generation(), _now(), _now()) if row is None else row.next(tokens)
+            return True
 
         await self._change(put)
 

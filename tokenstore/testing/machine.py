@@ -77,8 +77,8 @@ _places = st.builds(
 )
 _operations = st.one_of(
     st.tuples(st.just("lock"), _keys),
-    st.tuples(st.just("get"), st.lists(_keys, max_size=3)),
-    st.tuples(st.just("put"), st.dictionaries(_keys, _tokens, min_size=1, max_size=3)),
+    st.tuples(st.just("get"), _keys),
+    st.tuples(st.just("put"), _keys, _tokens),
     st.tuples(st.just("delete"), _keys),
     st.tuples(st.just("rollback")),
 )
@@ -161,21 +161,22 @@ class _Machine(RuleBasedStateMachine):
     @initialize(tokens=_tokens)
     def begin(self, tokens: SealedTokens) -> None:
         """With rows: most that can go wrong needs one."""
-        self.put(dict.fromkeys(_KEYS[:4], tokens))
+        for key in _KEYS[:4]:
+            self.put(key, tokens)
 
     # One operation
 
-    @rule(entries=st.dictionaries(_keys, _tokens, max_size=4))
-    def put(self, entries: dict[TokenKey, SealedTokens]) -> None:
-        self._agree(lambda backend, _: backend.put(entries))
+    @rule(key=_keys, tokens=_tokens)
+    def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        self._agree(lambda backend, _: backend.put(key, tokens))
 
     @rule(key=_keys)
     def delete(self, key: TokenKey) -> None:
         self._agree(lambda backend, _: backend.delete(key))
 
-    @rule(keys=st.lists(_keys, max_size=6))
-    def get(self, keys: list[TokenKey]) -> None:
-        self._agree(lambda backend, _: backend.get(keys))
+    @rule(key=_keys)
+    def get(self, key: TokenKey) -> None:
+        self._agree(lambda backend, _: backend.get(key))
 
     @rule(
         provider=st.none() | st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
@@ -238,7 +239,7 @@ class _Machine(RuleBasedStateMachine):
         ended_by: str,
     ) -> None:
         """What a refresh does to a row that exists: single steps would seldom make it this far."""
-        existing = [key for key in _KEYS if self._run(self._model.get([key])) != [None]]
+        existing = [key for key in _KEYS if self._run(self._model.get(key)) is not None]
         if existing:
             key = data.draw(st.sampled_from(existing))
             self.claim(key, 0, "h1", brief)
@@ -252,15 +253,16 @@ class _Machine(RuleBasedStateMachine):
     @rule(entries=st.dictionaries(_keys, _tokens, min_size=2, max_size=6), reads=st.lists(_keys, max_size=3))
     def put_different_rows_at_once(self, entries: dict[TokenKey, SealedTokens], reads: list[TokenKey]) -> None:
         self._at_once(
-            *(self._backend.put({key: tokens}) for key, tokens in entries.items()),
-            *(self._backend.get([key]) for key in reads),
+            *(self._backend.put(key, tokens) for key, tokens in entries.items()),
+            *(self._backend.get(key) for key in reads),
             self._backend.scan(limit=3),
         )
-        self._run(self._model.put(entries))
+        for key, tokens in entries.items():
+            self._run(self._model.put(key, tokens))
 
     @rule(key=_keys, versions=st.lists(_tokens, min_size=2, max_size=5))
     def put_one_row_at_once(self, key: TokenKey, versions: list[SealedTokens]) -> None:
-        self._at_once(*(self._backend.put({key: tokens}) for tokens in versions))
+        self._at_once(*(self._backend.put(key, tokens) for tokens in versions))
         self._catch_up(key, versions)
 
     @rule(key=_keys, age=_ages, brief=st.booleans(), number=st.integers(2, 6))
@@ -295,11 +297,11 @@ class _Machine(RuleBasedStateMachine):
         of_model, of_backend = self._generation(key, age)
         completed, _ = self._at_once(
             self._backend.complete_lease(key, tokens[0], generation=of_backend, holder="h1"),
-            self._backend.put({key: tokens[1]}),
+            self._backend.put(key, tokens[1]),
         )
         if completed:
             assert self._run(self._model.complete_lease(key, tokens[0], generation=of_model, holder="h1"))
-        self._run(self._model.put({key: tokens[1]}))
+        self._run(self._model.put(key, tokens[1]))
 
     # Transactions
 
@@ -329,11 +331,11 @@ class _Machine(RuleBasedStateMachine):
         async def one(backend: SupportsRowLocks, tokens: SealedTokens) -> tuple[SealedTokens | None, SealedTokens]:
             async with backend.transaction() as transaction:
                 record = await transaction.lock(key)
-                await transaction.put({key: tokens})
+                await transaction.put(key, tokens)
                 return (None if record is None else record.tokens), tokens
 
         assert isinstance(self._backend, SupportsRowLocks)
-        known = self._run(self._model.get([key]))[0]
+        known = self._run(self._model.get(key))
         steps = self._at_once(*(one(self._backend, tokens) for tokens in versions))
         self._catch_up(key, versions)
         if known is not None:  # a row that exists serialises them: each read what the one before it stored
@@ -346,7 +348,8 @@ class _Machine(RuleBasedStateMachine):
     def same_rows(self) -> None:
         self._clock.now += 1  # so that every step of the model has a time of its own
         self._agree(lambda backend, _: backend.scan(limit=1000))
-        self._agree(lambda backend, _: backend.get(_KEYS))
+        for key in _KEYS:
+            self.get(key)
 
     # Machinery
 
@@ -407,7 +410,7 @@ class _Machine(RuleBasedStateMachine):
         async def lapsed() -> None:
             deadline = time.monotonic() + _PATIENCE
             while True:
-                (record,) = await self._backend.get([key])
+                record = await self._backend.get(key)
                 assert record is not None
                 left = [record.lease_expires_in, None if record.failure is None else record.failure.retry_in]
                 if all(seconds is None or seconds < 0 or seconds > 1 for seconds in left):
@@ -420,13 +423,13 @@ class _Machine(RuleBasedStateMachine):
 
     def _catch_up(self, key: TokenKey, versions: Sequence[SealedTokens]) -> None:
         """Bring the model to where concurrent puts of one row have left the backend: any of them may be the last."""
-        (record,) = self._run(self._backend.get([key]))
+        record = self._run(self._backend.get(key))
         assert record is not None
         assert record.tokens in versions, "what is stored is none of the concurrent writes"
         others = list(versions)
         others.remove(record.tokens)
         for tokens in (*others, record.tokens):
-            self._run(self._model.put({key: tokens}))
+            self._run(self._model.put(key, tokens))
 
 
 def _outline(answer: object) -> object:
