@@ -174,7 +174,7 @@ def test_the_session_s_time_zone_shifts_nothing(place: Place, zone: str, keyring
             here: Any = other._backend
             assert await there.claim_lease(KEY, generation=record["generation"], holder="h", duration=10)
             for backend in (here, there):
-                assert 9 < await backend.get(KEY).lease_expires_in <= 10
+                assert 9 < (await backend.get(KEY)).lease_expires_in <= 10
 
     asyncio.run(main())
 
@@ -187,13 +187,13 @@ def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -
         await _set_up(place, keyring)
         async with open_store(place.url, keyring=keyring) as store:
             backend: Any = store._backend
-            generation = await backend.get(KEY).generation
+            generation = (await backend.get(KEY)).generation
             async with place.held():
                 claim = asyncio.create_task(backend.claim_lease(KEY, generation=generation, holder="h", duration=10))
                 await place.until_waiting()
                 await asyncio.sleep(0.6)  # the time that must not be taken off the lease
             assert await claim
-            assert 9.7 < await backend.get(KEY).lease_expires_in <= 10
+            assert 9.7 < (await backend.get(KEY)).lease_expires_in <= 10
 
     asyncio.run(main())
 

@@ -256,13 +256,13 @@ def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -
             await store.setup()
             await _store(store, "old")
             backend: Any = store._backend
-            generation = await backend.get(KEY).generation
+            generation = (await backend.get(KEY)).generation
             async with place.held():
                 claim = asyncio.create_task(backend.claim_lease(KEY, generation=generation, holder="h", duration=10))
                 await place.until_waiting()
                 await asyncio.sleep(0.6)  # the time that must not be taken off the lease
             assert await claim
-            assert 9.7 < await backend.get(KEY).lease_expires_in <= 10
+            assert 9.7 < (await backend.get(KEY)).lease_expires_in <= 10
 
     asyncio.run(main())
 
