@@ -37,7 +37,7 @@ CLIENT = {"client_id": "demo-client", "client_secret": "demo-secret"}
 HOUR = timedelta(hours=1)
 # Processes are copies of one that has imported everything.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tokenstore_sql.base", "tokenstore.testing.provider", "httpx"])
+_context.set_forkserver_preload(["tokenstore_sql.backend", "tokenstore.testing.provider", "httpx"])
 
 
 class Scale(NamedTuple):

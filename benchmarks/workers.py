@@ -21,7 +21,7 @@ __all__ = ["WorkerError", "Workers", "loop_factory"]
 
 # Copies of a process that has imported everything and done nothing.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["benchmarks.bench", "benchmarks.peers", "tokenstore_sql.base"])
+_context.set_forkserver_preload(["benchmarks.bench", "benchmarks.peers", "tokenstore_sql.backend"])
 
 
 class WorkerError(RuntimeError):

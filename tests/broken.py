@@ -20,10 +20,12 @@ from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.transitions import written
 from tokenstore_memory import MemoryBackend
-from tokenstore_sql.base import SQLBackend
-from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.dialect import LockScope
 from tokenstore_sql.rows import Rows
-from tokenstore_sql.sqlite import SQLiteDialect
+from tokenstore_sql.sqlite.busy import until_not_busy
+from tokenstore_sql.sqlite.dialect import SQLiteDialect
+from tokenstore_sql.statements.grammar import Grammar
 
 __all__ = ["FAULTS", "Fault", "fault_named"]
 
@@ -33,10 +35,10 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     AnyBackend = MemoryBackend
     AnySQLBackend = SQLBackend
-    AnyDialect = Dialect
+    AnyGrammar = Grammar
     AnySQLiteDialect = SQLiteDialect
 else:
-    AnyBackend = AnySQLBackend = AnyDialect = AnySQLiteDialect = object
+    AnyBackend = AnySQLBackend = AnyGrammar = AnySQLiteDialect = object
 
 ALL = ("memory", "sqlite", "postgres", "mysql")
 SERVERS = ("postgres", "mysql")
@@ -73,10 +75,14 @@ FAULTS: list[Fault] = []
 
 
 def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[Any]], type[Any]]:
-    """Register a mixin: one for a dialect breaks the dialect of the backend."""
+    """Register a mixin: one for a dialect or a grammar breaks that of the backend."""
 
     def register(mixin: type[Any]) -> type[Any]:
         def breaks(real: type[Any]) -> type[Any]:
+            if "Grammar" in mixin.__name__:
+                grammar = type("BrokenGrammar", (mixin, type(real.dialect_class.grammar)), {})
+                dialect = type(f"Broken{real.dialect_class.__name__}", (real.dialect_class,), {"grammar": grammar()})
+                return type(f"Broken{real.__name__}", (real,), {"dialect_class": dialect})
             if "Dialect" in mixin.__name__:
                 dialect = type(f"Broken{real.dialect_class.__name__}", (mixin, real.dialect_class), {})
                 return type(f"Broken{real.__name__}", (real,), {"dialect_class": dialect})
@@ -100,7 +106,7 @@ async def _network(turns: int = 100) -> None:
 
 
 @_fault("no FOR UPDATE", *_LOST, on=SERVERS)
-class _NoForUpdateDialect(AnyDialect):
+class _NoForUpdateGrammar(AnyGrammar):
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query
 
@@ -112,8 +118,8 @@ class _DeferredDialect(AnySQLiteDialect):
 
 @_fault("no BEGIN", *_LOST, on=("sqlite",))
 class _NoBeginDialect(AnySQLiteDialect):
-    async def patiently(self, rows: Rows, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
-        return await self._until_not_busy(action)
+    async def run_locking(self, scope: LockScope, action: Callable[[], Awaitable[T]], *, brief: bool = False) -> T:
+        return await until_not_busy(action, self.lock_timeout)
 
 
 class _Unlocked:

@@ -21,10 +21,11 @@ from tokenstore.records import TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.conformance import sealed
 from tokenstore_sql import batching
-from tokenstore_sql.base import SQLBackend
-from tokenstore_sql.batching import Alone, Batches, Take
-from tokenstore_sql.connection import DriverConnection, Result
-from tokenstore_sql.sqlite import _SQLiteConnection
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.batching import Batch, Batches, SendAlone
+from tokenstore_sql.connections.connection import StatementResult
+from tokenstore_sql.connections.driver import DriverConnection
+from tokenstore_sql.sqlite.connections import SQLiteConnection
 from watch import Place, until
 
 main_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
@@ -73,6 +74,29 @@ async def _settled() -> None:
 # ---- A database of which the test decides when it does what
 
 
+class _Requests(Batches[int, tuple[int, int]]):
+    """Sends batches to the test's database."""
+
+    def __init__(self, database: _Database, *, width: int, most: int) -> None:
+        super().__init__(width=width, most=most)
+        self._database = database
+
+    async def send(self, batch: Batch[int]) -> Sequence[tuple[int, int]]:
+        return await self._database.carry_out(batch.take)
+
+    def restated(self, error: Exception, request: int) -> Exception:
+        return type(error)(f"{request}: {error}")
+
+
+class _WithFastLane(_Requests):
+    """Sends single requests another way."""
+
+    async def send_one(self, request: int) -> tuple[int, int]:
+        self._database.lone.append(request)
+        (answer,) = await self._database.carry_out(lambda: (request,))
+        return answer
+
+
 class _Trip:
     """One statement: first it waits for a connection, then it is sent, then answered."""
 
@@ -95,16 +119,10 @@ class _Database:
         self.trips: list[_Trip] = []
         self.lone: list[int] = []
         self.clock = 0
-        self.subject = Batches[int, tuple[int, int]](
-            self._carry_out,
-            alone=self._alone if alone else None,
-            width=width,
-            most=most,
-            restate=lambda error, request: type(error)(f"{request}: {error}"),
-        )
+        self.subject = (_WithFastLane if alone else _Requests)(self, width=width, most=most)
         self.width, self.most = width, most
 
-    async def _carry_out(self, take: Take[int]) -> Sequence[tuple[int, int]]:
+    async def carry_out(self, take: Callable[[], Sequence[int]]) -> Sequence[tuple[int, int]]:
         trip = _Trip()
         self.trips.append(trip)
         try:
@@ -118,11 +136,6 @@ class _Database:
         finally:
             self.trips.remove(trip)
         return [(request, sent_at) for request in trip.requests]
-
-    async def _alone(self, request: int) -> tuple[int, int]:
-        self.lone.append(request)
-        ((answer),) = await self._carry_out(lambda: (request,))
-        return answer
 
     def ask(self, *requests: int) -> list[asyncio.Task[tuple[int, int]]]:
         return [asyncio.create_task(self.subject.ask(request)) for request in requests]
@@ -202,11 +215,11 @@ def test_what_waits_is_shared_among_the_statements_that_may_go() -> None:
             trip.answered.set_result(None)
         await _settled()
         assert database.sent == [(2, 3, 4, 5, 6), (7, 8, 9, 10, 11)]
-        tasks += database.ask(*range(12, 12 + batching._WORTH_ONE))
+        tasks += database.ask(*range(12, 12 + batching._SPLIT_ABOVE))
         for trip in database.trips:
             trip.answered.set_result(None)
         await _settled()
-        assert database.sent == [tuple(range(12, 12 + batching._WORTH_ONE))]
+        assert database.sent == [tuple(range(12, 12 + batching._SPLIT_ABOVE))]
         await database.answer()
         assert await _numbers(tasks) == list(range(len(tasks)))
 
@@ -423,14 +436,13 @@ def test_alone_tells_each_to_send_its_request_by_itself() -> None:
 
     async def main() -> None:
         database = _Database()
-        database.subject._restate = lambda error, request: type(error)()
         tasks = database.ask(1, 2, 3)
         await _settled()
         await database.answer()
-        database.trips[0].fail(Alone())
+        database.trips[0].fail(SendAlone())
         await _settled()
         signals = [task.exception() for task in tasks[1:]]
-        assert all(type(signal) is Alone for signal in signals)
+        assert all(type(signal) is SendAlone for signal in signals)
         assert signals[0] is not signals[1]
 
     _run(main)
@@ -553,7 +565,7 @@ class _Callers:
         error: BaseException | None = None
         try:
             answer = await self.database.subject.ask(number)
-        except (BackendError, Alone, _Broken) as caught:
+        except (BackendError, SendAlone, _Broken) as caught:
             error = caught
         if error is None:
             assert answer[0] == number, "somebody else's answer"
@@ -586,7 +598,7 @@ class _Callers:
             elif what == "fail":
                 pending.set_exception(BackendUnavailableError("gone"))
             elif what == "alone" and len(trip.requests or ()) > 1:
-                pending.set_exception(Alone("together"))
+                pending.set_exception(SendAlone("together"))
             elif what == "break":
                 pending.set_exception(_Broken())
 
@@ -679,19 +691,19 @@ def _key(number: int) -> TokenKey:
 def _statements() -> Iterator[list[str]]:
     """What stores send over connections of their own; SQLite's batches count as one each."""
     sent: list[str] = []
-    really, really_each = DriverConnection.run, _SQLiteConnection.run_each
+    really, really_each = DriverConnection.run, SQLiteConnection.run_each
 
-    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> Result:
+    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> StatementResult:
         sent.append(str(statement))
         return await really(connection, statement, *parameters)
 
-    async def noted_each(connection: _SQLiteConnection, statement: Executable, parameters: Any) -> list[Result]:
+    async def noted_each(connection: SQLiteConnection, statement: Executable, parameters: Any) -> list[StatementResult]:
         sent.append(str(statement))
         return await really_each(connection, statement, parameters)
 
     with (
         mock.patch.object(DriverConnection, "run", noted),
-        mock.patch.object(_SQLiteConnection, "run_each", noted_each),
+        mock.patch.object(SQLiteConnection, "run_each", noted_each),
     ):
         yield sent
 

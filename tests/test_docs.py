@@ -55,12 +55,14 @@ from tokenstore.protocol import Backend
 from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
 from tokenstore.registry import _BUILT_IN, schemes
 from tokenstore.testing import conformance
-from tokenstore_sql import base, token_table
-from tokenstore_sql import mysql as mysql_backend
-from tokenstore_sql import postgres as postgres_backend
-from tokenstore_sql import sqlite as sqlite_backend
+from tokenstore_sql import calls, token_table
+from tokenstore_sql import options as sql_options
+from tokenstore_sql.mysql import backend as mysql_backend
+from tokenstore_sql.postgres import backend as postgres_backend
 from tokenstore_sql.schema import DEFAULT_TABLE
-from tokenstore_sql.statements import Statements
+from tokenstore_sql.sqlite import backend as sqlite_backend
+from tokenstore_sql.sqlite import files as sqlite_files
+from tokenstore_sql.statements.statements import Statements
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -589,15 +591,16 @@ def test_the_table_of_options_is_the_code() -> None:
             for place in groups.get(where) or set(where.split(", ")):
                 found[place].add(name)
     expected = {
-        name: {*base.TABLE_OPTIONS, *base.POOL_OPTIONS, *backend.driver_options} for name, backend in SQL.items()
+        name: {*sql_options.TABLE_OPTIONS, *sql_options.POOL_OPTIONS, *backend.driver_options}
+        for name, backend in SQL.items()
     }
     expected["SQLite"].remove("schema")  # known there, to be refused with the reason
     expected["memory"] = {*tokenstore_memory._OPTIONS}
     assert found == expected
-    assert list(defaults)[:3] == list(base.TABLE_OPTIONS), "with an engine or session only the first three apply"
+    assert list(defaults)[:3] == list(sql_options.TABLE_OPTIONS), "with an engine or session only the first three apply"
 
     assert defaults["table"] == DEFAULT_TABLE
-    for name, value in {**base._DEFAULTS, "lock_timeout": base.LOCK_TIMEOUT}.items():
+    for name, value in {**sql_options.POOL_DEFAULTS, "lock_timeout": sql_options.LOCK_TIMEOUT}.items():
         assert float(defaults[name]) == value
     assert float(defaults["connect_timeout"]) == postgres_backend._asyncpg_arguments({})["timeout"]
     assert (defaults["prepared_statements"], defaults["ssl"]) == ("true", "false")
@@ -626,25 +629,25 @@ def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
     found = {what: dict(zip(SQL, cells, strict=True)) for what, *cells in table(LOCKING, "")}
     dialects = {name: backend.dialect_class(1.0) for name, backend in SQL.items()}
     for name, module in (("PostgreSQL", postgresql), ("MySQL", mysql)):
-        lock = Statements(token_table(MetaData()), dialects[name]).lock
+        lock = Statements(token_table(MetaData()), dialects[name].grammar).lock
         statement = str(lock.compile(dialect=module.dialect()))
         [clause] = codes(found["the lock"][name])
         assert f" {clause}" in statement
         assert found["isolation"][name] == dialects[name].isolation_level
         code = found["on timeout"][name].partition(" ")[0]
-        assert dialects[name].error_classes[code] is errors.LockTimeoutError
+        assert dialects[name].errors.classes[code] is errors.LockTimeoutError
     assert codes(found["the lock"]["SQLite"]) == ["BEGIN IMMEDIATE"]
 
 
 def test_numbers_in_the_prose() -> None:
     """Constants of the code that the pages state."""
     locking, limits = prose(LOCKING), prose(LIMITS)
-    assert f"a busy timeout of {sqlite_backend._BUSY_TIMEOUT_MS} ms" in locking
-    assert base._SERVER_GRACE == 1.0
+    assert f"a busy timeout of {sqlite_files.BUSY_TIMEOUT_MS} ms" in locking
+    assert calls._SERVER_GRACE == 1.0
     assert "one second after `lock_timeout`" in locking
     assert FINISH_GRACE == 0.5
     assert "half a second" in locking
-    assert f"version {'.'.join(map(str, sqlite_backend._MIN_VERSION[:2]))} or later" in limits
+    assert f"version {'.'.join(map(str, sqlite_files._MIN_VERSION[:2]))} or later" in limits
     assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, a user id 1 to {MAX_USER_ID_BYTES}" in limits
     assert f"at most {MAX_TOKEN_BYTES}" in limits
 

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from matrix import Row, params
-from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, StoreClosedError, open_store
+from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, StoreClosedError, event_loops, open_store
 from tokenstore.cancellation import FINISH_GRACE
-from tokenstore_sql import pool as pool_module
-from tokenstore_sql.connection import ConnectionLostError, DriverConnection, Result, _Process
-from tokenstore_sql.pool import Pool
-from tokenstore_sql.sqlite import _SQLiteConnection
+from tokenstore_sql.connections import pool as pool_module
+from tokenstore_sql.connections.connection import StatementResult
+from tokenstore_sql.connections.driver import DriverConnection
+from tokenstore_sql.connections.pool import Pool
+from tokenstore_sql.errors import ConnectionLostError
+from tokenstore_sql.sqlite.connections import SQLiteConnection
 from watch import Place, source_of, until
 
 _TIMEOUT, _RECYCLE = 10.0, 1800.0
@@ -94,14 +96,11 @@ class _Fake(DriverConnection):
         self.fail = set(server.failing)
         dialect: Any = _Ways()
         compiler: Any = dialect
-        super().__init__(None, compiler, dialect, server.connect)
+        super().__init__(None, compiler, dialect, "BEGIN", server.connect)
         self.opened_at = self.used_at = asyncio.get_running_loop().time()
 
     def __repr__(self) -> str:
         return f"<{self.number}>"
-
-    def begin_statement(self) -> str:
-        return "BEGIN"
 
     def is_closed(self) -> bool:
         return self.closed or self.dead
@@ -109,7 +108,7 @@ class _Fake(DriverConnection):
     def socket(self) -> None:
         """None."""
 
-    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> Result:
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         assert not self.closed, "a closed connection is used"
         self.sent.append(sql)
         if sql in self.hang:
@@ -117,7 +116,7 @@ class _Fake(DriverConnection):
         if sql in self.fail:
             self.dead = True
             raise _DriverError("gone")
-        return Result((), 0)
+        return StatementResult((), 0)
 
     async def close(self) -> None:
         assert not self.closed, "closed twice"
@@ -706,7 +705,7 @@ def test_a_dead_connection_is_replaced_before_a_write(
         async with open_store(url, keyring=keyring, pool_size=1) as store:
             await store.setup()
             await _store(store, "u1")
-            for connection_class in (DriverConnection, _SQLiteConnection):  # who have a way to ask
+            for connection_class in (DriverConnection, SQLiteConnection):  # who have a way to ask
                 monkeypatch.setattr(connection_class, "ping", ping)
             for _ in range(3):
                 await _store(store, "u1")
@@ -893,7 +892,7 @@ def test_after_a_fork_the_parents_connections_are_left_alone(monkeypatch: pytest
         pool = server.pool(2)
         idle, used = await _used_up(pool, 2)
         await pool.release(idle)
-        monkeypatch.setattr(_Process, "forks", _Process.forks + 1)
+        monkeypatch.setattr(event_loops._Process, "forks", event_loops.forks() + 1)
         pool.forget()
         assert (pool.open, pool.in_use) == (0, 0)
         assert all(connection.forgotten for connection in (idle, used))

@@ -21,8 +21,9 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import TokenKey
-from tokenstore_sql.connection import Connection
-from tokenstore_sql.mysql import MySQLDialect
+from tokenstore_sql.connections.connection import Connection
+from tokenstore_sql.mysql.errors import MySQLErrors
+from tokenstore_sql.mysql.threads import kill
 from watch import Place, app_engine, connection_of, until
 
 mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
@@ -342,17 +343,14 @@ def test_nothing_is_killed_where_the_thread_is_not_certain(
     place: Place, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a proxy, or with another server at the address, the statement is left to its own lock wait timeout."""
-    from tokenstore_sql import mysql
-
     seen: list[Any] = []
-    really = mysql._kill_thread
 
     async def elsewhere(connection: Connection, thread: Any) -> None:
         seen.append(thread)
-        await really(connection, thread._replace(hostname="another-server"))
+        await kill(connection, thread._replace(hostname="another-server"))
         seen.append("looked")
 
-    monkeypatch.setattr(mysql, "_kill_thread", elsewhere)
+    monkeypatch.setattr("tokenstore_sql.mysql.dialect.kill", elsewhere)
 
     async def main() -> None:
         await _set_up(place, keyring)
@@ -391,5 +389,5 @@ def test_nothing_is_killed_where_the_thread_is_not_certain(
 )
 def test_errors_are_told_by_number(number: int, name: str) -> None:
     """Whatever class a driver wraps them in."""
-    kind, code = MySQLDialect(1).classify(Exception(number, "words"))
+    kind, code = MySQLErrors().classify(Exception(number, "words"))
     assert (kind.__name__, code) == (name, str(number))

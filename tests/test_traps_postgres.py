@@ -29,7 +29,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import TokenKey
-from tokenstore_sql.postgres import PostgresDialect
+from tokenstore_sql.postgres.errors import PostgresErrors
 from watch import Place, app_engine, connection_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
@@ -325,5 +325,5 @@ def test_errors_are_told_by_sqlstate(code: str, name: str) -> None:
     class Anything(Exception):
         sqlstate = code
 
-    kind, found = PostgresDialect(1).classify(Anything())
+    kind, found = PostgresErrors().classify(Anything())
     assert (kind.__name__, found) == (name, code)

@@ -29,8 +29,9 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
-from tokenstore_sql.pool import Source
-from tokenstore_sql.sqlite import _open, require_version
+from tokenstore_sql.connections.source import Source
+from tokenstore_sql.sqlite.aiosqlite_engine import open_aiosqlite
+from tokenstore_sql.sqlite.files import require_version
 from watch import Place, app_engine, connection_of, source_of, until
 
 pytestmark = pytest.mark.sqlite
@@ -376,7 +377,7 @@ def test_a_closed_connection_holds_no_lock(path: Path) -> None:
     """Not even one whose cursor still has rows to give, as a cancelled task leaves it behind."""
 
     async def main() -> None:
-        connection = await _open(path, 1.0)
+        connection = await open_aiosqlite(path, 1.0)
         await connection.execute("BEGIN IMMEDIATE")
         unread = await connection.execute("SELECT 1 UNION SELECT 2")
         await connection.close()

@@ -26,10 +26,11 @@ from tokenstore import (
 )
 from tokenstore.options import StoreOptions, TableOptions
 from tokenstore.registry import ENTRY_POINT_GROUP, schemes
-from tokenstore_sql.base import POOL_OPTIONS, TABLE_OPTIONS, SQLBackend
-from tokenstore_sql.mysql import MySQLBackend
-from tokenstore_sql.postgres import PostgresBackend
-from tokenstore_sql.sqlite import SQLiteBackend
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.mysql.backend import MySQLBackend
+from tokenstore_sql.options import POOL_OPTIONS, TABLE_OPTIONS
+from tokenstore_sql.postgres.backend import PostgresBackend
+from tokenstore_sql.sqlite.backend import SQLiteBackend
 
 SECRET = "s3cr3t-in-the-url"
 

@@ -13,17 +13,18 @@ from unittest import mock
 import pytest
 from sqlalchemy import Executable, make_url
 
-import tokenstore_sql.sqlite
+import tokenstore_sql.sqlite.watching
 from matrix import Row, params
 from tokenstore.errors import BackendError
 from tokenstore.protocol import SupportsWatching
 from tokenstore.records import TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.conformance import sealed
-from tokenstore_sql import pace
-from tokenstore_sql.base import SQLBackend
-from tokenstore_sql.connection import DriverConnection, Result
-from tokenstore_sql.pace import Clients, Pace, interval_for
+from tokenstore_sql import polling
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.connections.connection import StatementResult
+from tokenstore_sql.connections.driver import DriverConnection
+from tokenstore_sql.polling import Clients, PollInterval, interval_for
 from watch import Place, app_engine
 
 KEY = TokenKey("github", "u1")
@@ -54,7 +55,7 @@ def _statements() -> Iterator[list[str]]:
     sent: list[str] = []
     really = DriverConnection.run
 
-    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> Result:
+    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> StatementResult:
         sent.append(str(statement))
         return await really(connection, statement, *parameters)
 
@@ -88,14 +89,14 @@ def test_a_hundred_processes_together_stay_within_500_statements_a_second(pools:
     total = 0.0
     for own in pools:
         interval = interval_for(Clients(sum(pools), own))
-        recount = pace._RECOUNT_SMALL_AFTER if interval == pace._SHORTEST else pace._RECOUNT_AFTER
+        recount = polling._RECOUNT_SMALL_AFTER if interval == polling._SHORTEST else polling._RECOUNT_AFTER
         total += 1.014 * (1 / interval + 1 / recount)
     assert total < 500
 
 
 def test_a_small_fleet_sees_a_commit_within_50_ms() -> None:
     """Up to 16 processes the longest interval, jitter included, leaves time for the read."""
-    assert max(pace.jittered(interval_for(Clients(16, 1))) for _ in range(1000)) < 0.045
+    assert max(polling.jittered(interval_for(Clients(16, 1))) for _ in range(1000)) < 0.045
 
 
 def test_the_count_is_kept_for_some_seconds() -> None:
@@ -110,15 +111,15 @@ def test_the_count_is_kept_for_some_seconds() -> None:
             counted.append(counts[min(len(counted), 1)])
             return counted[-1]
 
-        subject = Pace()
-        first = await asyncio.gather(*(subject.interval(count) for _ in range(50)))
+        subject = PollInterval()
+        first = await asyncio.gather(*(subject.current(count) for _ in range(50)))
         assert first[0] == 0.2
-        assert [await subject.interval(count) for _ in range(50)] == [0.2] * 50
+        assert [await subject.current(count) for _ in range(50)] == [0.2] * 50
         assert len(counted) == 1
         loop = asyncio.get_running_loop()
         assert 2.3 < subject._next_count - loop.time() < 3.7
         subject._next_count = loop.time()
-        assert await subject.interval(count) == 0.036
+        assert await subject.current(count) == 0.036
         assert 0.7 < subject._next_count - loop.time() < 1.3
 
     asyncio.run(main())
@@ -128,7 +129,7 @@ def test_a_count_that_fails_or_hangs_does_not_fail_the_wait(monkeypatch: pytest.
     """The last interval stays, or one in the middle, and it is not asked for again at once."""
 
     async def main() -> None:
-        monkeypatch.setattr(pace, "_COUNT_TIMEOUT", 0.05)
+        monkeypatch.setattr(polling, "_COUNT_TIMEOUT", 0.05)
         asked = 0
 
         async def refused() -> Clients:
@@ -146,14 +147,14 @@ def test_a_count_that_fails_or_hangs_does_not_fail_the_wait(monkeypatch: pytest.
             return Clients(215, 1)
 
         for fails in (refused, hangs):
-            subject = Pace()
+            subject = PollInterval()
             asked = 0
-            assert [await subject.interval(fails) for _ in range(3)] == [0.1] * 3
+            assert [await subject.current(fails) for _ in range(3)] == [0.1] * 3
             assert asked == 1
             subject._next_count = 0.0
-            assert await subject.interval(counts) == 0.5
+            assert await subject.current(counts) == 0.5
             subject._next_count = 0.0
-            assert await subject.interval(fails) == 0.5
+            assert await subject.current(fails) == 0.5
 
     asyncio.run(main())
 
@@ -238,7 +239,7 @@ def test_watching_a_server_that_is_gone() -> None:
 @sqlite
 def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another connection's commit ends the wait, without a statement of the waiter's."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
+    monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
@@ -273,8 +274,8 @@ def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
 @sqlite
 def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written just before the first look at the files may not have been there to read."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_FRESH", _IN_TIME)
+    monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
+    monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_RECENT", _IN_TIME)
 
     async def main() -> None:
         async with _opened(url) as backend, _opened(url) as other:
@@ -289,7 +290,7 @@ def test_sqlite_watches_a_file_in_another_journal_mode(
     row: Row, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An application's engine need not be in WAL mode; and what is no file is waited for blindly."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
+    monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:
         path = tmp_path / "app.db"

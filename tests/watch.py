@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 import servers
 from matrix import Row
 from tokenstore import AuthTokenStore
-from tokenstore_sql.connection import Connection
-from tokenstore_sql.pool import Source
+from tokenstore_sql.connections.connection import Connection
+from tokenstore_sql.connections.source import Source
 
 __all__ = ["Place", "app_engine", "connection_of", "source_of", "until"]
 

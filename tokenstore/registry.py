@@ -22,30 +22,23 @@ __all__ = ["ENTRY_POINT_GROUP", "backend_for_engine", "backend_for_session", "ba
 
 ENTRY_POINT_GROUP: Final = "tokenstore.backends"
 
-_SQLITE: Final = "tokenstore_sql.sqlite:SQLiteBackend"
-_POSTGRES: Final = "tokenstore_sql.postgres:PostgresBackend"
-_MYSQL: Final = "tokenstore_sql.mysql:MySQLBackend"
+_POSTGRES: Final = "tokenstore_sql.postgres.backend:PostgresBackend"
+_MYSQL: Final = "tokenstore_sql.mysql.backend:MySQLBackend"
 _BUILT_IN: Final[Mapping[str, str]] = {
     "memory": "tokenstore_memory:MemoryBackend",
-    "sqlite": _SQLITE,
-    "sqlite+aiosqlite": _SQLITE,
+    "sqlite": "tokenstore_sql.sqlite.backend:SQLiteBackend",
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
-    "postgresql+asyncpg": _POSTGRES,
-    "postgresql+psycopg": _POSTGRES,
     "mysql": _MYSQL,
-    "mysql+aiomysql": _MYSQL,
-    "mysql+asyncmy": _MYSQL,
     "mariadb": _MYSQL,
-    "mariadb+aiomysql": _MYSQL,
-    "mariadb+asyncmy": _MYSQL,
 }
-_ENGINE: Final = "tokenstore_sql.base:backend_for_engine"
+"""From a scheme, without the driver that may follow after a plus sign, to the backend that ships with tokenstore."""
+_ENGINE: Final = "tokenstore_sql.databases:backend_for_engine"
 _SESSION: Final = "tokenstore_sql.session:SessionBackend"
 
 
 def schemes() -> list[str]:
-    """Every URL scheme that :func:`tokenstore.open_store` takes, sorted."""
+    """The URL schemes that :func:`tokenstore.open_store` takes, sorted; a ``+driver`` may follow those of servers."""
     return sorted({*_BUILT_IN, *(point.name for point in _installed())})
 
 
@@ -61,7 +54,7 @@ def backend_for_url(url: str, options: Mapping[str, object]) -> Backend:
         # The text is not shown: what is no URL may still hold a password.
         raise ConfigurationError(f"not a URL of the form scheme://…; known schemes: {', '.join(schemes())}")
     scheme = scheme.lower()
-    if target := _BUILT_IN.get(scheme):
+    if target := _BUILT_IN.get(scheme.partition("+")[0]):
         factory = _load(target)
     else:
         points = _installed(scheme)

@@ -1,30 +1,57 @@
-"""Requests that have to wait go together: one statement, or one trip to a thread, for all of them."""
+"""Requests that have to wait are sent together: one statement, or one trip to a thread, for all of them."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Final, Generic, TypeVar
 
 from tokenstore.cancellation import wait_through_cancellation
 from tokenstore.errors import BackendError
 
-__all__ = ["Alone", "Batches", "Take"]
+__all__ = ["Batch", "Batches", "SendAlone"]
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-Take = Callable[[], Sequence[Q]]
-"""Called when everything is ready to send: whoever waits by then comes along, and nobody later."""
 
-# What is on its way for longer than this no longer keeps others waiting, in seconds.
+# A statement that takes longer than this no longer keeps other requests waiting, in seconds.
 _OVERDUE: Final = 0.010
-# So many go together although there could be another statement.
-_WORTH_ONE: Final = 4
+# Minimum rows in a batch before the rest is split over a second statement.
+_SPLIT_ABOVE: Final = 4
 
 
-class Alone(Exception):  # noqa: N818 - a signal, not an error
-    """Tells a caller to send its request by itself: those that went together have come to nothing."""
+class SendAlone(Exception):  # noqa: N818 - a signal, not an error
+    """Tells a caller to send its request by itself: the batch that it was in was refused as a whole."""
+
+
+class Batch(Generic[Q]):
+    """Requests that are sent together.
+
+    Args:
+        requests: The requests, if they are known.
+        fill: Else: called once, when the batch is ready to be sent; returns the requests that wait at that moment.
+
+    Attributes:
+        requests: Empty until :meth:`take` is called, unless the requests were known.
+    """
+
+    def __init__(self, requests: Iterable[Q] = (), fill: Callable[[], Iterable[Q]] | None = None) -> None:
+        self.requests = list(requests)
+        self._fill = fill
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the requests are known."""
+        return self._fill is None
+
+    def take(self) -> list[Q]:
+        """The requests. Call it when the connection is ready: requests that wait at the first call join the batch."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            self.requests += fill()
+        return self.requests
 
 
 class _Request(Generic[Q, A]):
@@ -44,66 +71,67 @@ class _Request(Generic[Q, A]):
         self.batch: asyncio.Task[None] | None = None
 
 
-class Batches(Generic[Q, A]):
+class Batches(ABC, Generic[Q, A]):
     """One kind of request.
 
-    A request that finds nobody waiting, and fewer than ``width`` statements on their way, goes at once, by itself, in
-    its caller's task. Others wait until one of those has its answer, or is overdue; then they go together, in as many
-    statements as there may be on their way. Where the last ones went together, the next waits for one turn of the event
-    loop, which takes no time, as others are likely to come in that turn. A request joins only what has not been sent
-    yet, so that its answer is never older than itself.
+    A request is sent at once, by itself, in its caller's task, if no other request waits and fewer than ``width``
+    statements are on their way. Other requests wait until one of those statements has its answer, or is overdue. Then
+    they are sent together, in as many statements as there may be on their way. After a batch of several requests, the
+    next request waits for one turn of the event loop, because others are likely to arrive in that turn. A request joins
+    only a batch that has not been sent yet, so its answer is never older than the request.
 
     Args:
-        alone: A shorter way for a request that goes by itself.
-        carry_out: Gets a connection, calls ``take`` once, sends what that gives, and returns the answers in order.
-        width: How many statements are on their way at once, unless some are overdue.
-        most: How much goes together at most, by weight.
-        weight: A request's weight; default: 1.
-        writes: Whether the requests change rows. A cancelled caller whose request was taken then waits until the batch
-            has ended: its write must not be carried out after a later call of the caller's.
-        restate: From an error and a request to what its caller gets, as nobody can share an exception.
+        width: How many statements may be on their way at once, unless some are overdue.
+        most: The largest weight of a batch.
     """
 
-    def __init__(
-        self,
-        carry_out: Callable[[Take[Q]], Awaitable[Sequence[A]]],
-        *,
-        alone: Callable[[Q], Awaitable[A]] | None = None,
-        width: int,
-        most: int,
-        weight: Callable[[Q], int] = lambda _: 1,
-        writes: bool = False,
-        restate: Callable[[Exception, Q], Exception],
-    ) -> None:
-        self._carry_out = carry_out
-        self._alone = alone
+    writes: ClassVar[bool] = False
+    """Whether the requests change rows. If its request was taken, a cancelled caller then waits until the batch has
+    ended, because its write must not be carried out after a later call of the same caller."""
+
+    def __init__(self, *, width: int, most: int) -> None:
         self._width = width
         self._most = most
-        self._weight = weight
-        self._writes = writes
-        self._restate = restate
         self._waiting: deque[_Request[Q, A]] = deque()
         self._sent = 0
         self._preparing = False
-        self._in_company = False
+        self._last_had_several = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    async def send(self, batch: Batch[Q]) -> Sequence[A]:
+        """Get a connection, take the batch, send it, and return the answers in the order of the requests.
+
+        Raises:
+            SendAlone: The database refused the batch as a whole.
+        """
+
+    async def send_one(self, request: Q) -> A:
+        """Send a request by itself."""
+        (answer,) = await self.send(Batch([request]))
+        return answer
+
+    def weight(self, request: Q) -> int:
+        """A request's weight."""
+        return 1
+
+    @abstractmethod
+    def restated(self, error: Exception, request: Q) -> Exception:
+        """What the caller of one request gets of a batch's error: callers must not share an exception object."""
 
     async def ask(self, request: Q) -> A:
         """Send a request, by itself or with others, and wait for its answer.
 
         Raises:
-            Alone: Send it again, by itself.
+            SendAlone: Send the request again, by itself.
         """
-        if self._sent < self._width and not self._waiting and not self._in_company:
+        if self._sent < self._width and not self._waiting and not self._last_had_several:
             self._sent += 1
             try:
-                if self._alone is not None:
-                    return await self._alone(request)
-                (answer,) = await self._carry_out(lambda: (request,))
-                return answer
+                return await self.send_one(request)
             except BackendError as error:
-                failure = self._restate(error, request)
+                failure = self.restated(error, request)
             finally:
                 self._sent -= 1
                 if self._waiting:
@@ -119,12 +147,12 @@ class Batches(Generic[Q, A]):
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if self._writes and waiting.batch is not None:
+            if self.writes and waiting.batch is not None:
                 await wait_through_cancellation([waiting.batch])
             raise
 
     async def aclose(self) -> None:
-        """Wait for what is on its way."""
+        """Wait for the batches that are on their way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -139,7 +167,7 @@ class Batches(Generic[Q, A]):
             self._start()
 
     def _start(self) -> None:
-        # Whoever comes while a batch waits for its connection will go with it: one such is enough.
+        # Requests that arrive while a batch waits for its connection join that batch, so one such batch is enough.
         if not self._preparing:
             self._preparing = True
             task = asyncio.create_task(self._send_together(len(self._waiting)))
@@ -147,37 +175,42 @@ class Batches(Generic[Q, A]):
             task.add_done_callback(self._tasks.discard)
 
     async def _send_together(self, early: int) -> None:
-        taken: list[_Request[Q, A]] = []
-        preparing = True
-        batch = asyncio.current_task()
+        """Send a batch, and answer its requests.
 
-        def take() -> Sequence[Q]:
-            nonlocal preparing
-            preparing = self._preparing = False
-            # What could go beside this one is left a part, so that the database and this process work at the same time.
+        Args:
+            early: How many requests waited when the batch was started. They fail if the batch gets no connection.
+        """
+        taken: list[_Request[Q, A]] = []
+        task = asyncio.current_task()
+
+        def fill() -> Iterable[Q]:
+            self._preparing = False
+            # Some requests are left for the statements that may go beside this one, so that the database and this
+            # process work at the same time.
             statements = max(self._width - self._sent, 0) + 1
-            room = min(self._most, max(-(-len(self._waiting) // statements), _WORTH_ONE))
+            room = min(self._most, max(-(-len(self._waiting) // statements), _SPLIT_ABOVE))
             while self._waiting and room > 0:
                 request = self._waiting.popleft()
                 if not request.answer.done():  # else its caller has been cancelled
-                    request.batch = batch
+                    request.batch = task
                     taken.append(request)
-                    room -= self._weight(request.content)
-            self._in_company = len(taken) > 1
+                    room -= self.weight(request.content)
+            self._last_had_several = len(taken) > 1
             self._next()
             return [request.content for request in taken]
 
+        batch = Batch(fill=fill)
         self._sent += 1
         try:
-            answers = await self._carry_out(take)
+            answers = await self.send(batch)
         except BaseException as error:
-            if preparing:  # there was nothing to send over: that is the answer to those who had waited so long
-                taken = [self._waiting.popleft() for _ in range(min(early, len(self._waiting)))]
+            if not batch.is_taken:  # there was no connection, which is the answer to the requests that waited for it
+                taken += [self._waiting.popleft() for _ in range(min(early, len(self._waiting)))]
             for request in taken:
                 if request.answer.done():
                     continue
                 if isinstance(error, Exception):
-                    request.answer.set_exception(self._restate(error, request.content))
+                    request.answer.set_exception(self.restated(error, request.content))
                 else:
                     request.answer.cancel()
             if not isinstance(error, Exception):
@@ -188,6 +221,6 @@ class Batches(Generic[Q, A]):
                     request.answer.set_result(answer)
         finally:
             self._sent -= 1
-            if preparing:
+            if not batch.is_taken:
                 self._preparing = False
             self._next()

@@ -1,4 +1,4 @@
-"""The backend's operations on one connection. Who begins, commits and maps errors is the caller's affair."""
+"""The operations on one connection. The caller begins and commits transactions and maps errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Executable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
-from tokenstore_sql.connection import Connection, OneTripConnection, Result
-from tokenstore_sql.dialect import Dialect
-from tokenstore_sql.statements import Statements
+from tokenstore_sql.connections.connection import Connection, StatementResult
+from tokenstore_sql.connections.driver import OneTripConnection
+from tokenstore_sql.dialect import Dialect, LockScope
+from tokenstore_sql.statements.statements import Statements
 
 __all__ = ["Rows", "record_of"]
 
@@ -22,12 +23,12 @@ _US = 1_000_000
 
 
 class Rows:
-    """The table as one connection sees it.
+    """The table's rows as one connection sees and changes them.
 
     Args:
         connection: The connection.
         statements: The table's statements.
-        dialect: The database's ways.
+        dialect: How the database locks.
         transactional: Whether statements run in a transaction, rather than each on its own.
     """
 
@@ -36,10 +37,9 @@ class Rows:
     ) -> None:
         self.connection = connection
         self.statements = statements
-        self.dialect = dialect
         self.transactional = transactional
-        self.wait_is_bounded = False
-        """For the dialect: that this transaction needs no further preparation to wait."""
+        self._dialect = dialect
+        self._scope = LockScope(connection, statements.table, transactional)
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
         rows, _ = await self.connection.run(self.statements.get, _where(key))
@@ -50,7 +50,7 @@ class Rows:
         if len(keys) == 1:
             return [await self.get(keys[0])]
         found: dict[TokenKey, SealedRecord] = {}
-        for several in _chunks(list(dict.fromkeys(keys)), self.dialect.most_at_once):
+        for several in _chunks(list(dict.fromkeys(keys)), self.statements.grammar.most_at_once):
             rows, _ = await self.connection.run(*self.statements.get_many(several))
             for row in map(_record, rows):
                 found[row.key] = row
@@ -61,25 +61,25 @@ class Rows:
         return [found.get(key, instead) for key in keys]
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        rows, _ = await self._patiently(self.statements.lock, _where(key))
+        rows, _ = await self._run_locking(self.statements.lock, _where(key))
         return record_of(rows)
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        _ = await self._patiently(self.statements.put, _put(key, tokens))
+        _ = await self._run_locking(self.statements.put, _put(key, tokens))
 
     async def put_many(self, entries: Sequence[tuple[TokenKey, SealedTokens]]) -> None:
         """Write several rows, all or none."""
         if len(entries) == 1:
             await self.put(*entries[0])
             return
-        # In one order everywhere, so that two calls cannot dead-lock on each other.
+        # All calls lock rows in the same order, so that two of them cannot dead-lock on each other.
         in_order = sorted(entries, key=itemgetter(0))
         writes = [_put(key, tokens) for key, tokens in in_order]
         if isinstance(connection := self.connection, OneTripConnection):
-            _ = await self.dialect.patiently(self, lambda: connection.run_each(self.statements.put, writes))
+            _ = await self._dialect.run_locking(self._scope, lambda: connection.run_each(self.statements.put, writes))
         else:
-            for several in _chunks(writes, self.dialect.most_at_once):
-                _ = await self._patiently(*self.statements.put_many(several), brief=not self.transactional)
+            for several in _chunks(writes, self.statements.grammar.most_at_once):
+                _ = await self._run_locking(*self.statements.put_many(several), brief=not self.transactional)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._write(self.statements.delete, _where(key)) > 0
@@ -124,15 +124,19 @@ class Rows:
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
 
     async def count_clients(self) -> int:
-        # A transaction goes on even where counting is refused.
+        # If the server refuses to count, the transaction must be able to go on.
         async with self.connection.savepoint() if self.transactional else nullcontext():
-            return await self.dialect.count_clients(self.connection)
+            return await self._dialect.count_clients(self.connection)
 
     async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> int:
-        return (await self._patiently(statement, parameters)).changed
+        return (await self._run_locking(statement, parameters)).changed
 
-    async def _patiently(self, statement: Executable, parameters: Mapping[str, Any], *, brief: bool = False) -> Result:
-        return await self.dialect.patiently(self, lambda: self.connection.run(statement, parameters), brief=brief)
+    async def _run_locking(
+        self, statement: Executable, parameters: Mapping[str, Any], *, brief: bool = False
+    ) -> StatementResult:
+        return await self._dialect.run_locking(
+            self._scope, lambda: self.connection.run(statement, parameters), brief=brief
+        )
 
 
 def _chunks(writes: Sequence[T], size: int) -> Iterator[Sequence[T]]:

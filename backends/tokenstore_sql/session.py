@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import UnboundExecutionError
@@ -15,42 +15,109 @@ from tokenstore.cancellation import finish
 from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
 from tokenstore.options import read_options
 from tokenstore.records import SealedRecord, TokenKey, is_leased
-from tokenstore_sql.base import (
-    LOCK_TIMEOUT,
-    TABLE_OPTIONS,
-    SQLBackend,
-    SQLOperations,
-    backend_class,
-)
-from tokenstore_sql.connection import AlchemyConnection, beside
-from tokenstore_sql.failures import mapped
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.calls import Calls, Operation
+from tokenstore_sql.connections.alchemy import AlchemyConnection, beside
+from tokenstore_sql.databases import backend_class
+from tokenstore_sql.operations import SQLOperations
+from tokenstore_sql.options import LOCK_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
+from tokenstore_sql.setup import create_table
 
 __all__ = ["SessionBackend"]
 
 T = TypeVar("T")
 
-# In Session.info, which belongs to users of a session, so that every store on it sees it: the transaction that a call
-# of a store began.
+# The key in Session.info, which belongs to users of a session, under which every store on the session finds the
+# transaction that a call of a store began.
 _BEGUN_HERE: Final = "tokenstore.transaction"
-# How far behind a lease's end to look again, in seconds: SQLite's clock has milliseconds.
+# How long after a lease's end to read the row again, in seconds: SQLite's clock counts milliseconds.
 _LEASE_GRACE: Final = 0.005
+
+
+class _SessionCalls(Calls):
+    """Calls on a borrowed session's connection.
+
+    In a transaction that the application began, a call takes part, and the application commits. A transaction that a
+    call began is the store's: a write commits it, and so does a read without a lock, so that no connection stays
+    checked out; a lock leaves it open for the write that follows.
+
+    Args:
+        session: The session, or a scope that has a current one.
+        operations: Whose statements and dialect to use.
+    """
+
+    def __init__(self, session: AsyncSession | async_scoped_session[AsyncSession], operations: SQLOperations) -> None:
+        super().__init__(operations.statements, operations.dialect)
+        self._session = session
+
+    def session(self) -> AsyncSession:
+        """The session, or the scope's current one."""
+        return self._session if isinstance(self._session, AsyncSession) else self._session()
+
+    async def lock(self, key: TokenKey, operation: Operation[SealedRecord | None]) -> SealedRecord | None:
+        """Carry out an operation that locks a row, and leave the transaction open if there is such a row."""
+
+        async def lock(rows: Rows) -> SealedRecord | None:
+            row = await operation(rows)
+            # A transaction that this call began, and that found no row, holds nothing that the caller could keep.
+            session_rows = cast(_SessionRows, rows)
+            session_rows.keeps_transaction = row is not None or not session_rows.begun_by_call
+            return row
+
+        return await self.once([key], lock, write=True)
+
+    @asynccontextmanager
+    async def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> AsyncIterator[Rows]:
+        session = self.session()
+        begins = not session.in_transaction()
+        ours = begins or _is_ours(session)
+        level = {"isolation_level": self.dialect.isolation_level} if begins and write else {}
+        try:
+            # A new connection whose checkout is cancelled half-way would never return to the pool.
+            alchemy = await finish(session.connection(execution_options=level))
+            if begins:
+                _mark_ours(session)
+            connection = await self.dialect.alchemy_class.of(alchemy, self.dialect.errors)
+            rows = _SessionRows(connection, self.statements, self.dialect, transactional=True)
+            rows.begun_by_call = begins
+            yield rows
+            if ours and (write or begins) and not rows.keeps_transaction:
+                await finish(session.commit())
+        except BaseException:
+            if ours and session.in_transaction():
+                await finish(session.rollback())
+            raise
+
+    def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
+        # Cutting off a statement would end the connection in the middle of the application's transaction. The dialect
+        # limits the waits for locks; how long else to wait is for the application to decide.
+        return nullcontext()
+
+
+class _SessionRows(Rows):
+    """The rows in a session's transaction.
+
+    Attributes:
+        begun_by_call: Whether the call that has these rows began the transaction.
+        keeps_transaction: Whether the transaction is to stay open although a call of the store began it.
+    """
+
+    begun_by_call = False
+    keeps_transaction = False
 
 
 class SessionBackend(SQLOperations):
     """The rows as a borrowed session sees them.
 
-    In a transaction that the caller began, the store takes part and the caller commits. One that a call of the store
-    began is the store's: a write commits it, and so does a read without a lock, so that no connection stays checked
-    out; a lock keeps it open for the write that follows.
-
     Args:
-        session: An ``AsyncSession`` or ``async_scoped_session``; its owner closes it.
+        session: An ``AsyncSession`` or ``async_scoped_session``; the application closes it.
         options: ``table``, ``schema``, ``lock_timeout``.
 
     Raises:
-        ConfigurationError: It is no such session, it is bound to no engine, or an option is not acceptable.
-        UnsupportedOperationError: Its database is none of ours.
+        ConfigurationError: The object is no such session, the session is bound to no engine, or an option is not
+            acceptable.
+        UnsupportedOperationError: No backend serves the session's database.
     """
 
     def __init__(self, session: object, options: Mapping[str, object]) -> None:
@@ -60,42 +127,40 @@ class SessionBackend(SQLOperations):
                 "open_store() takes engines and URLs"
             )
         values: dict[str, Any] = read_options("a store on a session", TABLE_OPTIONS, {}, options)
-        self._source = session
         try:
-            bind = self._session().get_bind()
+            bind = (session if isinstance(session, AsyncSession) else session()).get_bind()
         except UnboundExecutionError:
             raise ConfigurationError("the session is bound to no engine") from None
         dialect = backend_class(bind.dialect.name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
         dialect.check_url(bind.engine.url)
         super().__init__(dialect, bind.engine.url, **values)
+        self._source = session
+        self._calls = _SessionCalls(session, self)
 
     def __repr__(self) -> str:
         return f"<SessionBackend {self.table.fullname} in {type(self._source).__name__}>"
 
     async def setup(self) -> None:
-        async def create(rows: Rows) -> None:
-            await self._create_table(_alchemy(rows))
-
-        await self._run([], create, write=True)
+        await self._run([], lambda rows: create_table(_alchemy(rows), self.table, self.dialect), write=True)
 
     async def aclose(self) -> None:
-        """Nothing: the session is its owner's."""
+        """Nothing: the application closes its session."""
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        """Lock and read a row; the lock is held until the session's transaction ends.
+        """Lock and read a row. The lock is held until the session's transaction ends.
 
-        Somebody's live lease is waited for first, without the lock, which its holder needs in order to end it.
+        A live lease is waited for first, without the lock, because the lease holder needs the lock to end the lease.
 
         Raises:
             LockTimeoutError: A lock was not free, or a lease not over, within ``lock_timeout``.
-            ConflictError: In a transaction of the caller's a lease began just before the lock.
+            ConflictError: In a transaction that the application began, a lease began just before the lock.
         """
         deadline = asyncio.get_running_loop().time() + self.dialect.lock_timeout
 
         async def lock(rows: Rows) -> SealedRecord | None:
             row = await self._locked(rows, key)
             if is_leased(row):
-                raise _Leased(row)  # and so undo the transaction, which this call began
+                raise _Leased(row)  # which rolls back the transaction that this call began
             return row
 
         async def lock_in_transaction(rows: Rows) -> SealedRecord | None:
@@ -105,13 +170,13 @@ class SessionBackend(SQLOperations):
                 raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
             return row
 
-        while not self._session().in_transaction():
+        while not self._calls.session().in_transaction():
             try:
-                return await self._run([key], lock, write=True, keep=True)
+                return await self._calls.lock(key, lock)
             except _Leased as leased:
                 row = leased.row
             await self._pause(self, row, deadline)
-        return await self._run([key], lock_in_transaction, write=True, keep=True)
+        return await self._calls.lock(key, lock_in_transaction)
 
     async def _locked(self, rows: Rows, key: TokenKey) -> SealedRecord | None:
         if not await self.dialect.holds_locks(_alchemy(rows)):
@@ -124,7 +189,7 @@ class SessionBackend(SQLOperations):
     async def _wait_without_lock(self, rows: Rows, key: TokenKey, deadline: float) -> None:
         """Wait for the end of a live lease in a transaction that cannot be undone to try again.
 
-        Over another connection: what this transaction sees of the lease may stand still.
+        The wait reads over another connection: in this transaction the lease may look the same for ever.
         """
         if await self.dialect.may_look(_alchemy(rows)):
             row = await rows.get(key)
@@ -136,7 +201,7 @@ class SessionBackend(SQLOperations):
 
     @asynccontextmanager
     async def _aside(self, engine: AsyncEngine) -> AsyncIterator[SQLBackend]:
-        """The same table over the pool of the session's engine, or beside it where no connection is free."""
+        """The same table over the pool of the session's engine, or over another pool if no connection is idle there."""
         pool: Any = engine.sync_engine.pool
         free = hasattr(pool, "checkedin") and pool.checkedin() > 0
         used = engine if free else beside(engine)
@@ -149,7 +214,7 @@ class SessionBackend(SQLOperations):
                 await finish(used.dispose())
 
     async def _pause(self, rows: SQLOperations, row: SealedRecord, deadline: float) -> None:
-        """Until it is worth reading a leased row again."""
+        """Wait until a leased row is worth reading again."""
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise LockTimeoutError(
@@ -161,53 +226,24 @@ class SessionBackend(SQLOperations):
                 await rows.watch(row.key)
 
     async def rollback(self) -> None:
-        """Undo what a call of the store began, and give its locks up.
+        """Undo what a call of the store began, and release its locks.
 
         Raises:
-            UnsupportedOperationError: The transaction is the caller's to end.
+            UnsupportedOperationError: The application began the transaction, so only the application may end it.
         """
-        session = self._session()
+        session = self._calls.session()
         if not session.in_transaction():
             return
         if not _is_ours(session):
-            raise UnsupportedOperationError("the session's transaction was begun by its owner, who alone may end it")
+            raise UnsupportedOperationError("the application began the session's transaction and must end it itself")
         await finish(session.rollback())
 
-    async def _run(
-        self, keys: Sequence[TokenKey], operation: Callable[[Rows], Awaitable[T]], *, write: bool, keep: bool = False
-    ) -> T:
-        session = self._session()
-        begins = not session.in_transaction()
-        ours = begins or _is_ours(session)
-
-        async def run() -> T:
-            options = {"isolation_level": self.dialect.isolation_level} if begins and write else {}
-            # Cancelled half-way, a new connection would be nobody's to close.
-            connection = await finish(session.connection(execution_options=options))
-            if begins:
-                _mark_ours(session)
-            wrapped = await AlchemyConnection.of(connection, self.dialect)
-            rows = Rows(wrapped, self.statements, self.dialect, transactional=True)
-            result = await operation(rows)
-            # A lock that found no row holds nothing that the caller could mean to keep.
-            if (ours and write and not keep) or (begins and (not keep or result is None)):
-                await finish(session.commit())
-            return result
-
-        try:
-            return await mapped(self.dialect, lambda: self._about(keys), run)
-        except BaseException:
-            if ours and session.in_transaction():
-                await finish(session.rollback())
-            raise
+    async def _run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+        return await self._calls.once(keys, operation, write=write)
 
     def _own_clients(self) -> int:
-        pool: Any = self._session().get_bind().engine.pool
+        pool: Any = self._calls.session().get_bind().engine.pool
         return int(pool.checkedin() + pool.checkedout()) if hasattr(pool, "checkedin") else 1
-
-    def _session(self) -> AsyncSession:
-        """The session, or the current one of a scope."""
-        return self._source if isinstance(self._source, AsyncSession) else self._source()
 
 
 def _alchemy(rows: Rows) -> AsyncConnection:
@@ -231,6 +267,7 @@ def _mark_ours(session: AsyncSession) -> None:
 
 
 def _is_ours(session: AsyncSession) -> bool:
+    """Whether a call of a store began the session's transaction."""
     marked = session.info.get(_BEGUN_HERE)
     return (
         marked is not None

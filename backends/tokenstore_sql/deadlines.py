@@ -1,4 +1,4 @@
-"""An end to waiting for a database that does not answer."""
+"""A time limit for waiting for a database's answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
 
-__all__ = ["Patience"]
+__all__ = ["Deadline"]
 
 
-class Patience:
-    """Bounds waits, as ``asyncio.timeout`` does, with one timer for all of them: that for the one that began first.
+class Deadline:
+    """Limits waits, as ``asyncio.timeout`` does, with one timer for all of them: that of the wait that began first.
 
-    A timer for each would cost more than opening the record that is waited for.
+    A timer for each wait would cost more than opening the record that the wait is for.
 
     Args:
         limit: The longest wait, in seconds.
@@ -22,16 +22,16 @@ class Patience:
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        # All have the same limit, so the first to begin is the first to end.
+        # All waits have the same limit, so the first to begin is the first to end.
         self.waits: dict[_Wait, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def wait(self, failure: Callable[[], Exception]) -> _Wait:
-        """A context manager around a wait, which raises what ``failure`` gives in place of going on too long."""
+    def limited(self, failure: Callable[[], Exception]) -> _Wait:
+        """A context manager around a wait. When the wait takes too long, it raises what ``failure`` returns."""
         return _Wait(self, failure)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that waits end."""
+        """Start the timer, unless it runs."""
         if self._timer is None:
             self._timer = loop.call_later(self.limit, self._end_overdue, loop)
 
@@ -48,26 +48,26 @@ class Patience:
 class _Wait:
     """One wait of one task."""
 
-    __slots__ = ("_cancellations", "_context", "_ended", "_failure", "_patience", "_task", "until")
+    __slots__ = ("_cancellations", "_context", "_deadline", "_ended", "_failure", "_task", "until")
 
-    def __init__(self, patience: Patience, failure: Callable[[], Exception]) -> None:
-        self._patience = patience
+    def __init__(self, deadline: Deadline, failure: Callable[[], Exception]) -> None:
+        self._deadline = deadline
         self._failure = failure
         self._ended = False
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("this is no task")
+            raise RuntimeError("a deadline needs a running task")
         self._task = task
         self._context = copy_context()
         self._cancellations = task.cancelling()
-        self.until = monotonic() + self._patience.limit
-        self._patience.waits[self] = None
-        self._patience.watch(task.get_loop())
+        self.until = monotonic() + self._deadline.limit
+        self._deadline.waits[self] = None
+        self._deadline.watch(task.get_loop())
 
     def end(self) -> None:
-        """It has lasted too long."""
+        """Cancel the wait: it has lasted too long."""
         if not self._ended:
             self._ended = True
             # In the waiting task's context: a task may refuse cancellations from outside, and this is not one.
@@ -76,7 +76,7 @@ class _Wait:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        del self._patience.waits[self]
-        # As asyncio.timeout tells its own cancellation from somebody else's.
+        del self._deadline.waits[self]
+        # A cancellation by this deadline is told from one by other code as asyncio.timeout does it.
         if self._ended and self._task.uncancel() <= self._cancellations and kind is asyncio.CancelledError:
             raise self._failure() from None

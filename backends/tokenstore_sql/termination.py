@@ -1,34 +1,37 @@
-"""Statements that go on in the server although their connection is lost.
+"""Ending statements that go on in the server although their connection is lost.
 
-A driver that is cancelled, or whose connection is cut, closes its socket. The server does not notice while it waits for
-a lock, or before it has read the statement: it would still carry out a write whose caller has long been told of its
-failure, over tokens that were stored since. So the server's session behind a lost connection is ended over another
+A driver whose task is cancelled, or whose connection is cut, closes its socket. The server does not notice this while
+it waits for a lock, or before it has read the statement. It could carry out a write long after the caller was told of
+the failure, over tokens that were stored since. So the server's session behind a lost connection is ended over another
 connection, and the caller is told only when that session is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
 from tokenstore.cancellation import finish
-from tokenstore_sql.connection import Connection
+from tokenstore_sql.connections.connection import Connection
 
-__all__ = ["end_session", "without_ghost"]
+__all__ = ["end_session", "ending_lost_session"]
 
 T = TypeVar("T")
 
-# The longest try to reach the server and to end the session there, in seconds. A server that is gone has no sessions.
+_log: Final = logging.getLogger("tokenstore.sql.termination")
+
+# How long to try to reach the server and to end the session there, in seconds. A server that is gone has no sessions.
 _TIMEOUT: Final = 2.0
 _POLL_INTERVAL: Final = 0.010
 
 
-async def without_ghost(
+async def ending_lost_session(
     connection: Connection, action: Callable[[], Awaitable[T]], end: Callable[[], Awaitable[None]]
 ) -> T:
-    """Run a statement that locks or writes; if its connection is lost, end the server's session before raising.
+    """Run a statement that locks or writes. If its connection is lost, the server's session is ended before raising.
 
     Args:
         connection: The statement's connection.
@@ -63,8 +66,11 @@ async def end_session(
         with suppress(Exception):
             async with asyncio.timeout(_TIMEOUT), lost.beside() as aside:
                 if await exists(aside):
+                    _log.info("ending the server's session behind a connection that was lost during a statement")
                     _ = await end(aside)
                     while await exists(aside):  # noqa: ASYNC110 - the server does not report the end of a session
                         await asyncio.sleep(_POLL_INTERVAL)
+                return
+        _log.warning("the server's session behind a lost connection could not be ended; its statement may go on")
 
     await finish(work(), grace=_TIMEOUT)

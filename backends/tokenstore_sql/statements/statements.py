@@ -1,10 +1,10 @@
-"""Every statement that touches the table, as SQLAlchemy Core; a dialect adds what only it can say."""
+"""The statements on one table. What differs between databases comes from a grammar."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -23,14 +23,12 @@ from sqlalchemy import (
 )
 
 from tokenstore.records import TokenKey
-
-if TYPE_CHECKING:
-    from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.statements.grammar import Grammar
 
 __all__ = ["Statements"]
 
 
-# The columns that a write of tokens gives values to, by the parameters' names.
+# From the parameters of a write of tokens to the columns that get their values.
 _PUT: Final[Mapping[str, str]] = {
     "p": "provider",
     "u": "user_id",
@@ -51,14 +49,18 @@ def _micros(name: str) -> ColumnElement[int]:
 class Statements:
     """The statements for one table, built once.
 
-    Parameters that name a row are ``p`` (provider) and ``u`` (user id); the rest is in each statement.
+    The parameters that name a row are ``p`` (provider) and ``u`` (user id).
+
+    Args:
+        table: The table.
+        grammar: The database's SQL.
     """
 
-    def __init__(self, table: Table, dialect: Dialect) -> None:
+    def __init__(self, table: Table, grammar: Grammar) -> None:
         self.table = table
-        self._dialect = dialect
+        self.grammar = grammar
         self._of_size: dict[tuple[str, int], Executable] = {}
-        self.as_of = as_of = dialect.now().label("as_of")
+        self.as_of = as_of = grammar.now().label("as_of")
         c, now = table.c, as_of.element
         this_row = (c.provider == bindparam("p"), c.user_id == bindparam("u"))
         this_version = (*this_row, c.generation == bindparam("g", type_=BigInteger()))
@@ -85,7 +87,7 @@ class Statements:
         record: Any = select(*columns, as_of)
         self.get = record.where(*this_row)
         self._record = record
-        self.lock = dialect.lock_and_read(unlocked, as_of)
+        self.lock = grammar.lock_and_read(unlocked, as_of)
 
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
@@ -96,8 +98,8 @@ class Statements:
         self._replaced, self._also = (*sealed, *expiries), next_version
         written = {"provider": bindparam("p"), "user_id": bindparam("u"), **sealed, **expiries}
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
-        insert = dialect.insert(table).values({**written, **first})
-        self.put = dialect.or_replace(insert, replaced=self._replaced, also=self._also)
+        insert = grammar.insert(table).values({**written, **first})
+        self.put = grammar.or_replace(insert, replaced=self._replaced, also=self._also)
         self.delete = delete(table).where(*this_row)
         claim = (
             update(table)
@@ -109,7 +111,7 @@ class Statements:
             )
             .values(lease_holder=bindparam("h"), lease_expires_at=now + _micros("duration"))
         )
-        self.claim = dialect.lock_first(claim, table, this_row)
+        self.claim = grammar.lock_first(claim, table, this_row)
         complete = (
             update(table)
             .where(
@@ -118,49 +120,49 @@ class Statements:
             )
             .values(**sealed, **expiries, **next_version)
         )
-        self.complete = dialect.lock_first(complete, table, this_row)
+        self.complete = grammar.lock_first(complete, table, this_row)
         self.release = update(table).where(*held).values(**idle)
         fail = (
             update(table)
             .where(*held)
             .values({**idle, "failure_code": bindparam("code"), "retry_at": now + _micros("retry_in")})
         )
-        self.fail = dialect.lock_first(fail, table, this_row)
+        self.fail = grammar.lock_first(fail, table, this_row)
         self.rewrap = update(table).where(*this_version).values(**sealed)
-        # Changes nothing, yet takes the write lock of SQLite within a transaction that somebody else began.
-        self.touch_nothing = update(table).where(c.generation.is_(None)).values(generation=c.generation)
 
     def get_many(self, keys: Sequence[TokenKey]) -> tuple[Executable, Mapping[str, Any]]:
-        """The query for several rows, which come in no order, with its parameters."""
-        if not self._dialect.any_number:  # some are named twice, so that there are few queries
+        """The query for several rows, which come in no order, and its parameters."""
+        if not self.grammar.any_number:
+            # The number of keys is rounded up to a power of two by naming the last key again: few queries to compile.
             keys = [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
-        query = self._of("get", len(keys), lambda size: self._dialect.among(self._record, self.table, size))
-        return query, self._dialect.together(("p", "u"), keys)
+        query = self._of("get", len(keys), lambda size: self.grammar.among(self._record, self.table, size))
+        return query, self.grammar.together(("p", "u"), keys)
 
     def put_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
-        """The upsert of several rows, with its parameters; ``rows`` are those of ``put``."""
+        """The upsert of several rows, and its parameters; ``rows`` are the parameters of ``put`` for each row."""
 
         def upsert(size: int) -> Executable:
-            inserted = self._dialect.insert_many(self.table, _PUT, self.as_of.element, size)
-            made: Executable = self._dialect.or_replace(inserted, replaced=self._replaced, also=self._also)
+            inserted = self.grammar.insert_many(self.table, _PUT, self.as_of.element, size)
+            made: Executable = self.grammar.or_replace(inserted, replaced=self._replaced, also=self._also)
             return made
 
         statement = self._of("put", len(rows), upsert)
-        return statement, self._dialect.together(tuple(_PUT), [[row[name] for name in _PUT] for row in rows])
+        return statement, self.grammar.together(tuple(_PUT), [[row[name] for name in _PUT] for row in rows])
 
     def _of(self, what: str, size: int, build: Callable[[int], Executable]) -> Executable:
-        """The statement for that many rows, which is the same object each time."""
-        place = (what, 0 if self._dialect.any_number else size)
+        """The statement for that many rows: the same object each time, because statements are compiled by identity."""
+        place = (what, 0 if self.grammar.any_number else size)
         if (statement := self._of_size.get(place)) is None:
             statement = self._of_size[place] = build(size)
         return statement
 
     @cache  # noqa: B019 - eight at most, and they live as long as the store
     def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
-        """The queries whose rows, one after the other up to the limit ``n``, are a page.
+        """The queries whose rows, one query after the other up to the limit ``n``, are a page.
 
-        After a key (``after_p``, ``after_u``) come first the rest of its provider's rows, then the later providers: two
-        ranges of the primary key. MySQL does not use an index for the one comparison ``(provider, user_id) > (…)``.
+        A page that begins after a key (``after_p``, ``after_u``) is two ranges of the primary key: the other rows of
+        the key's provider, then the rows of later providers. MySQL would not use the index for the one comparison
+        ``(provider, user_id) > (…)``.
         """
         c = self.table.c
         page: Any = select(

@@ -1,9 +1,9 @@
-"""Where connections come from: a pool of the store's own, or somebody's engine."""
+"""The pool of a store with connections of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -11,81 +11,40 @@ from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tokenstore.cancellation import finish
 from tokenstore.errors import StoreClosedError
-from tokenstore_sql.connection import AlchemyConnection, Connection, ConnectionLostError, DriverConnection
-from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.connections.connection import Connection
+from tokenstore_sql.connections.driver import DriverConnection
+from tokenstore_sql.connections.source import Source
+from tokenstore_sql.errors import ConnectionLostError
 
-__all__ = ["EngineSource", "Pool", "Source"]
+__all__ = ["Pool"]
 
 T = TypeVar("T")
 
-# After so much idleness a write asks first whether the server is still there, in seconds: what has just been used is
-# alive, and one that the server closed is known to be closed.
+_log: Final = logging.getLogger("tokenstore.sql.pool")
+
+# A write pings a connection that was idle for longer than this, in seconds. One that was used a moment ago is alive,
+# or is known to be closed.
 _TRUSTED: Final = 1.0
-# In seconds: too short for looking whether a connection is still there to be worth its while.
+# An idle time so short that asking the kernel whether the server closed the connection is not worth it, in seconds.
 _JUST_NOW: Final = 0.005
 # The drivers have timeouts of their own; these are the last resort.
 _OPEN_TIMEOUT: Final = 30.0
-# BEGIN, ROLLBACK and a ping wait for nobody.
+# BEGIN, ROLLBACK and a ping wait for no lock.
 _PING_TIMEOUT: Final = 5.0
 _CLOSE_TIMEOUT: Final = 5.0
 
 
-class Source(ABC):
-    """Where a backend's connections come from."""
-
-    @abstractmethod
-    async def acquire(self, *, transactional: bool, write: bool) -> Connection:
-        """A connection: for statements on their own, or for a transaction that takes locks, which has begun.
-
-        Raises:
-            sqlalchemy.exc.TimeoutError: None became free in time.
-        """
-
-    @abstractmethod
-    async def release(self, connection: Connection) -> None:
-        """Give it back, without what was not committed."""
-
-    def discard_idle(self) -> None:
-        """Close those that nobody uses: where one is dead, the server has most likely gone away and come back."""
-
-    def take(self) -> DriverConnection | None:
-        """A connection that nobody uses and that seems alive, at once; None where there is none."""
-        return None
-
-    def put_back(self, connection: DriverConnection) -> asyncio.Task[None] | None:
-        """Give back what :meth:`take` gave, where no transaction was begun. Returns the closing of one that is lost."""
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close what belongs to the store."""
-
-    @abstractmethod
-    def forget(self) -> None:
-        """Drop all connections without touching them: they are another process's, or their event loop is gone."""
-
-    @property
-    @abstractmethod
-    def open(self) -> int:
-        """How many connections there are."""
-
-    @property
-    @abstractmethod
-    def in_use(self) -> int:
-        """How many of them are not in the pool just now."""
-
-
 class Pool(Source):
-    """Driver connections, the most recently used first, so that what is no longer needed goes idle.
+    """Driver connections. The most recently used is taken first, so that those that are not needed stay idle.
 
     Args:
-        connect: Opens one.
-        size: The most connections.
-        timeout: The longest wait for one, in seconds.
-        recycle: The age at which one is replaced, in seconds.
+        connect: Opens a connection.
+        size: The largest number of connections.
+        timeout: The longest wait for a connection, in seconds.
+        recycle: The age at which a connection is replaced, in seconds.
     """
 
     def __init__(
@@ -103,7 +62,7 @@ class Pool(Source):
             connection.forget()
         self._all: set[DriverConnection] = set()
         self._idle: list[DriverConnection] = []
-        # Those who wait get a connection, or None: the right to open one.
+        # Each waiting caller gets a connection, or None: the right to open one.
         self._waiting: deque[asyncio.Future[DriverConnection | None]] = deque()
         self._opening = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -130,7 +89,7 @@ class Pool(Source):
                     await asks()
             except Exception as error:
                 await self.release(connection)
-                # Nothing has happened yet: one that was dead is no reason to fail.
+                # No statement of the caller's was sent yet, so a dead connection can be replaced by another.
                 if is_new or not isinstance(error, ConnectionLostError | OSError):
                     raise
             except BaseException:
@@ -150,16 +109,21 @@ class Pool(Source):
         finally:
             closing = self.put_back(connection)
             if closing is not None:
-                # What it was doing should have come to its end, one way or the other, before anybody is told of it.
+                # The caller is told of the error when the statement has ended in the server, one way or the other.
                 await finish(_done(closing))
 
     def put_back(self, connection: DriverConnection) -> asyncio.Task[None] | None:
-        # A fork, or another event loop, may have made it somebody else's.
+        # After a fork, or in another event loop, the pool has forgotten the connection.
         if connection not in self._all or connection.is_foreign:
             return None
         now = monotonic()
-        if connection.lost or connection.in_transaction or self._closed or now - connection.opened_at >= self._recycle:
+        if self._closed:
             return self._discard(connection)
+        if connection.lost or connection.in_transaction:
+            _log.info("discarding a lost connection")
+            return self._discard(connection)
+        if now - connection.opened_at >= self._recycle:
+            return self._discard_old(connection)
         connection.used_at = now
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -170,6 +134,8 @@ class Pool(Source):
         return None
 
     def discard_idle(self) -> None:
+        if self._idle and not self._closed:
+            _log.info("discarding %d idle connections", len(self._idle))
         for connection in self._idle[:]:
             _ = self._discard(connection)
 
@@ -186,15 +152,19 @@ class Pool(Source):
         while self._idle:
             connection = self._idle.pop()
             now = monotonic()
-            # Whoever was used a moment ago is asked no more than the driver knows.
+            # Of a connection that was used a moment ago, what the driver knows is enough.
             alive = not connection.lost if now - connection.used_at < _JUST_NOW else connection.is_alive()
-            if alive and now - connection.opened_at < self._recycle:
+            if not alive:
+                _log.info("discarding an idle connection that the server has closed")
+                _ = self._discard(connection)
+            elif now - connection.opened_at >= self._recycle:
+                _ = self._discard_old(connection)
+            else:
                 return connection
-            _ = self._discard(connection)
         return None
 
     async def _wait(self) -> DriverConnection | None:
-        """Wait in line for a connection; None is the right to open one, which counts as open from here on."""
+        """Wait for a connection. None is the right to open one, which counts as open from here on."""
         if self._closed:
             raise _closed()
         if len(self._all) + self._opening < self._size:
@@ -208,7 +178,7 @@ class Pool(Source):
         except GeneratorExit:  # the event loop is gone, and this pool has forgotten it
             raise
         except BaseException as error:
-            # What came in the same moment goes to the next in line.
+            # The caller may have been given a connection just as it was cancelled: pass it on.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 if (connection := waiter.result()) is None:
                     self._opening -= 1
@@ -221,7 +191,7 @@ class Pool(Source):
         raise PoolTimeoutError
 
     async def _opened(self) -> DriverConnection:
-        """Open a connection; if the caller is cancelled meanwhile, it is there for the next one."""
+        """Open a connection. If the caller is cancelled meanwhile, the next caller gets the connection."""
         opening = self._in_background(self._open())
         try:
             return await asyncio.shield(opening)
@@ -245,15 +215,20 @@ class Pool(Source):
             raise
         self._opening -= 1
         self._all.add(connection)
+        _log.debug("opened connection %d of %d", len(self._all), self._size)
         return connection
 
     def _let_open(self) -> None:
-        """Where one connection fewer is open, the next in line may open one."""
+        """Let waiting callers open connections, as long as fewer than the limit are open."""
         while self._waiting and not self._closed and len(self._all) + self._opening < self._size:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 self._opening += 1
                 waiter.set_result(None)
+
+    def _discard_old(self, connection: DriverConnection) -> asyncio.Task[None]:
+        _log.debug("replacing a connection that is older than pool_recycle, %g s", self._recycle)
+        return self._discard(connection)
 
     def _discard(self, connection: DriverConnection) -> asyncio.Task[None]:
         self._all.discard(connection)
@@ -282,55 +257,3 @@ async def _close(connection: DriverConnection) -> None:
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await connection.close()
-
-
-class EngineSource(Source):
-    """Somebody's engine, with a pool of its owner's choice.
-
-    Args:
-        engine: The engine.
-        dialect: The database's ways.
-    """
-
-    def __init__(self, engine: AsyncEngine, dialect: Dialect) -> None:
-        self._engine = engine
-        self._dialect = dialect
-        self._pool: Any = engine.sync_engine.pool
-
-    @property
-    def open(self) -> int:
-        return int(self._pool.checkedin()) + self.in_use if hasattr(self._pool, "checkedin") else 1
-
-    @property
-    def in_use(self) -> int:
-        return int(self._pool.checkedout()) if hasattr(self._pool, "checkedout") else 0
-
-    async def acquire(self, *, transactional: bool, write: bool) -> Connection:
-        alchemy = self._engine.connect()
-        # A lone statement needs no transaction, so it gets none: one round trip, and nothing to leave open.
-        level = self._dialect.isolation_level if transactional else "AUTOCOMMIT"
-
-        async def prepare() -> Connection:
-            _ = await alchemy.start()
-            _ = await alchemy.execution_options(isolation_level=level)
-            return await AlchemyConnection.of(alchemy, self._dialect, pooled=True)
-
-        try:
-            # One that is cancelled half-way would never return to the pool.
-            return await finish(prepare())
-        except BaseException:
-            await self._close(alchemy)
-            raise
-
-    async def release(self, connection: Connection) -> None:
-        await self._close(cast(AlchemyConnection, connection).alchemy)
-
-    async def _close(self, alchemy: AsyncConnection) -> None:
-        if alchemy.sync_connection is not None:
-            await finish(alchemy.close())
-
-    async def aclose(self) -> None:
-        """Nothing: the engine is its owner's."""
-
-    def forget(self) -> None:
-        """Nothing: the engine is its owner's."""

@@ -1,0 +1,1 @@
+"""Connections: a driver's own with compiled statements, or SQLAlchemy's; and where they come from."""

@@ -1,0 +1,90 @@
+"""The backend for MySQL and MariaDB: its URLs, its options and its drivers."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tokenstore.cancellation import finish
+from tokenstore.errors import ConfigurationError
+from tokenstore.options import OptionParser, positive_seconds, switch, text
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.connections.driver import Connector, DriverConnection, through_engine
+from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.mysql.connections import AiomysqlConnection, AsyncmyConnection
+from tokenstore_sql.mysql.dialect import MySQLDialect
+from tokenstore_sql.options import ENGINE_ARGUMENTS
+
+__all__ = ["MySQLBackend"]
+
+# How many prepared statements asyncmy keeps on a connection: there is one for each number of rows in a batch.
+_PREPARED: Final = 100
+
+
+class MySQLBackend(SQLBackend):
+    """``mysql://user:password@host:3306/database``, also ``mariadb://``, ``+aiomysql`` and ``+asyncmy``."""
+
+    dialect_class = MySQLDialect
+    drivers: ClassVar[Mapping[str, str]] = {
+        "mysql": "mysql+aiomysql",
+        "mysql+aiomysql": "mysql+aiomysql",
+        "mysql+asyncmy": "mysql+asyncmy",
+        "mariadb": "mysql+aiomysql",
+        "mariadb+aiomysql": "mysql+aiomysql",
+        "mariadb+asyncmy": "mysql+asyncmy",
+    }
+    extras: ClassVar[Mapping[str, str]] = {"mysql+aiomysql": "mysql", "mysql+asyncmy": "asyncmy"}
+    driver_options: ClassVar[Mapping[str, OptionParser]] = {
+        "connect_timeout": positive_seconds,
+        "ssl": switch,
+        "ssl_ca": text,
+        "ssl_cert": text,
+        "ssl_key": text,
+        "unix_socket": text,
+    }
+
+    @classmethod
+    def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
+        connect: dict[str, Any] = {
+            "charset": "utf8mb4",
+            "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        }
+        if url.get_driver_name() == "asyncmy":
+            connect["stmt_cache_size"] = _PREPARED
+        if "unix_socket" in options:
+            connect["unix_socket"] = options["unix_socket"]
+        if context := _tls(options):
+            connect["ssl"] = context
+        return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
+
+    @classmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
+        connection_class = {"aiomysql": AiomysqlConnection, "asyncmy": AsyncmyConnection}[engine.driver]
+        connect = through_engine(engine, dialect.errors, dialect.begin, connection_class)
+
+        async def ready() -> DriverConnection:
+            connection = await connect()
+            try:
+                await connection.send_text(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}")
+            except BaseException:
+                await finish(connection.close())
+                raise
+            return connection
+
+        return ready
+
+
+def _tls(options: Mapping[str, Any]) -> ssl.SSLContext | None:
+    if not (options.get("ssl") or options.keys() & {"ssl_ca", "ssl_cert", "ssl_key"}):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca"))
+        if "ssl_cert" in options:
+            context.load_cert_chain(options["ssl_cert"], options.get("ssl_key"))
+    except OSError as error:
+        raise ConfigurationError(f"ssl_ca, ssl_cert or ssl_key cannot be loaded: {error.strerror or error}") from None
+    return context

@@ -1,0 +1,63 @@
+"""What the error numbers of MySQL and MariaDB mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+from tokenstore.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConflictError,
+    LockTimeoutError,
+    TableMissingError,
+)
+from tokenstore_sql.errors import ErrorTable
+
+__all__ = ["MySQLErrors"]
+
+# Access denied to a table, a column or an operation: these messages name no values.
+_ACCESS_DENIED: Final = frozenset({"1142", "1143", "1227"})
+
+
+class MySQLErrors(ErrorTable):
+    """Error numbers, by aiomysql (PyMySQL) or asyncmy."""
+
+    driver_error_names = ("pymysql.err.Error", "asyncmy.errors.Error")
+    classes: ClassVar[Mapping[str, type[BackendError]]] = {
+        "0": BackendUnavailableError,  # the driver's own: the connection is closed
+        "1146": TableMissingError,
+        "1205": LockTimeoutError,
+        "3572": LockTimeoutError,
+        "1213": ConflictError,
+        "1020": ConflictError,  # MariaDB since 11.6.2: the row changed since this snapshot
+        "1290": BackendUnavailableError,
+        "1792": BackendUnavailableError,
+        "1836": BackendUnavailableError,
+        "1040": BackendUnavailableError,
+        "1044": BackendUnavailableError,
+        "1045": BackendUnavailableError,
+        "1049": BackendUnavailableError,
+        "1053": BackendUnavailableError,
+        "1152": BackendUnavailableError,
+        "1184": BackendUnavailableError,
+        "1203": BackendUnavailableError,
+        "1317": BackendUnavailableError,
+        "1927": BackendUnavailableError,
+        "2002": BackendUnavailableError,
+        "2003": BackendUnavailableError,
+        "2006": BackendUnavailableError,
+        "2013": BackendUnavailableError,
+        "2014": BackendUnavailableError,
+        "2055": BackendUnavailableError,
+        "4031": BackendUnavailableError,
+    }
+
+    def code(self, error: BaseException) -> str | None:
+        number = error.args[0] if error.args else None
+        return str(number) if isinstance(number, int) else None
+
+    def text(self, error: BaseException, code: str) -> str:
+        # Messages about access, names and the server's state. Other messages can quote a value.
+        quotable = code in self.classes or code in _ACCESS_DENIED
+        return str(error.args[1]) if quotable and len(error.args) > 1 else ""

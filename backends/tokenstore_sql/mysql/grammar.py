@@ -1,0 +1,48 @@
+"""The SQL of MySQL and MariaDB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, cast, func, literal_column, tuple_
+from sqlalchemy.dialects.mysql import Insert, insert
+
+from tokenstore_sql.statements.grammar import Grammar
+
+__all__ = ["MySQLGrammar"]
+
+
+class MySQLGrammar(Grammar):
+    """See :class:`tokenstore_sql.statements.grammar.Grammar`."""
+
+    def now(self) -> ColumnElement[int]:
+        # UTC_TIMESTAMP stands still while a statement waits for a lock. SYSDATE goes on, but in the session's time
+        # zone. So this is UTC_TIMESTAMP plus the time by which SYSDATE is ahead of NOW.
+        since_epoch, waited = (
+            func.timestampdiff(literal_column("MICROSECOND"), start, end)
+            for start, end in (
+                (literal_column("TIMESTAMP'1970-01-01 00:00:00'"), func.utc_timestamp(literal_column("6"))),
+                # Not func.sysdate, which SQLAlchemy renders without its argument: whole seconds.
+                (func.now(literal_column("6")), literal_column("SYSDATE(6)")),
+            )
+        )
+        return cast(since_epoch + waited, BigInteger)
+
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        return insert.on_duplicate_key_update({**{name: insert.inserted[name] for name in replaced}, **also})
+
+    # There is one statement for each number of rows, so there must not be too many of them.
+    most_at_once = 64
+
+    def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        # With OR between pairs of comparisons, as elsewhere, the optimizers think for longer than the server reads.
+        c = table.c
+        named = (
+            tuple_(*(bindparam(f"{p}_{n}", type_=column.type) for p, column in (("p", c.provider), ("u", c.user_id))))
+            for n in range(size)
+        )
+        return query.where(tuple_(c.provider, c.user_id).in_(named))

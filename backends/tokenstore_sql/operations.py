@@ -1,0 +1,102 @@
+"""The backend protocol's operations on SQL rows, each one call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sqlalchemy import URL, MetaData
+
+from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore_sql.calls import Operation
+from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.polling import Clients, PollInterval
+from tokenstore_sql.schema import DEFAULT_TABLE, token_table
+from tokenstore_sql.statements.statements import Statements
+
+__all__ = ["SQLOperations"]
+
+T = TypeVar("T")
+
+
+class SQLOperations(ABC):
+    """See :class:`tokenstore.protocol.Backend`.
+
+    Args:
+        dialect: How the database locks and waits.
+        url: The database's address.
+        table: The table's name.
+        schema: The table's schema.
+    """
+
+    def __init__(self, dialect: Dialect, url: URL, table: str = DEFAULT_TABLE, schema: str | None = None) -> None:
+        self.dialect = dialect
+        self.table = token_table(MetaData(), table, schema)
+        self.statements = self._build_statements()
+        self._url = url
+        self._poll_interval = PollInterval()
+
+    def _build_statements(self) -> Statements:
+        return Statements(self.table, self.dialect.grammar)
+
+    @abstractmethod
+    async def _run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+        """Carry out an operation. A write is committed, or left to the owner of the transaction."""
+
+    @abstractmethod
+    def _own_clients(self) -> int:
+        """How many connections to the server this process has, as far as this object knows."""
+
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        return await self._run([key], lambda rows: rows.get(key), write=False)
+
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        await self._run([key], lambda rows: rows.put(key, tokens), write=True)
+
+    async def delete(self, key: TokenKey) -> bool:
+        return await self._run([key], lambda rows: rows.delete(key), write=True)
+
+    async def scan(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> list[ScannedRow]:
+        return await self._run(
+            [], lambda rows: rows.scan(provider=provider, user_id=user_id, after=after, limit=limit), write=False
+        )
+
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        return await self._run(
+            [key],
+            lambda rows: rows.claim_lease(key, generation=generation, holder=holder, duration=duration),
+            write=True,
+        )
+
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        return await self._run(
+            [key], lambda rows: rows.complete_lease(key, tokens, generation=generation, holder=holder), write=True
+        )
+
+    async def release_lease(
+        self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
+    ) -> bool:
+        return await self._run(
+            [key],
+            lambda rows: rows.release_lease(key, generation=generation, holder=holder, failure=failure),
+            write=True,
+        )
+
+    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
+        return await self._run([key], lambda rows: rows.rewrap(key, tokens, generation=generation), write=True)
+
+    async def watch(self, key: TokenKey) -> None:
+        """See :class:`tokenstore.protocol.SupportsWatching`; :mod:`tokenstore_sql.polling` explains the intervals."""
+        await self.dialect.watch(self._url, lambda: self._poll_interval.current(self._count_clients))
+
+    async def _count_clients(self) -> Clients:
+        found = await self._run([], lambda rows: rows.count_clients(), write=False)
+        return Clients(found, self._own_clients())

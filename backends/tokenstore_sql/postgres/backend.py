@@ -1,0 +1,102 @@
+"""The backend for PostgreSQL: its URLs, its options and its drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+from urllib.parse import urlencode
+
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tokenstore.options import OptionParser, positive_seconds, switch, text
+from tokenstore_sql.backend import SQLBackend
+from tokenstore_sql.connections.driver import Connector, through_engine
+from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.options import ENGINE_ARGUMENTS
+from tokenstore_sql.postgres.connections import AsyncpgConnection, PreparingAsyncpgConnection, PsycopgConnection
+from tokenstore_sql.postgres.dialect import PostgresDialect
+
+__all__ = ["PostgresBackend"]
+
+# libpq's names of these options. asyncpg understands them in a DSN, psycopg everywhere.
+_LIBPQ_OPTIONS: Final = (
+    "host",
+    "passfile",
+    "sslcert",
+    "sslcrl",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+)
+
+
+class PostgresBackend(SQLBackend):
+    """``postgresql://user:password@host:5432/database``, also ``postgres://``, ``+asyncpg`` and ``+psycopg``."""
+
+    dialect_class = PostgresDialect
+    drivers: ClassVar[Mapping[str, str]] = {
+        "postgresql": "postgresql+asyncpg",
+        "postgres": "postgresql+asyncpg",
+        "postgresql+asyncpg": "postgresql+asyncpg",
+        "postgresql+psycopg": "postgresql+psycopg",
+    }
+    extras: ClassVar[Mapping[str, str]] = {"postgresql+asyncpg": "postgres", "postgresql+psycopg": "psycopg"}
+    driver_options: ClassVar[Mapping[str, OptionParser]] = {
+        "application_name": text,
+        "connect_timeout": positive_seconds,
+        "prepared_statements": switch,
+        **dict.fromkeys(_LIBPQ_OPTIONS, text),
+    }
+
+    @classmethod
+    def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
+        connect = {
+            "postgresql+asyncpg": _asyncpg_arguments,
+            "postgresql+psycopg": _psycopg_arguments,
+        }[url.drivername](options)
+        return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
+
+    @classmethod
+    def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
+        prepares = options.get("prepared_statements", True)
+        connection_class = {
+            "asyncpg": PreparingAsyncpgConnection if prepares else AsyncpgConnection,
+            "psycopg": PsycopgConnection,
+        }[engine.driver]
+        return through_engine(engine, dialect.errors, dialect.begin, connection_class)
+
+
+def _libpq(options: Mapping[str, Any]) -> dict[str, str]:
+    return {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
+
+
+def _asyncpg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"timeout": options.get("connect_timeout", 10.0)}
+    if "application_name" in options:
+        arguments["server_settings"] = {"application_name": options["application_name"]}
+    if libpq := _libpq(options):
+        # Keyword arguments win over the DSN, so the DSN carries nothing but these options.
+        arguments["dsn"] = f"postgresql://?{urlencode(libpq)}"
+    if not options.get("prepared_statements", True):
+        # A pooler in transaction mode gives each transaction another server connection, which does not know the
+        # statements that were prepared on the one before.
+        arguments |= {
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: "",
+        }
+    return arguments
+
+
+def _psycopg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        **_libpq(options),
+    }
+    if "application_name" in options:
+        arguments["application_name"] = options["application_name"]
+    if not options.get("prepared_statements", True):
+        arguments["prepare_threshold"] = None
+    return arguments

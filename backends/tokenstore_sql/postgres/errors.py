@@ -1,0 +1,53 @@
+"""What PostgreSQL's SQLSTATE codes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tokenstore.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConflictError,
+    LockTimeoutError,
+    TableMissingError,
+)
+from tokenstore_sql.errors import ErrorTable
+
+__all__ = ["PostgresErrors"]
+
+
+class PostgresErrors(ErrorTable):
+    """SQLSTATE codes, by asyncpg or psycopg."""
+
+    driver_error_names = ("asyncpg.PostgresError", "asyncpg.InterfaceError", "psycopg.Error")
+    classes: ClassVar[Mapping[str, type[BackendError]]] = {
+        "42P01": TableMissingError,
+        "3F000": TableMissingError,
+        "55P03": LockTimeoutError,
+        "57014": LockTimeoutError,  # statement_timeout, if an administrator set one shorter than lock_timeout
+        "40": ConflictError,
+        "0A000": ConflictError,  # a cached plan that another process's DDL made void
+        "25006": BackendUnavailableError,  # a primary that became a standby
+        "25P03": BackendUnavailableError,
+        "08": BackendUnavailableError,
+        "28": BackendUnavailableError,
+        "3D000": BackendUnavailableError,
+        "53": BackendUnavailableError,
+        "57P": BackendUnavailableError,
+    }
+
+    def code(self, error: BaseException) -> str | None:
+        code = getattr(error, "sqlstate", None)
+        if code is None and type(error).__name__ == "InvalidCachedStatementError":
+            return "0A000"  # SQLAlchemy's adapter for asyncpg drops the code
+        if code is None and any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
+            return "08000"  # libpq has no code when it cannot connect, or loses the connection
+        return code if isinstance(code, str) else None
+
+    def text(self, error: BaseException, code: str) -> str:
+        # The first line is the server's primary message. DETAIL, which can quote a row, follows. In class 22 (data) and
+        # 23 (constraints) the first line can quote values, too.
+        if code.startswith(("22", "23")):
+            return ""
+        return str(error).partition("\n")[0].rpartition(">: ")[2]

@@ -1,0 +1,87 @@
+"""PostgreSQL's SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+
+from tokenstore_sql.statements.grammar import Grammar, on_conflict_replace
+
+__all__ = ["PostgresGrammar"]
+
+# How long a statement that writes the rows of several callers waits for a lock on one of them.
+_BRIEF_LOCK_TIMEOUT_MS: Final = 100
+
+
+class PostgresGrammar(Grammar):
+    """See :class:`tokenstore_sql.statements.grammar.Grammar`."""
+
+    def now(self) -> ColumnElement[int]:
+        # now() is the transaction's start; it stands still while a statement waits.
+        seconds: ColumnElement[float] = func.date_part(literal_column("'epoch'"), func.clock_timestamp())
+        return cast(seconds * literal_column("1000000"), BigInteger)
+
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        return on_conflict_replace(insert, replaced, also)
+
+    # The parameters are an array for each column: one statement, and one plan, for any number of rows.
+    any_number = True
+    most_at_once = 500
+
+    def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        # One lookup for each key. OFFSET keeps the planner from making a join of it, which reads a small table whole.
+        c = table.c
+        wanted = _unnested({"p": c.provider, "u": c.user_id})
+        one = query.where(c.provider == wanted.c.p, c.user_id == wanted.c.u).offset(literal_column("0"))
+        found = one.lateral("found")
+        return select(*found.c).select_from(wanted.join(found, true()))
+
+    def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Insert:
+        rows = _unnested({name: table.c[column] for name, column in columns.items()})
+        # A lock on one of the rows must not delay the other callers for long.
+        briefly = func.set_config("lock_timeout", f"{_BRIEF_LOCK_TIMEOUT_MS}ms", True).is_not(None)
+        return insert(table).from_select(
+            [*columns.values(), "created_at", "updated_at"], select(*rows.c, now, now).where(briefly)
+        )
+
+    def together(self, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Mapping[str, Any]:
+        return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+    def for_update(self, query: Select[Any]) -> Select[Any]:
+        return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes
+
+    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
+        # As in lock_first, a clock beside the lock would be read before the wait.
+        locked = self.for_update(query).subquery("locked")
+        return select(*locked.c, clock)
+
+    def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
+        # PostgreSQL computes new values before the wait, and again only if the row has changed meanwhile. A subquery
+        # that locks the row ends before anything is computed from it.
+        key = list(table.primary_key)
+        locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
+        return update.where(*(column == locked.c[column.name] for column in key))
+
+
+def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:
+    """A table of parameters: an array for each column."""
+    arrays = [bindparam(name, type_=ARRAY(column.type)) for name, column in columns.items()]
+    return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()

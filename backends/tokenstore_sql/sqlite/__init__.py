@@ -1,0 +1,1 @@
+"""SQLite: one writer at a time, and readers that never wait for it."""

@@ -1,0 +1,85 @@
+"""SQLite's connection, in a thread of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Executable
+
+from tokenstore_sql.connections.connection import StatementResult
+from tokenstore_sql.connections.driver import OneTripConnection
+from tokenstore_sql.sqlite.thread import ConnectionThread
+
+__all__ = ["SQLiteConnection"]
+
+
+class SQLiteConnection(OneTripConnection):
+    """A connection with a thread of its own. An operation is one trip to the thread, however many statements it has."""
+
+    driver: ConnectionThread
+
+    def is_closed(self) -> bool:
+        return self.driver.raw is None
+
+    def socket(self) -> None:
+        """None: there is no server."""
+
+    def has_ended(self) -> bool:
+        return self.driver.is_idle
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.driver.raw is not None and self.driver.raw.in_transaction
+
+    async def begin(self) -> None:
+        """Nothing: the first statement that takes a lock begins (see ``SQLiteDialect.run_locking``)."""
+
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
+        return await self.driver.do(partial(_execute, sql, arguments))
+
+    async def run_each(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> list[StatementResult]:
+        compiled = self._compiler(statement)
+        each = [compiled.arguments(one) for one in parameters]
+        try:
+            return await self.driver.do(partial(_write_each, compiled.sql, each))
+        except BaseException as error:
+            self._unanswered = True
+            self._after_error(error)
+            raise
+
+    async def ping(self) -> None:
+        """Nothing: there is no server."""
+
+    async def close(self) -> None:
+        await self.driver.close()
+
+    def forget(self) -> None:
+        super().forget()
+        if not self.is_foreign:
+            self.driver.end()
+
+
+def _execute(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> StatementResult:
+    cursor = raw.execute(sql, arguments)
+    return StatementResult(cursor.fetchall(), cursor.rowcount)
+
+
+def _execute_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[StatementResult]:
+    return [_execute(sql, arguments, raw) for arguments in each]
+
+
+def _write_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[StatementResult]:
+    """Run the statement for each set of parameters, in one transaction: the one that is open, or a new one."""
+    if raw.in_transaction:
+        return _execute_each(sql, each, raw)
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        results = _execute_each(sql, each, raw)
+        raw.execute("COMMIT")
+    except BaseException:
+        raw.rollback()
+        raise
+    return results

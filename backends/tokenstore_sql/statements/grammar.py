@@ -1,0 +1,95 @@
+"""What differs between the databases' SQL, as methods that the databases' folders override."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, ClassVar
+
+from sqlalchemy import ColumnElement, Select, Table, Update, and_, bindparam, or_
+from sqlalchemy.dialects.mysql import Insert as MySQLInsert
+from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
+from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
+
+__all__ = ["Grammar", "Upsert", "on_conflict_replace"]
+
+Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
+
+
+class Grammar(ABC):
+    """One database's SQL."""
+
+    @abstractmethod
+    def now(self) -> ColumnElement[int]:
+        """Microseconds since the epoch on the database's clock, which goes on while a statement waits for a lock."""
+
+    @abstractmethod
+    def insert(self, table: Table) -> Upsert:
+        """An insert, as SQLAlchemy's dialect for this database has it."""
+
+    @abstractmethod
+    def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+        """Make an insert an atomic upsert.
+
+        Args:
+            insert: The insert.
+            replaced: The columns that get the insert's values if the row exists.
+            also: Columns that get other values then.
+        """
+
+    most_at_once: ClassVar[int]
+    """How many rows one statement reads or writes at most."""
+
+    any_number: ClassVar[bool] = False
+    """Whether one statement serves any number of rows; else there is one statement for each number."""
+
+    def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
+        """Restrict a query to rows that are named by parameters."""
+        c = table.c
+        return query.where(
+            or_(*(and_(c.provider == bindparam(f"p_{n}"), c.user_id == bindparam(f"u_{n}")) for n in range(size)))
+        )
+
+    def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Upsert:
+        """An insert of several rows; ``columns`` maps a parameter's name to the column that gets its value."""
+        return self.insert(table).values(
+            [
+                {
+                    **{name: bindparam(f"{p}_{n}", type_=table.c[name].type) for p, name in columns.items()},
+                    "created_at": now,
+                    "updated_at": now,
+                }
+                for n in range(size)
+            ]
+        )
+
+    def together(self, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> Mapping[str, Any]:
+        """The parameters of several rows as the parameters of one statement."""
+        return dict(zip(_numbered(names, len(rows)), chain.from_iterable(rows), strict=True))
+
+    def for_update(self, query: Select[Any]) -> Select[Any]:
+        """Add the row lock."""
+        return query.with_for_update()
+
+    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
+        """Add the row lock, and the clock's time after the lock was taken."""
+        return self.for_update(query.add_columns(clock))
+
+    def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
+        """Make an update of one row read the clock after it has taken the row's lock."""
+        return update
+
+
+@cache
+def _numbered(names: tuple[str, ...], rows: int) -> tuple[str, ...]:
+    return tuple(f"{name}_{n}" for n in range(rows) for name in names)
+
+
+def on_conflict_replace(insert: Any, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
+    """PostgreSQL's upsert, which SQLite took over."""
+    return insert.on_conflict_do_update(
+        index_elements=list(insert.table.primary_key),
+        set_={**{name: insert.excluded[name] for name in replaced}, **also},
+    )
