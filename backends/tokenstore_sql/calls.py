@@ -29,7 +29,7 @@ from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.deadlines import Deadline
 from tokenstore_sql.dialect import Dialect
-from tokenstore_sql.errors import mapped
+from tokenstore_sql.errors import cause_of, mapped
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.statements.statements import Statements
 
@@ -165,14 +165,35 @@ class StoreCalls(Calls):
         return await self.once(keys, operation, write=False)
 
     async def write(self, keys: Sequence[TokenKey], operation: Operation[T], *, locked: bool = False) -> T:
-        """Write rows. If a dead-lock or a serialization failure undoes the write as a whole, it is sent again."""
+        """Write rows.
+
+        The write is sent again if a dead-lock or a serialization failure undid it as a whole, and once more, over a new
+        connection, if its connection was closed before the write was carried out.
+        """
+        may_be_closed = True
+        undone = False
+
+        async def write(rows: Rows) -> T:
+            nonlocal undone
+            try:
+                return await operation(rows)
+            except Exception as error:
+                undone = self.dialect.errors.not_carried_out(cause_of(error))
+                raise
+
         for attempt in range(1, _ATTEMPTS):
             try:
-                return await self.once(keys, operation, write=True, locked=locked)
+                return await self.once(keys, write, write=True, locked=locked)
+            except BackendUnavailableError as error:
+                if not undone or not may_be_closed:
+                    raise
+                _log.info("sending a write again over a new connection after %s", error.code)
+                may_be_closed = undone = False
+                self.source.discard_idle()
             except ConflictError as error:
                 _log.debug("sending a write again, attempt %d, after %s", attempt + 1, error.code)
                 await asyncio.sleep(random.uniform(0, 0.005 * attempt))
-        return await self.once(keys, operation, write=True, locked=locked)
+        return await self.once(keys, write, write=True, locked=locked)
 
     def local_lock(self, keys: Sequence[TokenKey]) -> LocalLock:
         """This process's lock for a write of one row, or of any rows if the database has no row locks."""

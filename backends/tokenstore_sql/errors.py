@@ -19,7 +19,7 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 
-__all__ = ["EXPLANATIONS", "ConnectionLostError", "ErrorTable", "mapped"]
+__all__ = ["EXPLANATIONS", "ConnectionLostError", "ErrorTable", "cause_of", "mapped"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,10 @@ class ErrorTable(ABC):
         found = (name.rpartition(".") for name in self.driver_error_names)
         return tuple(getattr(sys.modules[module], name) for module, _, name in found if module in sys.modules)
 
+    def not_carried_out(self, error: BaseException) -> bool:
+        """Whether an error that ended a connection tells that the statement was certainly not carried out."""
+        return False
+
     @abstractmethod
     def code(self, error: BaseException) -> str | None:
         """The SQLSTATE, errno or result code of a driver's exception; None if it carries none."""
@@ -73,6 +77,13 @@ class ErrorTable(ABC):
             if found := self.classes.get(str(code)[:length]):
                 return found, code
         return BackendError, code
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The driver's exception inside SQLAlchemy's, or inside ours."""
+    if isinstance(error, ConnectionLostError | DBAPIError) and error.orig is not None:
+        return error.orig
+    return error
 
 
 async def mapped(errors: ErrorTable, about: Callable[[], str], operation: Callable[[], Awaitable[T]]) -> T:
@@ -102,9 +113,7 @@ def _translate(errors: ErrorTable, about: str, error: BaseException) -> BackendE
             f"{about}: no connection of the pool became free within its pool_timeout; "
             f"a larger pool_size, shorter transactions, or inside a transaction its own methods, help"
         )
-    cause = error
-    if isinstance(error, ConnectionLostError | DBAPIError) and error.orig is not None:
-        cause = error.orig
+    cause = cause_of(error)
     lost = isinstance(error, ConnectionLostError) or getattr(error, "connection_invalidated", False)
     kind, code = errors.classify(cause)
     if kind is BackendError and (isinstance(cause, OSError) or lost):

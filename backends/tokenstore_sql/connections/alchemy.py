@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tokenstore.errors import BackendUnavailableError
 from tokenstore_sql.connections.connection import NO_PARAMETERS, Connection, Parameters, StatementResult
-from tokenstore_sql.errors import ErrorTable
+from tokenstore_sql.errors import ErrorTable, cause_of
 
 __all__ = ["AlchemyConnection", "beside"]
 
@@ -59,9 +59,10 @@ class AlchemyConnection(Connection):
     async def run(self, statement: Executable, parameters: Parameters = NO_PARAMETERS) -> StatementResult:
         try:
             found = await self.execute(statement, parameters)
-        except DBAPIError as error:
-            # A server that became read-only answers pings, so the engine's pool would keep this connection.
-            kind, code = self._errors.classify(error.orig or error)
+        except (DBAPIError, *self._errors.driver_errors()) as error:
+            # A server that became read-only answers pings, so the engine's pool would keep this connection. It would
+            # also keep one whose driver raised an error that SQLAlchemy does not know.
+            kind, code = self._errors.classify(cause_of(error))
             if kind is BackendUnavailableError and self._pooled and not self.lost:
                 _log.info("discarding a connection of the application's engine after error %s", code)
                 await self.alchemy.invalidate()

@@ -57,6 +57,9 @@ class MySQLErrors(ErrorTable):
         number = error.args[0] if error.args else None
         return str(number) if isinstance(number, int) else None
 
+    def not_carried_out(self, error: BaseException) -> bool:
+        return self.code(error) == "0"  # the driver did not send the statement
+
     def text(self, error: BaseException, code: str) -> str:
         # Messages about access, names and the server's state. Other messages can quote a value.
         quotable = code in self.classes or code in _ACCESS_DENIED

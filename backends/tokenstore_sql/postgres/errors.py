@@ -20,7 +20,12 @@ __all__ = ["PostgresErrors"]
 class PostgresErrors(ErrorTable):
     """SQLSTATE codes, by asyncpg or psycopg."""
 
-    driver_error_names = ("asyncpg.PostgresError", "asyncpg.InterfaceError", "psycopg.Error")
+    driver_error_names = (
+        "asyncpg.PostgresError",
+        "asyncpg.InterfaceError",
+        "asyncpg.InternalClientError",
+        "psycopg.Error",
+    )
     classes: ClassVar[Mapping[str, type[BackendError]]] = {
         "42P01": TableMissingError,
         "3F000": TableMissingError,
@@ -43,7 +48,21 @@ class PostgresErrors(ErrorTable):
             return "0A000"  # SQLAlchemy's adapter for asyncpg drops the code
         if code is None and any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
             return "08000"  # libpq has no code when it cannot connect, or loses the connection
+        if code is None and type(error).__name__ == "InternalClientError":
+            return "08003"  # asyncpg's protocol is in a state in which the connection cannot be used
         return code if isinstance(code, str) else None
+
+    def not_carried_out(self, error: BaseException) -> bool:
+        # The administrator ended the session. The server says so in answer to a statement only if it did not commit the
+        # statement. asyncpg wraps that answer.
+        if "57P01" in (getattr(error, "sqlstate", None), getattr(error.__cause__, "sqlstate", None)):
+            return True
+        # The driver did not send the statement. asyncpg raises InternalClientError if the statement crossed the
+        # server's last message, else InterfaceError; psycopg raises OperationalError.
+        words = str(error)
+        if type(error).__name__ == "InternalClientError":
+            return words.startswith("cannot switch to state")
+        return isinstance(error, self.driver_errors()) and "connection is closed" in words
 
     def text(self, error: BaseException, code: str) -> str:
         # The first line is the server's primary message. DETAIL, which can quote a row, follows. In class 22 (data) and
