@@ -753,7 +753,7 @@ def test_a_backend_s_rollback_on_a_session(place: Place, keyring: Keyring) -> No
             assert not session.in_transaction()
             assert await _seen(other) == "gho_abc"
             async with session.begin():
-                with pytest.raises(UnsupportedOperationError, match="owner"):
+                with pytest.raises(UnsupportedOperationError, match="application"):
                     await backend.rollback()
                 assert session.in_transaction()
 

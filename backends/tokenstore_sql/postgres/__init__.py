@@ -1,1 +1,5 @@
 """PostgreSQL, through asyncpg or psycopg."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
