@@ -49,9 +49,15 @@ class HomeLoop:
             Whether the home was another process, or another event loop, before.
 
         Raises:
-            UnsupportedOperationError: The home is another event loop, which still runs, in this process.
+            UnsupportedOperationError: The home is another event loop, which still runs, in this process; or there is
+                no event loop of asyncio.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UnsupportedOperationError(
+                "no asyncio event loop is running here; tokenstore works with asyncio, not with trio"
+            ) from None
         former, former_forks, now = self._loop, self._forks, forks()
         if loop is former and former_forks == now:
             return False

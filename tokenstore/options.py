@@ -46,6 +46,7 @@ class StoreOptions(TableOptions, total=False):
     pool_size: int
     pool_timeout: float
     pool_recycle: float
+    statement_timeout: float
     connect_timeout: float
     # PostgreSQL
     application_name: str

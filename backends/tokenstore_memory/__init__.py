@@ -11,6 +11,7 @@ from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenstore.errors import ConfigurationError, LockTimeoutError, StoreClosedError
+from tokenstore.event_loops import HomeLoop
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
@@ -47,6 +48,7 @@ class MemoryBackend:
         self.lock_timeout = lock_timeout
         self._clock = clock
         self._closed = False
+        self._home = HomeLoop()
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
@@ -181,6 +183,8 @@ class MemoryBackend:
     def _open_rows(self) -> dict[TokenKey, _Stored]:
         if self._closed:
             raise StoreClosedError("this store is closed")
+        if self._home.moved():
+            self._locks = KeyedLocks()  # the tasks that held locks ended with their event loop
         return self._rows
 
     def _now(self) -> int:

@@ -25,7 +25,7 @@ from tokenstore_sql.connections.pool import Pool
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.operations import SQLOperations
-from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, TABLE_OPTIONS
+from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.setup import create_table
@@ -45,6 +45,7 @@ class SQLBackend(SQLOperations):
         table: The table's name.
         schema: The table's schema.
         lock_timeout: The longest wait for a lock, in seconds.
+        statement_timeout: How long the database may take to answer a statement that waits for no lock, in seconds.
     """
 
     dialect_class: ClassVar[type[Dialect]]
@@ -63,6 +64,7 @@ class SQLBackend(SQLOperations):
         table: str = DEFAULT_TABLE,
         schema: str | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
+        statement_timeout: float = STATEMENT_TIMEOUT,
     ) -> None:
         super().__init__(self.dialect_class(lock_timeout), engine.url, table, schema)
         dialect = self.dialect
@@ -71,12 +73,13 @@ class SQLBackend(SQLOperations):
         self._engine_source = EngineSource(engine, dialect.alchemy_class, dialect.errors, dialect.isolation_level)
         self._source: Source = self._engine_source if connect is None else connect(dialect)
         self._owns_connections = connect is not None
+        self._statement_timeout = statement_timeout
         self._home = HomeLoop()
         self._begin()
 
     def _begin(self) -> None:
         """Begin in this process and event loop, in which nothing waits or is under way yet."""
-        self._calls = StoreCalls(self._source, self.statements, self.dialect)
+        self._calls = StoreCalls(self._source, self.statements, self.dialect, self._statement_timeout)
         self._loads, self._stores = Loads(self._calls), Stores(self._calls)
 
     def _check(self) -> None:
@@ -123,7 +126,8 @@ class SQLBackend(SQLOperations):
                 recycle=values["pool_recycle"],
             )
 
-        return cls(engine, pool, **{name: values[name] for name in TABLE_OPTIONS if name in values})
+        arguments = [*TABLE_OPTIONS, "statement_timeout"]
+        return cls(engine, pool, **{name: values[name] for name in arguments if name in values})
 
     @classmethod
     @abstractmethod

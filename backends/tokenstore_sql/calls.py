@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from tokenstore.cancellation import finish
 from tokenstore.errors import (
+    BackendError,
     BackendUnavailableError,
     ConflictError,
     LockTimeoutError,
@@ -30,6 +31,7 @@ from tokenstore_sql.connections.source import Source
 from tokenstore_sql.deadlines import Deadline
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.errors import cause_of, mapped
+from tokenstore_sql.options import STATEMENT_TIMEOUT
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.statements.statements import Statements
 
@@ -40,8 +42,6 @@ Operation = Callable[[Rows], Awaitable[T]]
 
 _log: Final = logging.getLogger("tokenstore.sql.calls")
 
-# How long a connection may stay silent when its statement waits for no lock, in seconds.
-_READ_TIMEOUT: Final = 30.0
 # A server should end a wait for a lock after lock_timeout; the client gives up this much later, in seconds.
 _SERVER_GRACE: Final = 1.0
 # How long the write of a cancelled caller may go on, in seconds: longer than a write takes that waits for no lock.
@@ -58,12 +58,14 @@ class Calls(ABC):
     Args:
         statements: The table's statements.
         dialect: How the database locks and waits.
+        statement_timeout: How long the database may take to answer a statement that waits for no lock, in seconds.
     """
 
-    def __init__(self, statements: Statements, dialect: Dialect) -> None:
+    def __init__(self, statements: Statements, dialect: Dialect, statement_timeout: float) -> None:
         self.statements = statements
         self.dialect = dialect
-        self.read_deadline = Deadline(_READ_TIMEOUT)
+        self.statement_timeout = statement_timeout
+        self.read_deadline = Deadline(statement_timeout)
         self._write_deadline = Deadline(dialect.lock_timeout + _SERVER_GRACE)
 
     async def once(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool, locked: bool = False) -> T:
@@ -96,17 +98,18 @@ class Calls(ABC):
 
     def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
         """The last resort where a server or a network does not end a wait by itself."""
+        deadline = self._write_deadline if write else self.read_deadline
+        return deadline.limited(lambda: self._no_answer(keys, deadline.limit, write=write))
+
+    def _no_answer(self, keys: Sequence[TokenKey], limit: float, *, write: bool) -> BackendError:
+        """The error of a statement that had no answer in time."""
         if write:
-            return self._write_deadline.limited(
-                lambda: LockTimeoutError(
-                    f"{self.about(keys)}: the statement had no answer within {self._write_deadline.limit:g} s; "
-                    "a lock is held, or the server is stuck"
-                )
+            return LockTimeoutError(
+                f"{self.about(keys)}: the statement had no answer within {limit:g} s; a lock is held, or the server is "
+                "stuck. Whether the statement was carried out is unknown"
             )
-        return self.read_deadline.limited(
-            lambda: BackendUnavailableError(
-                f"{self.about(keys)}: no answer of the database within {self.read_deadline.limit:g} s"
-            )
+        return BackendUnavailableError(
+            f"{self.about(keys)}: no answer of the database within {limit:g} s (statement_timeout)"
         )
 
     def about(self, keys: Sequence[TokenKey]) -> str:
@@ -121,10 +124,17 @@ class StoreCalls(Calls):
         source: Where connections come from.
         statements: The table's statements.
         dialect: How the database locks and waits.
+        statement_timeout: See :class:`Calls`.
     """
 
-    def __init__(self, source: Source, statements: Statements, dialect: Dialect) -> None:
-        super().__init__(statements, dialect)
+    def __init__(
+        self,
+        source: Source,
+        statements: Statements,
+        dialect: Dialect,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+    ) -> None:
+        super().__init__(statements, dialect, statement_timeout)
         self.source = source
         self.closed = False
         self._locks = KeyedLocks()
@@ -194,6 +204,12 @@ class StoreCalls(Calls):
                 _log.debug("sending a write again, attempt %d, after %s", attempt + 1, error.code)
                 await asyncio.sleep(random.uniform(0, 0.005 * attempt))
         return await self.once(keys, write, write=True, locked=locked)
+
+    def _no_answer(self, keys: Sequence[TokenKey], limit: float, *, write: bool) -> BackendError:
+        # The server's machine may be gone. Then every idle connection is as dead as this one.
+        _log.warning("a statement had no answer within %g s", limit)
+        self.source.discard_idle()
+        return super()._no_answer(keys, limit, write=write)
 
     def local_lock(self, keys: Sequence[TokenKey]) -> LocalLock:
         """This process's lock for a write of one row, or of any rows if the database has no row locks."""

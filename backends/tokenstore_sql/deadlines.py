@@ -7,8 +7,12 @@ from collections.abc import Callable
 from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
+from typing import Final
 
 __all__ = ["Deadline"]
+
+# A timer that is later than this, in seconds, tells that the event loop was blocked.
+_STALLED: Final = 0.5
 
 
 class Deadline:
@@ -33,14 +37,21 @@ class Deadline:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the timer, unless it runs."""
         if self._timer is None:
-            self._timer = loop.call_later(self.limit, self._end_overdue, loop)
+            self._start_timer(loop, self.limit)
 
-    def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_timer(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        self._timer = loop.call_later(delay, self._end_overdue, loop, monotonic() + delay)
+
+    def _end_overdue(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._timer = None
         now = monotonic()
+        if now - due > _STALLED:
+            # Something blocked the event loop, so the answers may have arrived in time and not have been read yet.
+            self._start_timer(loop, _STALLED)
+            return
         for wait in self.waits:
             if wait.until > now:
-                self._timer = loop.call_later(wait.until - now, self._end_overdue, loop)
+                self._start_timer(loop, wait.until - now)
                 break
             wait.end()
 

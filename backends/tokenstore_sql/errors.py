@@ -19,7 +19,7 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 
-__all__ = ["EXPLANATIONS", "ConnectionLostError", "ErrorTable", "cause_of", "mapped"]
+__all__ = ["EXPLANATIONS", "ConnectionLostError", "ErrorTable", "NoFreeSlotError", "cause_of", "mapped"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,10 @@ class ConnectionLostError(Exception):
         self.orig = orig
 
 
+class NoFreeSlotError(ConnectionLostError):
+    """The server refused a new connection because it has as many as it, or this user, may have."""
+
+
 class ErrorTable(ABC):
     """What one database's errors mean."""
 
@@ -60,6 +64,10 @@ class ErrorTable(ABC):
 
     def not_carried_out(self, error: BaseException) -> bool:
         """Whether an error that ended a connection tells that the statement was certainly not carried out."""
+        return False
+
+    def has_no_free_slot(self, error: BaseException) -> bool:
+        """Whether a server refused a new connection because it has as many as it, or this user, may have."""
         return False
 
     @abstractmethod

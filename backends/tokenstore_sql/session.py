@@ -20,7 +20,7 @@ from tokenstore_sql.calls import Calls, Operation
 from tokenstore_sql.connections.alchemy import AlchemyConnection, beside
 from tokenstore_sql.databases import backend_class
 from tokenstore_sql.operations import SQLOperations
-from tokenstore_sql.options import LOCK_TIMEOUT, TABLE_OPTIONS
+from tokenstore_sql.options import LOCK_TIMEOUT, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.setup import create_table
 
@@ -48,7 +48,7 @@ class _SessionCalls(Calls):
     """
 
     def __init__(self, session: AsyncSession | async_scoped_session[AsyncSession], operations: SQLOperations) -> None:
-        super().__init__(operations.statements, operations.dialect)
+        super().__init__(operations.statements, operations.dialect, STATEMENT_TIMEOUT)
         self._session = session
 
     def session(self) -> AsyncSession:

@@ -24,7 +24,7 @@ class _TransactionCalls(Calls):
     """Calls on one connection, which the first call takes from the pool and the end of the transaction gives back."""
 
     def __init__(self, calls: StoreCalls) -> None:
-        super().__init__(calls.statements, calls.dialect)
+        super().__init__(calls.statements, calls.dialect, calls.statement_timeout)
         self._calls = calls
         self._held = AsyncExitStack()
         self._rows: Rows | None = None

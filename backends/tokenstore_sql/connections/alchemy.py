@@ -59,11 +59,12 @@ class AlchemyConnection(Connection):
     async def run(self, statement: Executable, parameters: Parameters = NO_PARAMETERS) -> StatementResult:
         try:
             found = await self.execute(statement, parameters)
-        except (DBAPIError, *self._errors.driver_errors()) as error:
+        except Exception as error:
             # A server that became read-only answers pings, so the engine's pool would keep this connection. It would
             # also keep one whose driver raised an error that SQLAlchemy does not know.
             kind, code = self._errors.classify(cause_of(error))
-            if kind is BackendUnavailableError and self._pooled and not self.lost:
+            known = isinstance(error, (DBAPIError, *self._errors.driver_errors()))
+            if known and kind is BackendUnavailableError and self._pooled and not self.lost:
                 _log.info("discarding a connection of the application's engine after error %s", code)
                 await self.alchemy.invalidate()
             raise

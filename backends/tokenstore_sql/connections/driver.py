@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,12 +18,14 @@ from tokenstore.errors import BackendUnavailableError
 from tokenstore.event_loops import forks
 from tokenstore_sql.connections.compiler import Compiler
 from tokenstore_sql.connections.connection import NO_PARAMETERS, Connection, Parameters, StatementResult
-from tokenstore_sql.errors import ConnectionLostError, ErrorTable
+from tokenstore_sql.errors import ConnectionLostError, ErrorTable, NoFreeSlotError, cause_of
 
 __all__ = ["Connector", "DriverConnection", "OneTripConnection", "descriptor", "through_engine"]
 
 Connector = Callable[[], Awaitable["DriverConnection"]]
 
+# The kernel gives up a connection after 30 s without an answer to what was sent, or to a probe on an idle connection.
+_TCP_OPTIONS: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 # References to connections of the parent process. Without them a driver would close, in this process, a socket that
 # the parent still uses, and SQLite would delete files that the parent still uses.
 _KEPT_FROM_CLOSING: list[object] = []
@@ -47,6 +51,7 @@ class DriverConnection(Connection):
         self.sql_dialect = compiler.dialect
         self._forks = forks()
         self._incoming = _readable(self.socket())
+        _watch_peer(self.socket())
         self._compiler = compiler
         self._errors = errors
         self._begin_sql = begin
@@ -191,8 +196,12 @@ def through_engine(
     async def connect() -> DriverConnection:
         try:
             raw = await engine.raw_connection()
-        except dbapi_error as error:
-            raise ConnectionLostError(error) from None
+        except Exception as error:
+            if errors.has_no_free_slot(cause_of(error)):
+                raise NoFreeSlotError(error) from None
+            if isinstance(error, dbapi_error):
+                raise ConnectionLostError(error) from None
+            raise
         driver = raw.driver_connection
         raw.detach()
         return connection_class(driver, compiler, errors, begin, connect)
@@ -202,13 +211,26 @@ def through_engine(
 
 def descriptor(transport: Any) -> int | None:
     """The file descriptor of an asyncio transport; the drivers have no public way to theirs."""
-    socket = transport and transport.get_extra_info("socket")
-    return int(socket.fileno()) if socket else None
+    found = transport and transport.get_extra_info("socket")
+    return int(found.fileno()) if found else None
 
 
-def _readable(socket: int | None) -> Any:
-    if socket is None or not hasattr(select, "poll"):  # Windows has none
+def _watch_peer(descriptor: int | None) -> None:
+    """Let the kernel notice that the server's machine is gone: a connection that only waits would never notice it."""
+    if descriptor is None:
+        return
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as peer:
+        if peer.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _TCP_OPTIONS.items():
+            if hasattr(socket, name):  # not all of them on every system
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _readable(descriptor: int | None) -> Any:
+    if descriptor is None or not hasattr(select, "poll"):  # Windows has none
         return None
     incoming = select.poll()
-    incoming.register(socket, select.POLLIN)
+    incoming.register(descriptor, select.POLLIN)
     return incoming

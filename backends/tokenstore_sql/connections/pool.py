@@ -17,7 +17,7 @@ from tokenstore.errors import StoreClosedError
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.connections.driver import DriverConnection
 from tokenstore_sql.connections.source import Source
-from tokenstore_sql.errors import ConnectionLostError
+from tokenstore_sql.errors import ConnectionLostError, NoFreeSlotError
 
 __all__ = ["Pool"]
 
@@ -30,6 +30,8 @@ _log: Final = logging.getLogger("tokenstore.sql.pool")
 _TRUSTED: Final = 1.0
 # An idle time so short that asking the kernel whether the server closed the connection is not worth it, in seconds.
 _JUST_NOW: Final = 0.005
+# How often to try to connect to a server that has no free slot, in seconds.
+_SLOT_RETRY: Final = 0.5
 # The drivers have timeouts of their own; these are the last resort.
 _OPEN_TIMEOUT: Final = 30.0
 # BEGIN, ROLLBACK and a ping wait for no lock.
@@ -77,10 +79,7 @@ class Pool(Source):
 
     async def acquire(self, *, transactional: bool, write: bool) -> DriverConnection:
         while True:
-            if (connection := self.take() or await self._wait()) is None:
-                is_new, connection = True, await self._opened()
-            else:
-                is_new = False
+            connection, is_new = await self._idle_or_new()
             asks = connection.begin if transactional else connection.ping
             if not transactional and not (write and monotonic() - connection.used_at > _TRUSTED):
                 return connection
@@ -163,6 +162,24 @@ class Pool(Source):
                 return connection
         return None
 
+    async def _idle_or_new(self) -> tuple[DriverConnection, bool]:
+        """An idle connection, or a new one; and whether it is new."""
+        deadline = monotonic() + self._timeout
+        while True:
+            if (connection := self.take() or await self._wait()) is not None:
+                return connection, False
+            try:
+                return await self._opened(), True
+            except NoFreeSlotError:
+                if (left := deadline - monotonic()) <= 0:
+                    raise
+                _log.info("the server has no free slot for a connection; waiting for one")
+            # Either another caller gives back one of the pool's connections, or another client's slot becomes free.
+            with suppress(PoolTimeoutError):
+                if (connection := await self._in_line(min(left, _SLOT_RETRY))) is not None:
+                    return connection, False
+                self._opening -= 1  # the right to open one, which the next round takes again
+
     async def _wait(self) -> DriverConnection | None:
         """Wait for a connection. None is the right to open one, which counts as open from here on."""
         if self._closed:
@@ -170,10 +187,18 @@ class Pool(Source):
         if len(self._all) + self._opening < self._size:
             self._opening += 1
             return None
+        return await self._in_line(self._timeout)
+
+    async def _in_line(self, timeout: float) -> DriverConnection | None:
+        """Wait until another caller gives back a connection, or passes on the right to open one.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: Neither happened within ``timeout`` seconds.
+        """
         waiter: asyncio.Future[DriverConnection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(timeout):
                 return await waiter
         except GeneratorExit:  # the event loop is gone, and this pool has forgotten it
             raise

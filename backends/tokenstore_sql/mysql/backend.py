@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -21,6 +22,7 @@ from tokenstore_sql.options import ENGINE_ARGUMENTS
 
 __all__ = ["MySQLBackend"]
 
+_CONNECT_TIMEOUT: Final = 10.0
 # How many prepared statements asyncmy keeps on a connection: there is one for each number of rows in a batch.
 _PREPARED: Final = 100
 
@@ -51,7 +53,7 @@ class MySQLBackend(SQLBackend):
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
         connect: dict[str, Any] = {
             "charset": "utf8mb4",
-            "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+            "connect_timeout": max(1, round(options.get("connect_timeout", _CONNECT_TIMEOUT))),
         }
         if url.get_driver_name() == "asyncmy":
             connect["stmt_cache_size"] = _PREPARED
@@ -67,7 +69,9 @@ class MySQLBackend(SQLBackend):
         connect = through_engine(engine, dialect.errors, dialect.begin, connection_class)
 
         async def ready() -> DriverConnection:
-            connection = await connect()
+            # asyncmy's own timeout does not cover the wait for the server's greeting.
+            async with asyncio.timeout(options.get("connect_timeout", _CONNECT_TIMEOUT)):
+                connection = await connect()
             try:
                 await connection.send_text(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}")
             except BaseException:

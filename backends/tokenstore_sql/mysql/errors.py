@@ -20,6 +20,10 @@ __all__ = ["MySQLErrors"]
 _ACCESS_DENIED: Final = frozenset({"1142", "1143", "1227"})
 
 
+# Too many connections: of the server; of each user, by max_user_connections; of one user, by MAX_USER_CONNECTIONS.
+_NO_FREE_SLOT: Final = frozenset({"1040", "1203", "1226"})
+
+
 class MySQLErrors(ErrorTable):
     """Error numbers, by aiomysql (PyMySQL) or asyncmy."""
 
@@ -42,6 +46,7 @@ class MySQLErrors(ErrorTable):
         "1152": BackendUnavailableError,
         "1184": BackendUnavailableError,
         "1203": BackendUnavailableError,
+        "1226": BackendUnavailableError,
         "1317": BackendUnavailableError,
         "1927": BackendUnavailableError,
         "2002": BackendUnavailableError,
@@ -59,6 +64,9 @@ class MySQLErrors(ErrorTable):
 
     def not_carried_out(self, error: BaseException) -> bool:
         return self.code(error) == "0"  # the driver did not send the statement
+
+    def has_no_free_slot(self, error: BaseException) -> bool:
+        return self.code(error) in _NO_FREE_SLOT
 
     def text(self, error: BaseException, code: str) -> str:
         # Messages about access, names and the server's state. Other messages can quote a value.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from tokenstore.errors import (
     BackendError,
@@ -15,6 +15,9 @@ from tokenstore.errors import (
 from tokenstore_sql.errors import ErrorTable
 
 __all__ = ["PostgresErrors"]
+
+
+_NO_FREE_SLOT: Final = ("too many connections for", "too many clients", "remaining connection slots are reserved")
 
 
 class PostgresErrors(ErrorTable):
@@ -63,6 +66,12 @@ class PostgresErrors(ErrorTable):
         if type(error).__name__ == "InternalClientError":
             return words.startswith("cannot switch to state")
         return isinstance(error, self.driver_errors()) and "connection is closed" in words
+
+    def has_no_free_slot(self, error: BaseException) -> bool:
+        # libpq has no code when it cannot connect, so the English message of the server must do for psycopg.
+        return self.code(error) == "53300" or (
+            self.code(error) == "08000" and any(words in str(error) for words in _NO_FREE_SLOT)
+        )
 
     def text(self, error: BaseException, code: str) -> str:
         # The first line is the server's primary message. DETAIL, which can quote a row, follows. In class 22 (data) and

@@ -1,0 +1,103 @@
+"""A server that has no free slot for another connection."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from sqlalchemy import make_url
+
+from matrix import Row, params
+from tokenstore import BackendUnavailableError, Keyring, open_store
+from watch import Place, source_of
+
+server_rows = pytest.mark.parametrize(
+    "row", params(names=["postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mariadb+asyncmy"])
+)
+
+_numbers = itertools.count()
+
+
+def _limited(place: Place, connections: int) -> str:
+    """The place's URL, for a new user who may have so many connections."""
+    server, user = place.server(), f"limited_{next(_numbers)}_{place.table[-8:]}"
+    for statement in (
+        [
+            f"CREATE ROLE {user} LOGIN PASSWORD 'secret' CONNECTION LIMIT {connections}",
+            f"GRANT ALL ON {place.table} TO {user}",
+        ]
+        if place.row.mark == "postgres"
+        else [
+            f"CREATE USER {user} IDENTIFIED BY 'secret' WITH MAX_USER_CONNECTIONS {connections}",
+            f"GRANT ALL ON {server.database}.* TO {user}",
+        ]
+    ):
+        server.execute(statement)
+    return make_url(place.url).set(username=user, password="secret").render_as_string(hide_password=False)
+
+
+@server_rows
+def test_a_call_waits_for_a_connection_of_the_pool(row: Row, url: str, keyring: Keyring) -> None:
+    """Eight transactions of a store that gets two connections of its eight: each has its turn, and none fails."""
+    place = Place(row, url)
+
+    async def main() -> None:
+        async with open_store(url, keyring=keyring) as owner:
+            await owner.setup()
+        async with open_store(_limited(place, 2), keyring=keyring, pool_size=8) as store:
+
+            async def transaction(number: int) -> None:
+                async with store.transaction() as tx:
+                    await tx.store_tokens("github", f"u{number}", "access", None, None)
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*(transaction(number) for number in range(8)))
+            assert len([entry async for entry in store.list_tokens()]) == 8
+            assert source_of(store).open <= 2
+            assert source_of(store).in_use == 0
+
+    asyncio.run(main())
+
+
+@server_rows
+def test_a_call_waits_for_another_client_s_slot(row: Row, url: str, keyring: Keyring) -> None:
+    """A store that has no connection at all gets the slot that another process gives up."""
+    place = Place(row, url)
+
+    async def main() -> None:
+        async with open_store(url, keyring=keyring) as owner:
+            await owner.setup()
+        limited = _limited(place, 1)
+        async with open_store(limited, keyring=keyring) as first, open_store(limited, keyring=keyring) as second:
+            assert await first.load_tokens("github", "u1") is None
+            waiting = asyncio.create_task(second.load_tokens("github", "u1"))
+            await asyncio.wait([waiting], timeout=0.2)
+            assert not waiting.done()
+            await first.aclose()
+            assert await waiting is None
+
+    asyncio.run(main())
+
+
+@server_rows
+def test_the_wait_ends_with_pool_timeout(row: Row, url: str, keyring: Keyring) -> None:
+    """The error has the server's code."""
+    place = Place(row, url)
+
+    async def main() -> None:
+        async with open_store(url, keyring=keyring) as owner:
+            await owner.setup()
+        limited = _limited(place, 1)
+        async with (
+            open_store(limited, keyring=keyring) as first,
+            open_store(limited, keyring=keyring, pool_timeout=0.5) as second,
+        ):
+            assert await first.load_tokens("github", "u1") is None
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(BackendUnavailableError) as caught:
+                await second.load_tokens("github", "u1")
+            assert caught.value.code in ("53300", "08000", "1203", "1226")
+            assert 0.4 <= asyncio.get_running_loop().time() - started < 10
+
+    asyncio.run(main())
