@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 
 from tokenstore.errors import UnsupportedOperationError
 
@@ -38,6 +39,7 @@ class HomeLoop:
     def __init__(self) -> None:
         self._forks = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
 
     def moved(self, *, exclusive: bool = True) -> bool:
         """Make the running event loop the home.
@@ -58,12 +60,18 @@ class HomeLoop:
             raise UnsupportedOperationError(
                 "no asyncio event loop is running here; tokenstore works with asyncio, not with trio"
             ) from None
-        former, former_forks, now = self._loop, self._forks, forks()
-        if loop is former and former_forks == now:
+        if loop is self._loop and self._forks == forks():
             return False
-        if former is not None and exclusive and former_forks == now and not former.is_closed():
-            raise UnsupportedOperationError(
-                "this store is in use by another event loop; open one store for each event loop"
-            )
-        self._loop, self._forks = loop, now
-        return former is not None
+        return self._move(loop, exclusive)
+
+    def _move(self, loop: asyncio.AbstractEventLoop, exclusive: bool) -> bool:
+        if self._forks != forks():
+            self._lock = threading.Lock()  # a thread of the parent process may have held it during the fork
+        with self._lock:  # event loops of several threads may come at once
+            former, same_process = self._loop, self._forks == forks()
+            if former is not None and former is not loop and exclusive and same_process and not former.is_closed():
+                raise UnsupportedOperationError(
+                    "this store is in use by another event loop; open one store for each event loop"
+                )
+            self._loop, self._forks = loop, forks()
+            return former is not None

@@ -163,7 +163,7 @@ class SQLBackend(SQLOperations):
         await self._run_setup(drop)
 
     async def _run_setup(self, operation: Operation[None]) -> None:
-        self._calls.check_open()
+        self._check()
         await SetupCalls(self._engine_source, self.statements, self.dialect).write([], operation)
 
     async def aclose(self) -> None:
