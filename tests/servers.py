@@ -7,7 +7,6 @@ a temporary folder. TOKENSTORE_TEST_POSTGRES_URL and TOKENSTORE_TEST_MYSQL_URL n
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import importlib
 import os
@@ -21,8 +20,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
@@ -31,6 +30,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+
+import debian
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,8 +46,7 @@ MAX_CONNECTIONS = 500
 POSTGRES_ZONE, MYSQL_ZONE = "Asia/Kathmandu", "+05:45"
 
 
-class ServerUnavailable(RuntimeError):
-    """A server cannot run here; the message says what to do about it."""
+ServerUnavailable = debian.Unavailable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Server:
         if not self._dump:
             raise ServerUnavailable(f"no dump tool for {self.kind} on this machine: install its client programs")
         secret = {"PGPASSWORD": self.password, "MYSQL_PWD": self.password}
-        text = _run(self._dump, env=os.environ | secret)
+        text = debian.run(self._dump, env=os.environ | secret)
         return b"\n".join([text, *map(_unhex, re.findall(rb"(?:\\|\b0)x([0-9A-Fa-f]+)", text))])
 
     def restart(self) -> None:
@@ -215,11 +215,10 @@ def _mysql() -> Server:
     if (mysqld := _any_mysqld(oracle=True)) is not None:
         start = [mysqld, "--no-defaults"]
         return _start_mysqld("mysql", start, [*start, "--initialize-insecure"], _dump_tool("mysqldump", "mariadb-dump"))
-    usr = _mysql_tree() / "usr"
-    [libraries] = [loader.parent for loader in usr.glob("lib/*/ld-linux-*.so.*")]
-    [loader] = libraries.glob("ld-linux-*.so.*")
-    # The loader and the C library have to be of one release; Debian's here are older.
-    run = [str(loader), "--library-path", str(libraries)]
+    # No stable Debian has it.
+    tree = debian.unpack("mysql", ["mysql-server-core", "mysql-client"])
+    usr, loader = tree / "usr", debian.loader_of(tree)
+    run = [str(loader), "--library-path", str(loader.parent)]
     # root, as another account could not look into root's cache folder.
     start = [*run, str(usr / "sbin/mysqld"), "--no-defaults", f"--basedir={usr}", "--user=root"]
     return _start_mysqld(
@@ -403,7 +402,7 @@ class _Home:
         self._hand_over(path)
 
     def run(self, *command: str) -> None:
-        _run(command, cwd=self.folder, **self.identity)
+        debian.run(command, cwd=self.folder, **self.identity)
 
 
 class _Process:
@@ -438,7 +437,7 @@ class _Process:
                 if ended or time.monotonic() > deadline:
                     self.stop(SIGKILL)
                     problem = "ended at once" if ended else f"did not answer within {START_DEADLINE:.0f} s"
-                    said = f"{problem} ({error.orig}); its log:\n{_tail(log.read_bytes())}"
+                    said = f"{problem} ({error.orig}); its log:\n{debian.tail(log.read_bytes())}"
                     raise ServerUnavailable(f"{shlex.join(self._command)}\n{said}") from None
             time.sleep(0.02)
 
@@ -483,34 +482,17 @@ def _free_port() -> int:
         return port
 
 
-def _run(command: Sequence[str], timeout: float = 120, **options: Any) -> bytes:
-    """A command's output; ServerUnavailable with the end of what it said if it fails."""
-    try:
-        done: subprocess.CompletedProcess[bytes] = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=timeout, **options
-        )
-    except subprocess.TimeoutExpired:
-        raise ServerUnavailable(f"{shlex.join(command)} took more than {timeout:.0f} s") from None
-    if done.returncode:
-        raise ServerUnavailable(f"{shlex.join(command)} failed:\n{_tail(done.stdout + done.stderr)}")
-    return done.stdout
-
-
-def _tail(output: bytes) -> str:
-    return "\n".join(output.decode(errors="replace").splitlines()[-20:])
-
-
 # ---- Programs and where they come from
 
 
 def _provide(find: Callable[[], T | None], what: str, packages: list[str], variable: str | None, mark: str) -> T:
     """What `find` finds, after installing Debian's packages if we may and must."""
     found, problem = find(), ""
-    if found is None and _may_use_apt():
-        with _file_lock("apt"):
+    if found is None and debian.may_use_apt():
+        with debian.file_lock("apt"):
             found = find()
             if found is None:
-                problem = _apt_install(packages)
+                problem = debian.install(packages)
                 found = find()
     if found is None:
         instead = f" name a running server in {variable}," if variable else ""
@@ -519,26 +501,6 @@ def _provide(find: Callable[[], T | None], what: str, packages: list[str], varia
             f'or leave its tests out by name: -m "not {mark}".{problem}'
         )
     return found
-
-
-def _may_use_apt() -> bool:
-    return os.geteuid() == 0 and Path("/etc/debian_version").exists() and shutil.which("apt-get") is not None
-
-
-def _apt_install(packages: list[str]) -> str:
-    """Install, after an update if it does not work without; what went wrong, if anything."""
-    apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
-    install = [*apt, "install", "--no-install-recommends", *packages]
-    problem = ""
-    for command in (install, [*apt, "update"], install):
-        try:
-            _run(command, timeout=600, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
-        except ServerUnavailable as error:
-            problem = f"\n{error}"
-        else:
-            if command is install:
-                return ""
-    return problem
 
 
 def _which(*names: str) -> str | None:
@@ -551,9 +513,11 @@ def _postgres_programs() -> Path | None:
     """The folder with the newest PostgreSQL's programs."""
     places = [Path(program).resolve().parent for program in filter(None, [_which("postgres")])]
     if config := _which("pg_config"):
-        places.append(Path(os.fsdecode(_run([config, "--bindir"]).strip())))
-    debian = Path("/usr/lib/postgresql").glob("*/bin")
-    places += sorted(debian, key=lambda place: [int(digits) for digits in re.findall(r"\d+", str(place))], reverse=True)
+        places.append(Path(os.fsdecode(debian.run([config, "--bindir"]).strip())))
+    packaged = Path("/usr/lib/postgresql").glob("*/bin")
+    places += sorted(
+        packaged, key=lambda place: [int(digits) for digits in re.findall(r"\d+", str(place))], reverse=True
+    )
     for place in places:
         if (place / "initdb").exists() and (place / "postgres").exists():
             return place
@@ -578,7 +542,7 @@ def _any_mysqld(oracle: bool = False) -> str | None:
 
 @functools.cache
 def _is_mariadb(mysqld: str) -> bool:
-    return b"mariadb" in _run([mysqld, "--no-defaults", "--version"]).lower()
+    return b"mariadb" in debian.run([mysqld, "--no-defaults", "--version"]).lower()
 
 
 def _dump_tool(*names: str) -> list[str]:
@@ -597,57 +561,3 @@ def _with_dump(server: Server, tool: list[str]) -> Server:
 
 def _unhex(digits: bytes) -> bytes:
     return bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
-
-
-def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenstore-tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _file_lock(name: str) -> Iterator[None]:
-    """Against other test processes; it ends with this one at the latest."""
-    with (_cache() / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _mysql_tree() -> Path:
-    """Debian sid's MySQL with every library down to libc, unpacked beside the system: no stable Debian has it."""
-    tree, work = _cache() / "mysql", _cache() / "mysql.partial"
-    with _file_lock("mysql"):
-        if tree.exists():
-            return tree
-        if not _may_use_apt():
-            raise ServerUnavailable("MySQL is not on this machine, and only root on Debian can fetch it here")
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in ("lists/partial", "cache/archives/partial", "tree"):
-            (work / folder).mkdir(parents=True)
-        (work / "status").touch()
-        keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-        (work / "sources.list").write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian sid main\n")
-        private = {
-            "Dir::Etc::sourcelist": work / "sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
-            "Dir::State::lists": work / "lists",
-            "Dir::State::status": work / "status",
-            "Dir::Cache": work / "cache",
-            # apt's own account cannot look into root's cache folder.
-            "APT::Sandbox::User": "root",
-            "Acquire::http::Timeout": 10,
-            "Acquire::Retries": 0,
-        }
-        apt = ["apt-get", "-q", "-y", *(part for name, value in private.items() for part in ("-o", f"{name}={value}"))]
-        install = ["install", "--download-only", "--no-install-recommends", "mysql-server-core", "mysql-client"]
-        deadline = time.monotonic() + 120
-        try:
-            for command in (["update"], install):
-                _run([*apt, *command], timeout=max(1.0, deadline - time.monotonic()))
-            for package in (work / "cache/archives").glob("*.deb"):
-                if "perl" not in package.name:  # only for scripts that we do not run
-                    _run(["dpkg-deb", "--extract", str(package), str(work / "tree")])
-            (work / "tree").rename(tree)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return tree

@@ -416,6 +416,8 @@ def test_a_reader_that_goes_away_ends_the_list_quietly(filled: str, options: lis
         env=environment(filled, KEYS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Without a buffer: Python 3.15's is 128 KiB, and would read the whole list ahead.
+        bufsize=0,
     ) as running:
         assert running.stdout is not None
         assert running.stderr is not None

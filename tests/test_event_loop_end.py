@@ -84,8 +84,8 @@ def test_two_hundred_jobs_that_end_before_their_refresh(
     row: Row, url: str, shared: bool, provider: StrictRotatingProvider
 ) -> None:
     """Jobs that take a third of the time that the provider takes."""
-    provider.latency = 0.3
-    jobs = Jobs(url, Client.of(provider), shared=shared, work=lambda: asyncio.sleep(0.1))
+    provider.latency = 0.15
+    jobs = Jobs(url, Client.of(provider), shared=shared, work=lambda: asyncio.sleep(0.05))
     check(provider, jobs.run(200, provider.new_grant("user")), 100)
 
 
