@@ -13,8 +13,8 @@ from secrets import token_hex
 import pytest
 from sqlalchemy import make_url
 
-import servers
-from matrix import Row, shared_rows
+from support import servers
+from support.matrix import Row, shared_rows
 from tokenstore import Keyring, open_store
 
 ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope"))

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Executable
 
-from matrix import Row, params
+from support.database import Place, until
+from support.matrix import Row, params
 from tokenstore import AuthTokenStore, BackendError, BackendUnavailableError, Keyring, LockTimeoutError, open_store
 from tokenstore.errors import TableMissingError
 from tokenstore.records import TokenKey
@@ -25,7 +26,6 @@ from tokenstore_sql.base import SQLBackend
 from tokenstore_sql.batching import Alone, Batches, Take
 from tokenstore_sql.connection import DriverConnection, Result
 from tokenstore_sql.sqlite import _SQLiteConnection
-from watch import Place, until
 
 main_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
 locking_rows = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "mariadb+asyncmy"]))

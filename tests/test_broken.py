@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from broken import FAULTS, Fault
-from matrix import Row, row_named
-from programs import STORES, Lab, programs, search
+from support.broken_backends import FAULTS, Fault
+from support.matrix import Row, row_named
+from support.programs import STORES, Lab, programs, search
 
 pytestmark = pytest.mark.seeded
 

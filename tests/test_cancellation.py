@@ -13,10 +13,10 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from matrix import Row, every_row
+from support.database import until
+from support.matrix import Row, every_row
 from tokenstore import AuthTokenStore, Keyring, open_store
 from tokenstore.cancellation import finish, wait_through_cancellation
-from watch import until
 
 _EXPIRY = datetime.now(UTC) + timedelta(hours=1)
 _CALLS = 1200

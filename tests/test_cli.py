@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
-from matrix import ROWS, Row, shared_rows
+from support.matrix import ROWS, Row, shared_rows
 from tokenstore import Keyring, TokenRecord, generate_key, open_store
 from tokenstore._commands import app
 from tokenstore.keyring import KEYS_VARIABLE

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from matrix import Row, every_row, params, shared_rows
+from support.matrix import Row, every_row, params, shared_rows
 from tokenstore.protocol import Backend
 from tokenstore.registry import backend_for_engine
 from tokenstore.testing.conformance import (

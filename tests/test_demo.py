@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
-from matrix import Row, params
+from support.matrix import Row, params
 from tokenstore import Keyring, open_store
 from tokenstore.registry import backend_for_url
 

@@ -44,9 +44,9 @@ from sqlalchemy import MetaData
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-import servers
 import tokenstore_memory
-from matrix import Row, params, shared_rows
+from support import servers
+from support.matrix import Row, params, shared_rows
 from tokenstore import AuthTokenStore, ConfigurationError, Keyring, errors, generate_key, open_store
 from tokenstore import _commands as commands
 from tokenstore.cancellation import FINISH_GRACE

@@ -18,10 +18,11 @@ import uvloop
 from asgiref.sync import async_to_sync
 from flask import Flask
 
-from matrix import Row, params
-from refreshes import NEW, OLD, Script, Stop, World, failing, on_memory, on_rows, settled
-from short_jobs import ENDINGS, Client, Jobs, Work, process_running
-from stepping import stepped
+from support.database import until
+from support.matrix import Row, params
+from support.refresh_world import NEW, OLD, Script, Stop, World, failing, on_memory, on_rows, settled
+from support.short_jobs import ENDINGS, Client, Jobs, Work, process_running
+from support.stepping import stepped
 from tokenstore import (
     AuthTokenStore,
     ProviderUnavailableError,
@@ -33,7 +34,6 @@ from tokenstore import (
 from tokenstore import attempt as attempt_module
 from tokenstore.records import TokenKey
 from tokenstore.testing.provider import StrictRotatingProvider
-from watch import until
 
 _LATENCY = 0.1
 _DATABASES = ["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]

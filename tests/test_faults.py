@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from faults import Faults, How, When, _MySQL, _Postgres, faulty
-from matrix import ROWS, Row, params, shared_rows
+from support.connection_faults import Faults, How, When, _MySQL, _Postgres, faulty
+from support.database import Place, source_of, until
+from support.matrix import ROWS, Row, params, shared_rows
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
 from tokenstore.records import TokenKey
-from watch import Place, source_of, until
 
 _DATABASES = [row for row in ROWS if row.shared]
 server_rows = pytest.mark.parametrize("row", params(names=[row.name for row in _DATABASES if row.mark != "sqlite"]))

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from faults import faulty
-from matrix import ROWS, Row, params
+from support.connection_faults import faulty
+from support.database import Place
+from support.matrix import ROWS, Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
-from watch import Place
 
 server_rows = pytest.mark.parametrize(
     "row", params(names=[row.name for row in ROWS if row.mark in ("postgres", "mysql")])

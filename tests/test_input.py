@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from matrix import Row, every_row
+from support.matrix import Row, every_row
 from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreError, open_store
 from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, from_epoch_us, to_epoch_us
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from model import (
+from support.refresh_model import (
     BACKGROUND,
     FAULTS,
     FREEZE,

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from faults import FaultProxy
-from matrix import ROWS, Row, params
+from support.connection_faults import FaultProxy
+from support.database import Place, app_engine
+from support.matrix import ROWS, Row, params
 from tokenstore import AuthTokenStore, Keyring, TamperedError, TokenRecord, open_store
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import ScannedRow, SealedRecord, TokenKey
 from tokenstore_memory import MemoryBackend
-from watch import Place, app_engine
 
 ALICE, BOBBY = "alice", "bobby"
 OLD_KEY, NEW_KEY = bytes(range(32)), bytes(range(32, 64))

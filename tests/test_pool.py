@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from matrix import Row, params
+from support.database import Place, source_of, until
+from support.matrix import Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, StoreClosedError, open_store
 from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql import pool as pool_module
 from tokenstore_sql.connection import ConnectionLostError, DriverConnection, Result, _Process
 from tokenstore_sql.pool import Pool
 from tokenstore_sql.sqlite import _SQLiteConnection
-from watch import Place, source_of, until
 
 _TIMEOUT, _RECYCLE = 10.0, 1800.0
 main_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import workers
-from broken import Fault, fault_named
-from matrix import Row, row_named, shared_rows
-from programs import AFTER, BEFORE, Finding, Program, programs, search
+from support import workers
+from support.broken_backends import Fault, fault_named
+from support.matrix import Row, row_named, shared_rows
+from support.programs import AFTER, BEFORE, Finding, Program, programs, search
+from support.workers import Grant, Team
 from tokenstore.testing.history import Operation, check_history
 from tokenstore.testing.provider import StrictRotatingProvider
-from workers import Grant, Team
 
 _EXAMPLES = 20
 _PROCESSES = 4

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from refreshes import (
+from support.database import Place, app_engine, source_of, until
+from support.refresh_world import (
     NEW,
     OLD,
     Meddler,
@@ -61,7 +62,6 @@ from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore.telemetry import Telemetry
 from tokenstore.transitions import Validity
 from tokenstore_memory import MemoryBackend
-from watch import Place, app_engine, source_of, until
 
 HOUR = 3600.0
 KEY = TokenKey("github", "u1")

@@ -22,10 +22,11 @@ from unittest import mock
 import pytest
 from sqlalchemy import make_url
 
-from faults import Cut, Faults, How, When, faulty
-from matrix import Row, params, row_named
-from refreshes import Refresher, settled
-from stepping import stepped
+from support.connection_faults import Cut, Faults, How, When, faulty
+from support.database import Place, source_of, until
+from support.matrix import Row, params, row_named
+from support.refresh_world import Refresher, settled
+from support.stepping import stepped
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -38,7 +39,6 @@ from tokenstore import (
 from tokenstore.attempt import Settings
 from tokenstore.records import TokenKey, is_leased
 from tokenstore.testing.provider import StrictRotatingProvider
-from watch import Place, source_of, until
 
 T = TypeVar("T")
 Point = tuple[int, When, How]

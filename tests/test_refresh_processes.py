@@ -15,12 +15,12 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 
-import refresh_workers as jobs
-from broken import fault_named
-from matrix import Row, row_named
-from refresh_workers import Answer, Stop, Terms
+from support import refresh_jobs as jobs
+from support.broken_backends import fault_named
+from support.matrix import Row, row_named
+from support.refresh_jobs import Answer, Stop, Terms
+from support.workers import Team, Worker
 from tokenstore.testing.provider import StrictRotatingProvider
-from workers import Team, Worker
 
 _PROCESSES, _CALLERS = 16, 50
 # A busy machine takes its time from the claim to where a process is stopped.

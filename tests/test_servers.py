@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import servers
-from servers import MYSQL_URL, POSTGRES_URL, ServerUnavailable
+from support import servers
+from support.servers import MYSQL_URL, POSTGRES_URL, ServerUnavailable
 
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import servers
+from support import servers
 server = servers.postgres()
 print(server.database, server._process and servers._sandbox().folder, flush=True)
 sys.stdin.read()
@@ -25,7 +25,7 @@ sys.stdin.read()
 def start_child(**environment: str) -> subprocess.Popen[str]:
     """Another test process that has PostgreSQL, until its input ends."""
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(Path(servers.__file__).parent)],
+        [sys.executable, "-c", CHILD, str(Path(servers.__file__).parent.parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_sessi
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import String
 
-from matrix import Row, params, shared_rows
+from support.database import Place, app_engine
+from support.matrix import Row, params, shared_rows
 from tokenstore import (
     AuthTokenStore,
     ConflictError,
@@ -29,7 +30,6 @@ from tokenstore import (
 )
 from tokenstore.records import TokenKey, to_epoch_us
 from tokenstore.sealing import seal_tokens
-from watch import Place, app_engine
 
 three_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
 """One row of each database."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import Phase, settings
 
-from matrix import Row, every_row
+from support.matrix import Row, every_row
 from tokenstore.records import ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.machine import check_agreement

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from matrix import Row, every_row
+from support.matrix import Row, every_row
 from tokenstore import (
     AuthTokenStore,
     Keyring,

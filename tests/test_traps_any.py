@@ -19,8 +19,9 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-import servers
-from matrix import ROWS, Row, params, shared_rows
+from support import servers
+from support.database import Place, app_engine, source_of, until
+from support.matrix import ROWS, Row, params, shared_rows
 from tokenstore import (
     AuthTokenStore,
     BackendError,
@@ -31,7 +32,6 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
-from watch import Place, app_engine, source_of, until
 
 SECRETS = ("gho_plaintext_access", "ghr_plaintext_refresh")
 ACCESS, REFRESH = SECRETS

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from matrix import ROWS, Row, params
+from support.database import Place, app_engine, connection_of, until
+from support.matrix import ROWS, Row, params
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -23,7 +24,6 @@ from tokenstore import (
 from tokenstore.records import TokenKey
 from tokenstore_sql.connection import Connection
 from tokenstore_sql.mysql import MySQLDialect
-from watch import Place, app_engine, connection_of, until
 
 mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
 

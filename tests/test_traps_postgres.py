@@ -17,8 +17,9 @@ import pytest
 from sqlalchemy import func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import servers
-from matrix import Row, params
+from support import servers
+from support.database import Place, app_engine, connection_of
+from support.matrix import Row, params
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -30,7 +31,6 @@ from tokenstore import (
 )
 from tokenstore.records import TokenKey
 from tokenstore_sql.postgres import PostgresDialect
-from watch import Place, app_engine, connection_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
 

@@ -19,7 +19,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from matrix import row_named
+from support.database import Place, app_engine, connection_of, source_of, until
+from support.matrix import row_named
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -31,7 +32,6 @@ from tokenstore import (
 )
 from tokenstore_sql.pool import Source
 from tokenstore_sql.sqlite import _open, require_version
-from watch import Place, app_engine, connection_of, source_of, until
 
 pytestmark = pytest.mark.sqlite
 

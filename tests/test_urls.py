@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-import servers
-from matrix import Row, every_row
+from support import servers
+from support.matrix import Row, every_row
 from tokenstore import (
     AuthTokenStore,
     ConfigurationError,

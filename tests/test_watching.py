@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Executable, make_url
 
 import tokenstore_sql.sqlite
-from matrix import Row, params
+from support.database import Place, app_engine
+from support.matrix import Row, params
 from tokenstore.errors import BackendError
 from tokenstore.protocol import SupportsWatching
 from tokenstore.records import TokenKey
@@ -24,7 +25,6 @@ from tokenstore_sql import pace
 from tokenstore_sql.base import SQLBackend
 from tokenstore_sql.connection import DriverConnection, Result
 from tokenstore_sql.pace import Clients, Pace, interval_for
-from watch import Place, app_engine
 
 KEY = TokenKey("github", "u1")
 sqlite = pytest.mark.parametrize("row", params(names=["sqlite"]))

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from matrix import ROWS, Row, shared_rows
+from support.database import Place, app_engine
+from support.matrix import ROWS, Row, shared_rows
 from tokenstore import (
     AuthTokenStore,
     InvalidInputError,
@@ -25,7 +26,6 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import SealedRecord, TokenKey
-from watch import Place, app_engine
 
 SOON = datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 LATER = datetime(2032, 5, 6, 7, 8, 9, 654321, tzinfo=UTC)

@@ -13,7 +13,7 @@ from secrets import token_hex
 
 import pytest
 
-import servers
+from support import servers
 
 __all__ = ["ROWS", "Row", "every_row", "params", "row_named", "shared_rows"]
 

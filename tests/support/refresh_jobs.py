@@ -1,4 +1,4 @@
-"""Jobs of the refresh engine for the processes of workers.py: callers that come and go, refreshers that stand still."""
+"""What worker processes do with the refresh engine: callers that come and go, refreshers that stand still."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from broken import Fault
-from programs import Store
+from support.broken_backends import Fault
+from support.programs import Store
+from support.workers import Link
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ReauthorizationRequiredError, RefreshError
 from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, _tls_context, refresh_over_http
-from workers import Link
 
 PROVIDER = "provider"
 _KEYRING = Keyring({"k1": bytes(range(32))})

@@ -14,8 +14,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-import servers
-from matrix import Row
+from support import servers
+from support.matrix import Row
 from tokenstore import AuthTokenStore
 from tokenstore_sql.connection import Connection
 from tokenstore_sql.pool import Source

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from stepping import stepped
+from support.stepping import stepped
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend, SupportsRowLocks

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 from typing import Any, NamedTuple
 
-from broken import Fault
-from programs import Program, Stage, Store, sealed, stores_over, tokens, version
+from support.broken_backends import Fault
+from support.programs import Program, Stage, Store, sealed, stores_over, tokens, version
 from tokenstore.errors import LockTimeoutError
 from tokenstore.records import TokenKey
 from tokenstore.registry import backend_for_url

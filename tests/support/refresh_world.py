@@ -19,7 +19,8 @@ from typing import Any, Self, cast
 import httpx
 import pytest
 
-from matrix import Row, every_row, params
+from support.database import until
+from support.matrix import Row, every_row, params
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,
@@ -35,7 +36,6 @@ from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, 
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
 from tokenstore_memory import MemoryBackend
-from watch import until
 
 __all__ = [
     "NEW",
