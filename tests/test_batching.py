@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Executable
 
-from support.database import Place, until
+from support.database import Place
 from support.matrix import Row, params
+from support.polling import until
 from tokenstore import AuthTokenStore, BackendError, BackendUnavailableError, Keyring, LockTimeoutError, open_store
 from tokenstore.errors import TableMissingError
 from tokenstore.records import TokenKey

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from support.broken_backends import FAULTS, Fault
+from support.generated_programs import STORES, programs
 from support.matrix import Row, row_named
-from support.programs import STORES, Lab, programs, search
+from support.program_search import Lab, search
 
 pytestmark = pytest.mark.seeded
 

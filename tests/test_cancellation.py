@@ -13,8 +13,8 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from support.database import until
 from support.matrix import Row, every_row
+from support.polling import until
 from tokenstore import AuthTokenStore, Keyring, open_store
 from tokenstore.cancellation import finish, wait_through_cancellation
 

@@ -18,9 +18,11 @@ import uvloop
 from asgiref.sync import async_to_sync
 from flask import Flask
 
-from support.database import until
 from support.matrix import Row, params
-from support.refresh_world import NEW, OLD, Script, Stop, World, failing, on_memory, on_rows, settled
+from support.meddler import Stop, failing
+from support.polling import until
+from support.refresh_world import World, on_memory, on_rows, settled
+from support.refreshers import NEW, OLD, Script
 from support.short_jobs import ENDINGS, Client, Jobs, Work, process_running
 from support.stepping import stepped
 from tokenstore import (

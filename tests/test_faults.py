@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from support.connection_faults import Faults, How, When, _MySQL, _Postgres, faulty
-from support.database import Place, source_of, until
+from support.database import Place, source_of
 from support.matrix import ROWS, Row, params, shared_rows
+from support.polling import until
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
 from tokenstore.records import TokenKey
 

@@ -12,21 +12,9 @@ from typing import Any
 
 import pytest
 
-from support.refresh_model import (
-    BACKGROUND,
-    FAULTS,
-    FREEZE,
-    INVARIANTS,
-    LATE,
-    LOSSES,
-    URGENT,
-    Protocol,
-    Result,
-    Scenario,
-    Statement,
-    crash_points,
-    search,
-)
+from support.refresh_model import BACKGROUND, FAULTS, FREEZE, LATE, LOSSES, URGENT, Protocol, Scenario, Statement
+from support.refresh_model_invariants import INVARIANTS
+from support.refresh_model_search import Result, crash_points, search
 from tokenstore import transitions
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Reread, Row, Save, Settle, Step, View
 

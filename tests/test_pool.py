@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from support.database import Place, source_of, until
+from support.database import Place, source_of
 from support.matrix import Row, params
+from support.polling import until
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, StoreClosedError, open_store
 from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql import pool as pool_module

@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+from support.generated_programs import STORES, Step, programs
 from support.matrix import Row, every_row
-from support.programs import STORES, Lab, Step, programs, search
+from support.program_search import Lab, search
 from tokenstore.registry import backend_for_url
 
 # Enough programs that the seeded faults of test_broken.py show many times over.

@@ -17,24 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from support.database import Place, app_engine, source_of, until
-from support.refresh_world import (
-    NEW,
-    OLD,
-    Meddler,
-    Refresher,
-    Script,
-    Stop,
-    World,
-    failing,
-    on_every_row,
-    on_memory,
-    on_rows,
-    settled,
-    told,
-    until_joined,
-    until_waiting,
-)
+from support.database import Place, app_engine, source_of
+from support.error_text import told
+from support.meddler import Meddler, Stop, failing
+from support.polling import until
+from support.refresh_world import World, on_every_row, on_memory, on_rows, settled, until_joined, until_waiting
+from support.refreshers import NEW, OLD, Refresher, Script
 from tokenstore import (
     AuthTokenStore,
     BackendError,

@@ -23,9 +23,11 @@ import pytest
 from sqlalchemy import make_url
 
 from support.connection_faults import Cut, Faults, How, When, faulty
-from support.database import Place, source_of, until
+from support.database import Place, source_of
 from support.matrix import Row, params, row_named
-from support.refresh_world import Refresher, settled
+from support.polling import until
+from support.refresh_world import settled
+from support.refreshers import Refresher
 from support.stepping import stepped
 from tokenstore import (
     AuthTokenStore,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.refresh_world import NEW, World, on_memory
+from support.refresh_world import World, on_memory
+from support.refreshers import NEW
 from tokenstore import InvalidInputError, TokenRecord
 from tokenstore.records import from_epoch_us, to_epoch_us
 from tokenstore.responses import NewTokens, lifetime_of, read_response

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from support import servers
-from support.servers import MYSQL_URL, POSTGRES_URL, ServerUnavailable
+from support.server_processes import ServerUnavailable
+from support.servers import MYSQL_URL, POSTGRES_URL
 
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from support import servers
+from support import server_processes, servers
 server = servers.postgres()
-print(server.database, server._process and servers._sandbox().folder, flush=True)
+print(server.database, server._process and server_processes.sandbox().folder, flush=True)
 sys.stdin.read()
 """
 

@@ -19,9 +19,10 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from support import servers
-from support.database import Place, app_engine, source_of, until
+from support import server_processes
+from support.database import Place, app_engine, source_of
 from support.matrix import ROWS, Row, params, shared_rows
+from support.polling import until
 from tokenstore import (
     AuthTokenStore,
     BackendError,
@@ -396,7 +397,7 @@ def test_an_unreachable_database_is_unavailable(place: Place, what: str, keyring
     url = make_url(place.engine_url)
     secret = "a-wrong-password"
     changed = {
-        "port": url.set(port=servers._free_port(), password=secret),
+        "port": url.set(port=server_processes.free_port(), password=secret),
         "password": url.set(password=secret),
         "database": url.set(database="no_such_database"),
     }[what]

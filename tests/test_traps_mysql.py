@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from support.database import Place, app_engine, connection_of, until
+from support.database import Place, app_engine, connection_of
 from support.matrix import ROWS, Row, params
+from support.polling import until
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,

@@ -19,8 +19,9 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from support.database import Place, app_engine, connection_of, source_of, until
+from support.database import Place, app_engine, connection_of, source_of
 from support.matrix import row_named
+from support.polling import until
 from tokenstore import (
     AuthTokenStore,
     BackendUnavailableError,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,16 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from support import servers
 from support.matrix import Row
+from support.polling import until
 from tokenstore import AuthTokenStore
 from tokenstore_sql.connection import Connection
 from tokenstore_sql.pool import Source
 
-__all__ = ["Place", "app_engine", "connection_of", "source_of", "until"]
-
-_PATIENCE = 10.0
 # InnoDB renews what it shows only when nobody has looked for 100 ms.
 _INNODB_PACE = 0.11
-
 _WAITING = {
     "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
     # Not from innodb_trx: MySQL 9 cannot show a query that holds binary values.
@@ -37,14 +32,6 @@ _OPEN = {
     "mysql": """SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p
         ON p.id = t.trx_mysql_thread_id WHERE p.db = database()""",
 }
-
-
-async def until(condition: Callable[[], bool], pace: float = 0.005) -> None:
-    """Poll until the condition holds, for a bounded time."""
-    deadline = time.monotonic() + _PATIENCE
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline, "what the test waits for has not come about"
-        await asyncio.sleep(pace)
 
 
 class Place:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from support.broken_backends import Fault
-from support.programs import Store
+from support.generated_programs import Store
 from support.workers import Link
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ReauthorizationRequiredError, RefreshError

@@ -1,18 +1,16 @@
-"""Every interleaving of a few refreshes of one row, searched over the very functions that the engine runs.
+"""A model of refreshes of one row: every move that may come next, over the very functions that the engine runs.
 
 The row, the statements and the steps are those of ``tokenstore.transitions``; what is modelled here is the world around
 them: processes that crash or freeze, statements and responses that get lost, a provider that rotates refresh tokens,
-users who log in again. The search goes breadth first, so that a trace to a violation is a shortest one.
+users who log in again. `refresh_model_invariants` says what must hold, and `refresh_model_search` visits every state.
 
 Time has no numbers. Now is 0 in every state; what lies ahead is 1, and passes by being set to 0.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tokenstore import transitions
@@ -34,28 +32,7 @@ from tokenstore.transitions import (
     Wait,
 )
 
-__all__ = [
-    "BACKGROUND",
-    "FAULTS",
-    "FREEZE",
-    "INVARIANTS",
-    "LATE",
-    "LOSSES",
-    "URGENT",
-    "Model",
-    "Proc",
-    "Protocol",
-    "Result",
-    "Scenario",
-    "State",
-    "Statement",
-    "Violation",
-    "crash_points",
-    "search",
-]
-
 NOW, AHEAD = 0, 1
-
 CRASH = "crash"
 FREEZE = "lease runs out under a live holder"
 OUTAGE = "provider fails without deciding"
@@ -71,13 +48,11 @@ _SILENCES = {
 }
 # After these a pair may be gone for good, whatever the protocol.
 LOSSES = frozenset({CRASH, LOST_RESPONSE})
-
 _INVALID_GRANT = Failure("invalid_grant")
 _UNAVAILABLE = Failure("temporarily_unavailable", 1.0)
-
 # A process knows itself by this name; the row knows it by its place among the processes.
 _ME = "me"
-_PLACES = ("0", "1", "2", "3")
+PLACES = ("0", "1", "2", "3")
 URGENT = Goal(_ME)
 BACKGROUND = Goal(_ME, urgent=False)
 
@@ -278,7 +253,7 @@ class Model:
         if order == tuple(range(len(order))):
             return state, order
         if row is not None and holder is not None:
-            row = replace(row, lease_holder=_PLACES[order.index(holder)])
+            row = replace(row, lease_holder=PLACES[order.index(holder)])
         return state._replace(row=row, procs=tuple(state.procs[place] for place in order)), order
 
     def moves(self, state: State) -> Iterator[Successor]:
@@ -370,7 +345,7 @@ class Model:
             return None
         holder = None
         if row.is_leased(NOW):
-            holder = _ME if row.lease_holder == _PLACES[place] else row.lease_holder
+            holder = _ME if row.lease_holder == PLACES[place] else row.lease_holder
         failure = None
         if row.failure_code is not None and row.has_failed(NOW):
             failure = Failure(row.failure_code, None if row.retry_at is None else 1.0)
@@ -482,7 +457,7 @@ class Model:
         row = state.row
         if row is None:
             return None
-        holder = _PLACES[place]
+        holder = PLACES[place]
         new: Row[int] | None
         match step:
             case Claim():
@@ -521,269 +496,6 @@ def _tidy(proc: Proc, step: Step) -> Proc:
     )
 
 
-# -- what must hold --------------------------------------------------------------------------------
-
-Invariant = Callable[[Scenario, State, Move, State], bool]
-INVARIANTS: list[Invariant] = []
-
-
-def _invariant(check: Invariant) -> Invariant:
-    INVARIANTS.append(check)
-    return check
-
-
-@_invariant
-def one_live_lease(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """Whoever was granted a lease whose time is not over is the one whom the row names: never two.
-
-    So at most one process calls the provider while its lease is live. A lease ends early by a statement of its
-    holder's, be it a late one, by new tokens from elsewhere, or with the row.
-    """
-    holders = [_PLACES[place] for place, proc in enumerate(after.procs) if proc.leased]
-    row = after.row
-    return holders == ([row.lease_holder] if row is not None and row.is_leased(NOW) else [])
-
-
-@_invariant
-def a_lease_sends_what_the_row_holds(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh token that is sent under a live lease is the row's, and no failure for good is on it.
-
-    So once a new pair is stored, nobody sends the old refresh token but a process whose lease has run out.
-    """
-    if not move.sends or move.who is None or not before.procs[move.who].leased:
-        return True
-    row = before.row
-    return row is not None and before.procs[move.who].token == row.tokens and not row.has_failed(NOW)
-
-
-@_invariant
-def generations_rise(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """The generation rises by one with each write of tokens, and with nothing else; none comes back."""
-    old, new = before.row, after.row
-    if new is None or new == old:
-        return True
-    if old is None or old.tokens != new.tokens:
-        return new.generation == before.generation + 1
-    return new.generation == old.generation
-
-
-@_invariant
-def tokens_are_never_older(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """No pair in the row is replaced by one that the provider issued before it."""
-    return before.row is None or after.row is None or after.row.tokens >= before.row.tokens
-
-
-@_invariant
-def no_pair_is_dropped(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A process that lives lets go of its new pair only once the row holds that or a newer one, or is deleted.
-
-    So when nothing is left to do, the newest pair that reached a process which did not crash is in the row.
-    """
-    if move.who is None:
-        return True
-    hand, proc = before.procs[move.who].hand, after.procs[move.who]
-    if hand is None or proc.hand == hand or isinstance(proc.step, Crashed):
-        return True
-    return after.row is None or after.row.tokens >= hand
-
-
-@_invariant
-def failed_for_good_means_dead(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh ends by asking for a new login only if the refresh token that is then in the row is dead.
-
-    Dead at the provider: used, revoked, or both. A pair that replaces it may still be in a frozen process's hand.
-    """
-    if move.who is None or before.procs[move.who].gone:
-        return True
-    match after.procs[move.who].step:
-        case End(Outcome.FAILED, Failure(retry_in=None)):
-            return after.row is not None and after.row.tokens != after.live
-    return True
-
-
-@_invariant
-def marked_for_good_means_dead(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A failure for good that is in a row speaks of the pair that is in the row: its refresh token is dead."""
-    row = after.row
-    return row is None or row.failure_code is None or row.retry_at is not None or row.tokens != after.live
-
-
-@_invariant
-def served_means_valid(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh ends well only if the row's access token is valid at that moment."""
-    if move.who is None or before.procs[move.who].gone:
-        return True
-    match after.procs[move.who].step:
-        case End(Outcome.REFRESHED | Outcome.SERVED):
-            return after.row is not None and after.row.tokens >= after.aged
-    return True
-
-
-@_invariant
-def nothing_is_sent_twice(scenario: Scenario, before: State, move: Move, after: State) -> bool:
-    """Without a crash, a lost response, a frozen holder and a login the provider refuses no refresh token.
-
-    Whatever happens to the statements, and however often the provider is away; with one exception, a settling that is
-    carried out under its sender's next lease, which test_model.py shows.
-    """
-    if scenario.kinds & (LOSSES | {FREEZE}) or scenario.logins:
-        return True
-    return move.who is None or after.procs[move.who].wire != "refused"
-
-
-@_invariant
-def grants_survive(scenario: Scenario, before: State, move: Move, after: State) -> bool:
-    """At the end the row's refresh token is live, unless a process crashed or a response was lost.
-
-    With a strict provider a frozen holder is a third cause. With any other it does no lasting harm.
-    """
-    if scenario.kinds & LOSSES or (scenario.strict and FREEZE in scenario.kinds):
-        return True
-    if after.row is None or after.login is not None or any(p.late or not p.gone for p in after.procs):
-        return True
-    return after.row.tokens == after.live
-
-
-# -- the search ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """What does not hold, and the shortest way there."""
-
-    name: str
-    trace: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join([f"{self.name}, after {len(self.trace)} moves:", *self.trace])
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a search saw.
-
-    Attributes:
-        states: How many different ones, up to the order of the processes.
-        moves: How many between them.
-        violation: The first one found, or None.
-        ends: The states in which nothing is left to do, if there is no violation.
-    """
-
-    states: int
-    moves: int
-    violation: Violation | None = None
-    ends: tuple[State, ...] = field(default=(), repr=False)
-
-
-def search(scenario: Scenario, protocol: Protocol | None = None) -> Result:
-    """Visit every state of a scenario, and check every invariant at every move.
-
-    Beside :data:`INVARIANTS` there is progress. Calm moves are those that happen in the end if there are no more
-    faults: processes act, the provider answers, time passes, the leases of the dead expire. From every state, and in
-    whatever order they come, calm moves are finitely many, and the last leaves no live process that has not ended.
-    """
-    model = Model(scenario, protocol)
-    first, _ = model.canonical(model.start())
-    found = {first: 0}
-    parents: list[State | None] = [None]
-    states = [first]
-    calm: list[list[int]] = []
-    ends = []
-    moves = 0
-    for state in states:  # which grows
-        following = []
-        for move, after in model.moves(state):
-            moves += 1
-            for invariant in INVARIANTS:
-                if not invariant(scenario, state, move, after):
-                    name = getattr(invariant, "__name__", "")
-                    trace = (*_trace(model, parents, found, state), (move, after))
-                    return Result(len(states), moves, Violation(name, _lines(model, trace)))
-            known, _ = model.canonical(after)
-            number = found.setdefault(known, len(states))
-            if number == len(states):
-                states.append(known)
-                parents.append(state)
-            if move.calm:
-                following.append(number)
-        calm.append(following)
-        if not following:
-            if not all(proc.gone for proc in state.procs):
-                trace = _trace(model, parents, found, state)
-                return Result(len(states), moves, Violation("a dead lock", _lines(model, trace)))
-            ends.append(state)
-    cycle = _cycle(calm)
-    if cycle:
-        trace = _trace(model, parents, found, states[cycle[0]])
-        for here, there in pairwise(cycle):
-            trace = (*trace, _between(model, states[here], states[there]))
-        return Result(len(states), moves, Violation("a cycle without end", _lines(model, trace)))
-    return Result(len(states), moves, ends=tuple(ends))
-
-
-def _cycle(calm: list[list[int]]) -> list[int]:
-    """A cycle of calm moves that is reached early, closed by its first state; or nothing."""
-    into: list[list[int]] = [[] for _ in calm]
-    for here, following in enumerate(calm):
-        for there in following:
-            into[there].append(here)
-    left = [len(following) for following in calm]
-    done = deque(number for number, count in enumerate(left) if not count)
-    while done:
-        for here in into[done.popleft()]:
-            left[here] -= 1
-            if not left[here]:
-                done.append(here)
-    number = next((number for number, count in enumerate(left) if count), None)
-    path: list[int] = []
-    while number is not None:
-        if number in path:
-            return [*path[path.index(number) :], number]
-        path.append(number)
-        number = next(there for there in calm[number] if left[there])
-    return []
-
-
-def _between(model: Model, before: State, after: State) -> Successor:
-    return next((move, raw) for move, raw in model.moves(before) if model.canonical(raw)[0] == after)
-
-
-def _trace(model: Model, parents: list[State | None], found: dict[State, int], state: State) -> tuple[Successor, ...]:
-    path = [state]
-    while (parent := parents[found[path[-1]]]) is not None:
-        path.append(parent)
-    path.reverse()
-    return tuple(_between(model, before, after) for before, after in pairwise(path))
-
-
-# -- how it is told --------------------------------------------------------------------------------
-
-
-def _lines(model: Model, trace: tuple[Successor, ...]) -> tuple[str, ...]:
-    """A line a move. In a state a process has a place, which changes; in a trace it has a name."""
-    names = list("ABCD")
-    lines = []
-    for move, after in trace:
-        actor = "" if move.who is None else names[move.who]
-        lines.append(f"  {actor + move.what:<72} {_row(after.row, names)}")
-        _, order = model.canonical(after)
-        names = [names[place] for place in order]
-    return tuple(lines)
-
-
-def _row(row: Row[int] | None, names: list[str]) -> str:
-    if row is None:
-        return "no row"
-    told = f"generation {row.generation}: pair {row.tokens}"
-    if row.lease_holder is not None:
-        told += f", leased by {names[int(row.lease_holder)]}" + ("" if row.is_leased(NOW) else " until now")
-    if row.failure_code is not None:
-        told += (
-            ", failed" + ("" if row.has_failed(NOW) else " until now") + (" for good" if row.retry_at is None else "")
-        )
-    return told
-
-
 def _told(step: Step | Crashed) -> str:
     match step:
         case End(outcome, failure):
@@ -800,9 +512,6 @@ def _answer(answer: int | str | None) -> str:
     return f"pair {answer}" if isinstance(answer, int) else str(answer)
 
 
-# -- where a process may crash ---------------------------------------------------------------------
-
-
 def _point(proc: Proc) -> str:
     """Where a process stands, in the words of docs/refresh.md."""
     match proc.step:
@@ -816,23 +525,3 @@ def _point(proc: Proc) -> str:
         case Settle():
             return "before the failure is left"
     return "later"
-
-
-def crash_points(*, strict: bool) -> dict[str, set[tuple[str, bool]]]:
-    """What each crash point comes to: how another refresh may end, and whether the row's refresh token is live then.
-
-    Of two refreshes one crashes, and nothing else goes wrong; but that a provider has to fail, once, for there to be a
-    failure to leave.
-    """
-    points: dict[str, set[tuple[str, bool]]] = {}
-    for faults, kinds in ((1, {CRASH}), (2, {CRASH, OUTAGE})):
-        scenario = Scenario(strict, goals=(URGENT, URGENT), faults=faults, kinds=frozenset(kinds), points=True)
-        for state in search(scenario).ends:
-            for crashed, other in (state.procs, state.procs[::-1]):
-                if not isinstance(crashed.step, Crashed) or not isinstance(other.step, End):
-                    continue
-                assert state.row is not None
-                if OUTAGE not in kinds or crashed.step.point == "before the failure is left":
-                    outcome = (other.step.outcome.name, state.row.tokens == state.live)
-                    points.setdefault(crashed.step.point, set()).add(outcome)
-    return points

@@ -1,4 +1,4 @@
-"""What the tests of the refresh engine share: a place to refresh in, those who call the provider, and a meddler.
+"""One table, one provider and the stores on them: the place in which the refresh engine is tested.
 
 Nothing here waits by time: a test holds the provider's answers, stops a call of the backend, or moves the database's
 clock.
@@ -9,232 +9,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-import traceback
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
 
-import httpx
 import pytest
 
-from support.database import until
 from support.matrix import Row, every_row, params
+from support.meddler import Meddler
+from support.polling import until
+from support.refreshers import OLD, Refresher
 from tokenstore import (
     AuthTokenStore,
-    BackendUnavailableError,
     Keyring,
-    ProviderRefusedError,
-    ProviderUnavailableError,
-    ReauthorizationRequiredError,
     TokenRecord,
     open_store,
 )
 from tokenstore.protocol import Backend
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import SealedRecord, TokenKey
 from tokenstore.registry import backend_for_url
-from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
+from tokenstore.testing.provider import StrictRotatingProvider
 from tokenstore_memory import MemoryBackend
 
-__all__ = [
-    "NEW",
-    "OLD",
-    "Meddler",
-    "Refresher",
-    "Script",
-    "Stop",
-    "World",
-    "failing",
-    "on_every_row",
-    "on_memory",
-    "on_rows",
-    "settled",
-    "told",
-    "until_joined",
-    "until_waiting",
-]
-
-OLD = ("old-access-secret", "old-refresh-secret")
-"""The tokens of `World.expired`."""
-
-NEW: Mapping[str, Any] = {
-    "access_token": "new-access-secret",
-    "refresh_token": "new-refresh-secret",
-    "expires_in": 3600,
-    "scope": "read write",
-}
-"""A token response."""
-
 _PATIENCE = 20.0
-
-Action = Callable[[], Awaitable[None]]
 Test = Callable[..., Awaitable[None]]
-
-
-# -- those who call the provider ---------------------------------------------------------------------
-
-
-class Refresher:
-    """Calls a provider over HTTP, and says what its errors mean."""
-
-    def __init__(self, provider: StrictRotatingProvider) -> None:
-        self.provider = provider
-        self.calls = 0
-
-    async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
-        self.calls += 1
-        provider = self.provider
-        try:
-            return await refresh_over_http(
-                provider.token_url,
-                record["refresh_token"],
-                client_id=provider.client_id,
-                client_secret=provider.client_secret,
-            )
-        except ProviderError as error:
-            if error.error == "invalid_grant":
-                raise ReauthorizationRequiredError(str(error)) from error
-            if error.status < 500:
-                raise ProviderRefusedError(str(error), code=error.error) from error
-            raise ProviderUnavailableError(str(error), code=error.error) from error
-
-    async def revoke(self, record: TokenRecord) -> None:
-        provider = self.provider
-        async with httpx.AsyncClient(verify=False, trust_env=False) as client:
-            answer = await client.post(
-                f"{provider.base_url}/revoke",
-                data={"token": record["refresh_token"]},
-                auth=(provider.client_id, provider.client_secret),
-            )
-        if answer.status_code != 200:
-            raise ProviderUnavailableError(f"the revocation endpoint answered {answer.status_code}")
-
-
-class Script:
-    """A refresh callable without a provider: it returns or raises what it is given, in turn, the last one for ever."""
-
-    def __init__(self, *answers: Mapping[str, Any] | BaseException) -> None:
-        self._answers = list(answers or (NEW,))
-        self.calls = 0
-        self.called = asyncio.Event()
-        self.answer = asyncio.Event()
-        self.answer.set()
-
-    def hold(self) -> None:
-        """Keep back what it would say, until ``answer`` is set."""
-        self.answer.clear()
-
-    async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
-        self.calls += 1
-        said = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        self.called.set()
-        await self.answer.wait()
-        if isinstance(said, BaseException):
-            raise said
-        return said
-
-
-# -- a meddler between the engine and a backend ------------------------------------------------------
-
-
-class Meddler:
-    """A backend, of the protocol's least kind: without row locks and without watching. Counts calls, lets tests in.
-
-    ``before`` and ``after`` hold an action for a method; what an action raises is what the engine gets.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.calls: Counter[str] = Counter()
-        self.before: dict[str, Action] = {}
-        self.after: dict[str, Action] = {}
-
-    async def _pass(self, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        self.calls[name] += 1
-        if action := self.before.get(name):
-            await action()
-        answer = await call()
-        if action := self.after.get(name):
-            await action()
-        return answer
-
-    async def setup(self) -> None:
-        await self.backend.setup()
-
-    async def aclose(self) -> None:
-        await self.backend.aclose()
-
-    async def get(self, keys: Sequence[TokenKey]) -> list[SealedRecord | None]:
-        return cast(list[SealedRecord | None], await self._pass("get", lambda: self.backend.get(keys)))
-
-    async def put(self, entries: Mapping[TokenKey, SealedTokens]) -> None:
-        await self._pass("put", lambda: self.backend.put(entries))
-
-    async def delete(self, key: TokenKey) -> bool:
-        return bool(await self._pass("delete", lambda: self.backend.delete(key)))
-
-    async def scan(
-        self,
-        *,
-        provider: str | None = None,
-        user_id: str | None = None,
-        after: TokenKey | None = None,
-        limit: int,
-    ) -> list[ScannedRow]:
-        return await self.backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
-
-    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
-        claim = self.backend.claim_lease
-        return bool(
-            await self._pass("claim_lease", lambda: claim(key, generation=generation, holder=holder, duration=duration))
-        )
-
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        complete = self.backend.complete_lease
-        return bool(
-            await self._pass("complete_lease", lambda: complete(key, tokens, generation=generation, holder=holder))
-        )
-
-    async def release_lease(
-        self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
-    ) -> bool:
-        release = self.backend.release_lease
-        return bool(
-            await self._pass(
-                "release_lease", lambda: release(key, generation=generation, holder=holder, failure=failure)
-            )
-        )
-
-    async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        return await self.backend.rewrap(key, tokens, generation=generation)
-
-
-class Stop:
-    """An action: whoever comes first stops here until told to go on; later ones pass."""
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.go_on = asyncio.Event()
-
-    async def __call__(self) -> None:
-        if not self.reached.is_set():
-            self.reached.set()
-            await self.go_on.wait()
-
-
-def failing(times: float = float("inf"), error: Exception | None = None) -> Action:
-    """An action that raises so many times: that the database is gone, if nothing else is said."""
-    left = times
-
-    async def fail() -> None:
-        nonlocal left
-        if left > 0:
-            left -= 1
-            raise error or BackendUnavailableError("the database is gone")
-
-    return fail
-
 
 # -- the place -----------------------------------------------------------------------------------------
 
@@ -394,10 +193,8 @@ def on_rows(*names: str) -> Callable[[Test], Callable[..., None]]:
 
 on_every_row = _on(every_row)
 """Run a coroutine function, which gets a `World`, on every row."""
-
 on_memory = on_rows("memory")
 """Run it on memory alone: what it tests is the engine's own affair."""
-
 
 # -- looking into the engine ---------------------------------------------------------------------------
 
@@ -418,16 +215,3 @@ async def settled(store: AuthTokenStore) -> None:
     """Wait until nothing is under way."""
     while tasks := list(store._engine._tasks):
         await asyncio.wait(tasks)
-
-
-def told(error: BaseException) -> str:
-    """Everything that an error says to whoever looks closely: also what it hides from tracebacks."""
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is not None and all(one is not other for other in found):
-            found.append(one)
-            waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
-    parts = [[*traceback.format_exception(one), repr(one), repr(one.args), repr(vars(one))] for one in found]
-    return "\n".join(text for part in parts for text in part)

@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, Self, TypeVar
-from zlib import crc32
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky
 
 from support.stepping import stepped
+from support.written_values import sealed, tokens, version
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend, SupportsRowLocks
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord, to_epoch_us
+from tokenstore.records import Failure, SealedRecord, TokenKey
 from tokenstore.sealing import open_record
 from tokenstore.store import AuthTokenStore
-from tokenstore.testing.history import Mixture, NotLinearizable, Operation, Version, check_history
+from tokenstore.testing.history import Operation, Version
 
 T = TypeVar("T")
 Action = Literal["store", "load", "update", "delete", "reseal", "claim", "complete", "release"]
-
 STORES = 3
 BRIEF, LASTING = 0.000_001, 3600.0  # leases that may have, and cannot have, expired before the program's end
 _PAUSES = (0, 1, 3, 10, 40)
-_EPOCH = datetime(2100, 1, 1, tzinfo=UTC)
 # Each store seals with another of two keys, so that there is always something for another one to reseal.
 _KEYS = {"north": b"n" * 32, "south": b"s" * 32}
 
@@ -88,8 +82,6 @@ class Step:
 
 Program = tuple[tuple[Step, ...], ...]
 """The steps of each task."""
-
-
 # What a program's tasks are busy with. One theme gets deeper than a mixture of everything.
 _THEMES: tuple[tuple[Action, ...], ...] = (
     ("store", "load", "update", "update", "delete"),
@@ -335,46 +327,6 @@ class _Actor:
         return TokenKey("provider", f"{self.stage.user_id}{index}")
 
 
-def tokens(value: str) -> dict[str, Any]:
-    """The arguments of one write: its id in each."""
-    return {
-        "access_token": f"access {value}",
-        "refresh_token": f"refresh {value}",
-        "access_token_expires_at": stamp(value),
-        "refresh_token_expires_at": stamp(value) + timedelta(days=1),
-        "extra": {"write": value},
-    }
-
-
-def sealed(keyring: Keyring, key: TokenKey, value: str) -> SealedTokens:
-    """The same write, as a backend gets it."""
-    return SealedTokens(
-        access_token=keyring.seal(key, "access_token", f"access {value}"),
-        refresh_token=keyring.seal(key, "refresh_token", f"refresh {value}"),
-        extra=keyring.seal(key, "extra", json.dumps({"write": value})),
-        access_token_expires_at=to_epoch_us("", stamp(value)),
-        refresh_token_expires_at=to_epoch_us("", stamp(value) + timedelta(days=1)),
-        key_id=keyring.primary,
-    )
-
-
-def version(record: TokenRecord | None) -> Version | None:
-    """Which write a record came from, or the mixture that it is."""
-    if record is None:
-        return None
-    value = record["access_token"].removeprefix("access ")
-    parts = (value, record["refresh_token"].removeprefix("refresh "), record["extra"].get("write"))
-    expiries = (record["access_token_expires_at"], record["refresh_token_expires_at"])
-    if set(parts) != {value} or expiries != (stamp(value), stamp(value) + timedelta(days=1)):
-        return Version(Mixture((*parts, *map(str, expiries))), record["generation"])
-    return Version(value, record["generation"])
-
-
-def stamp(value: str) -> datetime:
-    """A time that stands for a write."""
-    return _EPOCH + timedelta(seconds=crc32(value.encode()))
-
-
 async def _pause(points: int) -> None:
     for _ in range(points):
         await asyncio.sleep(0)
@@ -391,119 +343,3 @@ async def _cancelled_at(point: int | None, work: Coroutine[Any, Any, T]) -> T:
             task.cancel()
 
     return await stepped(work, step)
-
-
-class Lab:
-    """Stores over some backends of one database, and a loop to run programs on them; a context manager.
-
-    Args:
-        backends: Objects over the same data; there are three stores, which take them in turn.
-    """
-
-    def __init__(self, backends: Sequence[Backend]) -> None:
-        self._stores = stores_over(backends)
-        self._runner = asyncio.Runner()
-        self._numbers = itertools.count()
-
-    def __enter__(self) -> Self:
-        self._runner.run(self._stores[0].tokens.setup())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        async def close() -> None:
-            for store in self._stores:
-                await store.tokens.aclose()
-
-        with self._runner:
-            self._runner.run(close())
-
-    def run(self, program: Program) -> None:
-        """Run a program on fresh rows and check what happened.
-
-        Raises:
-            NotLinearizable: A race showed.
-            Unexpected: A step raised what it should not.
-        """
-        self._runner.run(self._run(program))
-
-    async def _run(self, program: Program) -> None:
-        stage = Stage(self._stores, f"u{next(self._numbers)}.", itertools.count().__next__)
-        await stage.play(BEFORE, "first")
-        await stage.play(program)
-        await stage.play(AFTER, "last")
-        check_history(stage.history)
-
-
-class Finding(NamedTuple):
-    """What a search found: how the smallest program failed, and after how many programs the first one did."""
-
-    violation: NotLinearizable | Unexpected
-    program: Program
-    examples: int
-
-
-class _Enough(BaseException):
-    """Ends a search; not an `Exception`, so that Hypothesis lets it pass."""
-
-
-def search(
-    run: Callable[[Program], None],
-    strategy: st.SearchStrategy[Program],
-    *,
-    examples: int,
-    shrinks: int = 0,
-    kinds: Container[str] | None = None,
-) -> Finding | None:
-    """Run generated programs until one fails, and then smaller ones.
-
-    Hypothesis takes a failure that does not come again for a mistake in the test. Races are like that, so the smallest
-    failure is kept here.
-
-    Args:
-        run: Runs and checks one program.
-        strategy: Where programs come from.
-        examples: How many programs to try.
-        shrinks: How many more to try once one has failed; 0: none, and the same programs every time.
-        kinds: Which violations to look for; others are passed over. None: all.
-    """
-    found: Finding | None = None
-    tried = 0
-
-    @settings(
-        max_examples=examples,
-        derandomize=not shrinks,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink],
-        verbosity=Verbosity.quiet,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-    )
-    @given(strategy)
-    def attempt(program: Program) -> None:
-        nonlocal found, tried
-        tried += 1
-        if found is not None and tried > found.examples + shrinks:
-            raise _Enough
-        try:
-            run(program)
-        except (NotLinearizable, Unexpected) as violation:
-            if kinds is not None and violation.kind not in kinds:
-                return
-            first = tried if found is None else found.examples
-            if found is None or _size(program) <= _size(found.program):
-                found = Finding(violation, program, first)
-            if not shrinks:
-                raise _Enough from None
-            raise
-
-    try:
-        attempt()
-    except (NotLinearizable, Unexpected, Flaky, _Enough):
-        assert found is not None
-        steps = "\n".join(f"{chr(ord('a') + index)}: {steps}" for index, steps in enumerate(found.program))
-        found.violation.add_note(f"program {found.examples} was the first to fail, and this is the smallest:\n{steps}")
-    return found
-
-
-def _size(program: Program) -> tuple[int, int]:
-    return sum(map(len, program)), len(repr(program))
