@@ -112,7 +112,7 @@ def nothing_is_sent_twice(scenario: Scenario, before: State, move: Move, after: 
     """Without a crash, a lost response, a frozen holder and a login the provider refuses no refresh token.
 
     Whatever happens to the statements, and however often the provider is away; with one exception, a settling that is
-    carried out under its sender's next lease, which test_model.py shows.
+    carried out under its sender's next lease, which test_transitions.py shows.
     """
     if scenario.kinds & (LOSSES | {FREEZE}) or scenario.logins:
         return True

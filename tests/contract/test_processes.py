@@ -79,7 +79,7 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
 @one_row_a_database
 @pytest.mark.parametrize("name", ["lock that only reads", "read-then-write upsert"])
 def test_the_programs_find_a_seeded_fault_between_processes(name: str, row: Row, tmp_path: Path, team: Team) -> None:
-    """The faults of test_broken.py that are races show between processes, too."""
+    """The faults of test_broken_backends.py that are races show between processes, too."""
     fault = fault_named(name, row.mark)
     assert _search(row.url_for(tmp_path), team, fault, examples=300, kinds=fault.kinds) is not None
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.paths import ROOT
+
 if TYPE_CHECKING:
     from email.message import Message
 
 pytestmark = pytest.mark.packaging
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"tokenstore", "tokenstore_memory", "tokenstore_sql"}
 # Every database package that the core must do without.
 DATABASE_PACKAGES = {"sqlalchemy", "aiosqlite", "sqlite3", "asyncpg", "psycopg", "aiomysql", "asyncmy", "pymysql"}

@@ -47,6 +47,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 import tokenstore_memory
 from support import servers
 from support.matrix import Row, params, shared_rows
+from support.paths import DOCS, ROOT
 from tokenstore import AuthTokenStore, ConfigurationError, Keyring, errors, generate_key, open_store
 from tokenstore import _commands as commands
 from tokenstore.cancellation import FINISH_GRACE
@@ -62,9 +63,7 @@ from tokenstore_sql import sqlite as sqlite_backend
 from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.statements import Statements
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-DOCS = ROOT / "docs"
 BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEMA, SEALING = (
     DOCS / f"{name}.md"
     for name in (

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import tokenstore
+from support.paths import DOCS
 from tokenstore.errors import (
     BackendError,
     ProviderRefusedError,
@@ -40,7 +41,7 @@ from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.telemetry import _BUCKETS, OUTCOMES, Report, Telemetry
 
 LOGGER = "tokenstore.refresh"
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "observability.md"
+PAGE = DOCS / "observability.md"
 KEY = TokenKey("github", "user-123")
 FIELDS = {
     *("tokenstore_event", "tokenstore_provider", "tokenstore_user_id", "tokenstore_code"),

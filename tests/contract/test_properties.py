@@ -15,7 +15,7 @@ from support.matrix import Row, every_row
 from support.program_search import Lab, search
 from tokenstore.registry import backend_for_url
 
-# Enough programs that the seeded faults of test_broken.py show many times over.
+# Enough programs that the seeded faults of test_broken_backends.py show many times over.
 _EXAMPLES = {"memory": 200}
 
 

@@ -1,6 +1,6 @@
 """The README's commands and its Quick start, as a newcomer types them: a new copy, an empty home, no environment.
 
-The commands install the project from the package index, so these tests run once, with those of test_packaging.py.
+The commands install the project from the package index, so these tests run once, with the other tests of this folder.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
+
 pytestmark = pytest.mark.packaging
 
-ROOT = Path(__file__).resolve().parent.parent
 # What a clone of the repository does not have.
 NOT_CLONED = (".git", ".venv", ".tox", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.db*")
 

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
+from support.paths import DOCS
 from tokenstore import (
     ConfigurationError,
     InvalidInputError,
@@ -48,7 +49,7 @@ from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.providers import PROVIDERS, AuthMethod, Provider, Rotation
 from tokenstore.testing.provider import StrictRotatingProvider
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "providers.md"
+PAGE = DOCS / "providers.md"
 ID = "my client:ü"  # needs encoding in every method
 SECRET = "s3cr&t+/=% ~ö"
 REFRESH, ACCESS = "ghr_theUsedOne", "gho_theOldOne"

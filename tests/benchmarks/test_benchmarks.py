@@ -14,8 +14,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from support.matrix import Row, params
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("--quick", "--rounds", "2", "--seconds", "0.01", "--rows", "50", "--most-rows", "1000", "--no-peers")
 
 
