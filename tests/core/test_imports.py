@@ -1,25 +1,16 @@
-"""The shape of the code: what is exported, what imports what, and where differences may stand."""
+"""What imports what, and what is loaded when."""
 
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import tokenstore
-import tokenstore.errors
-import tokenstore_memory
-import tokenstore_sql
+from support.source_files import SOURCES
 
-PACKAGES = (tokenstore, tokenstore_memory, tokenstore_sql)
 DATABASE_PACKAGES = {
     "aiomysql",
     "aiosqlite",
@@ -35,62 +26,6 @@ DATABASE_PACKAGES = {
 }
 EXTRAS = {"authlib", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
 ENGINE = {"tokenstore.attempt", "tokenstore.refresh", "tokenstore.telemetry"}
-
-
-def _sources() -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            parts = path.relative_to(root.parent).with_suffix("").parts
-            yield ".".join(parts).removesuffix(".__init__"), path
-
-
-SOURCES = dict(_sources())
-MODULES = [name for name in SOURCES if not name.endswith("__main__")]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_exports_are_sorted_and_real(name: str) -> None:
-    """Each module with public names lists them, in ruff's order, and has them."""
-    module = importlib.import_module(name)
-    exported = getattr(module, "__all__", None)
-    if exported is None:
-        assert name.rpartition(".")[2].startswith("_"), "a public module has an __all__"
-        return
-    assert len(set(exported)) == len(exported)
-    assert list(exported) == sorted(exported, key=_isort_style)
-    for public in exported:
-        assert hasattr(module, public)
-
-
-def _isort_style(name: str) -> tuple[int, str]:
-    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_public_names_are_documented(name: str) -> None:
-    """Whatever is exported and can have a docstring has one, and so have its public methods."""
-    module = importlib.import_module(name)
-    for public in getattr(module, "__all__", ()):
-        value = getattr(module, public)
-        if inspect.isclass(value) or inspect.isfunction(value):
-            assert inspect.getdoc(value), f"{name}.{public} has no docstring"
-        if inspect.isclass(value) and name.startswith("tokenstore.") and not name.startswith("tokenstore.testing"):
-            for method, function in inspect.getmembers(value, inspect.isfunction):
-                if not method.startswith("_"):
-                    assert inspect.getdoc(function), f"{name}.{public}.{method} has no docstring"
-
-
-def test_every_error_has_its_place_in_the_tree() -> None:
-    """The tree in the module's docstring is the tree of classes, and all of it is exported at the top."""
-    drawn = re.findall(
-        r"(\w+Error)\b", str(tokenstore.errors.__doc__).partition("::")[2].partition("\n\nNo message")[0]
-    )
-    assert set(tokenstore.errors.__all__) <= set(drawn)
-    for name in tokenstore.errors.__all__:
-        error = getattr(tokenstore.errors, name)
-        assert issubclass(error, tokenstore.TokenStoreError)
-        assert getattr(tokenstore, name) is error
 
 
 def _runtime_imports(tree: ast.AST) -> Iterator[str]:
@@ -160,20 +95,3 @@ def test_the_help_of_the_command_line_loads_no_store_in_use() -> None:
     assert "typer" in loaded
     assert not loaded & (DATABASE_PACKAGES | ENGINE | EXTRAS - {"rich", "typer"})
     assert not loaded & {"cryptography", "tokenstore.demo"}
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("tokenstore_sql")])
-def test_no_branch_asks_for_the_dialect(name: str) -> None:
-    """A database's difference is an overridden method, never a comparison with a dialect's name."""
-    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
-        if isinstance(node, ast.Compare):
-            assert "dialect" not in ast.unparse(node).lower()
-
-
-def test_the_packages_say_that_they_are_typed() -> None:
-    """Each carries the marker of PEP 561."""
-
-    def marker(package: ModuleType) -> Path:
-        return Path(str(package.__file__)).parent / "py.typed"
-
-    assert all(marker(package).exists() for package in PACKAGES)

@@ -1,38 +1,27 @@
-"""Choosing a backend by URL: schemes, drivers, options, and what an error may say."""
+"""Which backend a URL, an engine or a session gets, and what an error may say."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from support import servers
-from support.matrix import Row, every_row
 from tokenstore import (
     AuthTokenStore,
     ConfigurationError,
     Keyring,
     MissingDependencyError,
-    TokenStoreError,
     UnknownBackendError,
     UnsupportedOperationError,
     open_store,
 )
-from tokenstore.options import StoreOptions, TableOptions
 from tokenstore.registry import ENTRY_POINT_GROUP, schemes
-from tokenstore_sql.base import POOL_OPTIONS, TABLE_OPTIONS, SQLBackend
-from tokenstore_sql.mysql import MySQLBackend
-from tokenstore_sql.postgres import PostgresBackend
-from tokenstore_sql.sqlite import SQLiteBackend
 
 SECRET = "s3cr3t-in-the-url"
-
 # What each scheme connects with, as SQLAlchemy names it.
 DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -55,14 +44,6 @@ def test_the_table_of_schemes_is_whole() -> None:
     assert schemes() == sorted([*DRIVERS, "memory"])
 
 
-def test_type_checkers_know_every_option() -> None:
-    """The keyword options that are typed are those that the backends read."""
-    backends: list[type[SQLBackend]] = [SQLiteBackend, PostgresBackend, MySQLBackend]
-    of_drivers = {name for backend in backends for name in backend.driver_options}
-    assert get_type_hints(TableOptions).keys() == TABLE_OPTIONS.keys()
-    assert get_type_hints(StoreOptions).keys() == {*TABLE_OPTIONS, *POOL_OPTIONS, *of_drivers}
-
-
 @pytest.mark.parametrize(("scheme", "driver"), DRIVERS.items())
 def test_a_scheme_chooses_its_driver(scheme: str, driver: str, keyring: Keyring) -> None:
     """The scheme names the driver, or a plain one asyncpg, aiomysql or aiosqlite; nothing is connected yet."""
@@ -70,62 +51,6 @@ def test_a_scheme_chooses_its_driver(scheme: str, driver: str, keyring: Keyring)
     store = open_store(f"{scheme}://{place}", keyring=keyring)
     assert f" at {driver}://" in repr(store)
     assert SECRET not in repr(store)
-
-
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
-@pytest.mark.postgres
-def test_every_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
-    """Each scheme reaches the server, with options in the URL's query."""
-    asyncio.run(_round_trip(_with_scheme(scheme, servers.postgres().url()), keyring))
-
-
-@pytest.mark.parametrize(
-    "scheme", ["mysql", "mysql+aiomysql", "mysql+asyncmy", "mariadb", "mariadb+aiomysql", "mariadb+asyncmy"]
-)
-@pytest.mark.mysql
-def test_every_mysql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
-    """Each scheme reaches the server, with options in the URL's query."""
-    asyncio.run(_round_trip(_with_scheme(scheme, servers.mariadb().url()), keyring))
-
-
-def _with_scheme(scheme: str, url: str) -> str:
-    table = "t_" + scheme.replace("+", "_")
-    return f"{scheme}://{url.partition('://')[2]}?table={table}&pool_size=2&lock_timeout=2.5&connect_timeout=5"
-
-
-async def _round_trip(url: str, keyring: Keyring) -> None:
-    async with open_store(url, keyring=keyring) as store:
-        await store.setup()
-        await store.store_tokens("github", "u1", "gho_1", None, datetime.now(UTC) + timedelta(hours=1))
-        record = await store.load_tokens("github", "u1")
-        assert record is not None
-        assert record["access_token"] == "gho_1"
-
-
-@every_row
-def test_options_by_keyword_or_in_the_url(row: Row, url: str, keyring: Keyring) -> None:
-    """An option means the same in both places; given in both, unknown or unacceptable, it is an error."""
-    bare = url.partition("?")[0]
-    open_store(bare, keyring=keyring, lock_timeout=3)
-    open_store(f"{bare}?lock_timeout=3", keyring=keyring)
-    refused: list[tuple[str, dict[str, Any], str]] = [
-        (f"{bare}?lock_timeout=3", {"lock_timeout": 3}, "both in the URL and by keyword"),
-        (f"{bare}?lock_tiemout=3", {}, r"unknown: lock_tiemout; the options of .* are .*lock_timeout"),
-        (bare, {"colour": "red"}, "unknown: colour"),
-        (bare, {"lock_timeout": 0}, "lock_timeout must be more than zero"),
-        (bare, {"lock_timeout": float("nan")}, "lock_timeout must be more than zero"),
-        (f"{bare}?lock_timeout=soon", {}, "lock_timeout must be a number of seconds"),
-    ]
-    if row.name != "memory":
-        refused += [
-            (f"{bare}?table=a;drop", {}, "table must be an identifier"),
-            (bare, {"table": "x" * 49}, "table must be an identifier"),
-            (f"{bare}?pool_size=0", {}, "pool_size must be a whole number"),
-            (bare, {"pool_size": True}, "pool_size must be a whole number"),
-        ]
-    for target, options, message in refused:
-        with pytest.raises(ConfigurationError, match=message):
-            open_store(target, keyring=keyring, **options)
 
 
 @pytest.mark.parametrize("url", ["", "tokens.db", "sqlite:tokens.db", ":memory:", f"user:{SECRET}@host", "://x"])
@@ -141,13 +66,6 @@ def test_an_unknown_scheme_lists_the_known_ones(keyring: Keyring) -> None:
     with pytest.raises(UnknownBackendError, match=r"no backend for redis://; known schemes: mariadb.*sqlite") as caught:
         open_store(f"redis://user:{SECRET}@host/0", keyring=keyring)
     assert SECRET not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite://"])
-def test_sqlite_in_memory_is_refused_with_the_reason(url: str, keyring: Keyring) -> None:
-    """One connection for all tasks cannot keep their transactions apart; the error says what to use instead."""
-    with pytest.raises(ConfigurationError, match=r"memory"):
-        open_store(url, keyring=keyring)
 
 
 @pytest.mark.parametrize(
@@ -224,29 +142,6 @@ def test_keys_are_needed_before_anything_is_opened(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="TOKENSTORE_KEYS is not set; `tokenstore keygen`"):
         open_store(f"sqlite:///{tmp_path / 'x.db'}")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sqlite_urls_that_cannot_be_a_file(keyring: Keyring) -> None:
-    """A host, a schema or SQLite's own URI options are refused."""
-    for url, error in (("sqlite://tokens.db", ConfigurationError), ("sqlite:///x.db?mode=ro", ConfigurationError)):
-        with pytest.raises(error):
-            open_store(url, keyring=keyring)
-    with pytest.raises(ConfigurationError, match="no schemas"):
-        open_store("sqlite:///x.db", schema="main", keyring=keyring)
-
-
-@pytest.mark.sqlite
-def test_an_unreachable_file_is_a_clear_error(tmp_path: Path, keyring: Keyring) -> None:
-    """A folder that is missing, or a file that is no database, is one of our errors."""
-    (tmp_path / "text.db").write_text("no database " * 100)
-
-    async def main() -> None:
-        for path in (tmp_path / "missing" / "x.db", tmp_path / "text.db", tmp_path):
-            async with open_store(f"sqlite:///{path}", keyring=keyring) as store:
-                with pytest.raises(TokenStoreError):
-                    await store.setup()
-
-    asyncio.run(main())
 
 
 def test_unsupported_databases_are_named(keyring: Keyring) -> None:

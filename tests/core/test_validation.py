@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from support.matrix import Row, every_row
 from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreError, open_store
-from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, from_epoch_us, to_epoch_us
+from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
 
 SECRET = "s3cr3t"
 """Stands in every token, and in nothing that a message may show."""
@@ -43,7 +43,6 @@ KEY_TEXT = st.one_of(
     st.text(min_size=1, max_size=3),
 )
 KEY_PART = st.one_of(KEY_TEXT, KEY_TEXT, KEY_TEXT, LONG_TEXT, BAD_TEXT, NOT_TEXT)
-
 TOKEN_TEXT = st.builds(lambda text: SECRET + text, st.text(max_size=5) | LONG_TEXT)
 TOKEN = st.one_of(
     TOKEN_TEXT,
@@ -51,7 +50,6 @@ TOKEN = st.one_of(
     st.sampled_from([SECRET + "\ud800", SECRET + "\0", "", SECRET.encode(), [SECRET], {"a": SECRET}, None, 0, True]),
     st.sampled_from([SECRET + "x" * (MAX_TOKEN_BYTES - len(SECRET) + more) for more in (0, 1)]),
 )
-
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 TIME = st.one_of(
     st.none(),
@@ -90,7 +88,6 @@ EXTRA = st.one_of(
         {"big": SECRET * (MAX_TOKEN_BYTES // len(SECRET))}, {"lone": "\ud800"}, {None: SECRET},
     ]),
 )  # fmt: skip
-
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -261,28 +258,3 @@ def test_the_largest_input_is_stored(row: Row, url: str, keyring: Keyring) -> No
             assert (record["access_token"], type(record["access_token"]), record["provider"]) == ("red", str, "red")
 
     asyncio.run(main())
-
-
-@every_row
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "soon", "", None, True, [], 1e10])
-def test_an_unacceptable_option_is_refused_before_anything_is_opened(
-    row: Row, url: str, value: Any, keyring: Keyring
-) -> None:
-    with pytest.raises(TokenStoreError) as caught:
-        open_store(url, keyring=keyring, lock_timeout=value)
-    assert str(caught.value).startswith("lock_timeout must be ")
-
-
-@given(st.datetimes())
-@example(datetime.min)
-@example(datetime.max)
-@example(datetime(1969, 12, 31, 23, 59, 59, 999999))
-def test_a_time_is_exact_to_the_microsecond(moment: datetime) -> None:
-    """From the year 1 to 9999, there and back, it is what whole days, seconds and microseconds add up to."""
-    since = moment - datetime(1970, 1, 1)
-    microseconds = (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
-    assert to_epoch_us("it", moment) == microseconds
-    found = from_epoch_us(microseconds)
-    assert found == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-    assert found == moment.replace(tzinfo=UTC)
-    assert found.tzinfo is UTC

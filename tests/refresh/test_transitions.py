@@ -1,6 +1,7 @@
 """The refresh protocol, searched in every interleaving; and the same search on broken protocols, whose faults it finds.
 
-``pytest tests/refresh/test_transitions.py -s`` shows how many states there were, and the shortest trace to each seeded fault.
+``pytest tests/refresh/test_transitions.py -s`` shows how many states there were, and the shortest trace to each seeded
+fault.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Backends with a fault: each is a real one with one method overridden, as somebody in a hurry would have written it.
 
-They are here so that contract/test_broken_backends.py can show that the property tests find such faults. ``_network`` is where a slower
-network would let others in.
+contract/test_broken_backends.py shows that the property tests find each of them. ``_network`` is where a slower network
+would let others in.
 """
 
 from __future__ import annotations
