@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -31,6 +31,16 @@ _OPEN = {
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL""",
     "mysql": """SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p
         ON p.id = t.trx_mysql_thread_id WHERE p.db = database()""",
+}
+
+_SETTINGS = {
+    "postgres": ["SHOW lock_timeout", "SHOW transaction_isolation", "SHOW statement_timeout"],
+    "mysql": [
+        "SELECT @@innodb_lock_wait_timeout",
+        "SHOW VARIABLES WHERE variable_name RLIKE '^(tx|transaction)_isolation$'",
+        "SELECT @@autocommit",
+    ],
+    "sqlite": ["PRAGMA busy_timeout"],
 }
 
 
@@ -141,3 +151,36 @@ async def connection_of(store: AuthTokenStore) -> AsyncIterator[Connection]:
         yield connection
     finally:
         await source.release(connection)
+
+
+async def connection_settings(engine: AsyncEngine, row: Row, connections: int) -> list[list[list[tuple[object, ...]]]]:
+    """Each connection's settings, several at a time so that all of a pool are seen."""
+    async with AsyncExitStack() as stack:
+        queries, found = _SETTINGS[row.mark], []
+        for _ in range(connections):
+            connection = await stack.enter_async_context(engine.connect())
+            found.append([[tuple(row) for row in await connection.exec_driver_sql(query)] for query in queries])
+        return found
+
+
+# ---- Errors
+
+
+def password_of(place: Place) -> str:
+    return make_url(place.engine_url).password or "no password here"
+
+
+def is_whole(store: AuthTokenStore) -> bool:
+    """Whether every connection of a store has been given back."""
+    return source_of(store).in_use == 0
+
+
+def on_connect(engine: AsyncEngine, *statements: str) -> None:
+    """Run these statements on each new connection of an engine."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(dbapi_connection: Any, _record: object) -> None:
+        cursor = dbapi_connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        cursor.close()

@@ -16,3 +16,10 @@ def told(error: BaseException) -> str:
             waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
     parts = [[*traceback.format_exception(one), repr(one), repr(one.args), repr(vars(one))] for one in found]
     return "\n".join(text for part in parts for text in part)
+
+
+def assert_silent(error: BaseException, *secrets: str) -> None:
+    """Neither the error nor anything chained to it, shown or not, holds a secret."""
+    text = told(error)
+    for secret in secrets:
+        assert secret not in text

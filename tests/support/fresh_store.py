@@ -7,11 +7,7 @@ import functools
 from collections.abc import Awaitable, Callable
 
 from support.matrix import Row, every_row
-from tokenstore import (
-    AuthTokenStore,
-    Keyring,
-    open_store,
-)
+from tokenstore import AuthTokenStore, Keyring, open_store
 
 Body = Callable[[AuthTokenStore], Awaitable[None]]
 

@@ -15,8 +15,6 @@ import pytest
 
 from support import servers
 
-__all__ = ["ROWS", "Row", "every_row", "params", "row_named", "shared_rows"]
-
 
 def _always() -> str:
     return ""
@@ -89,3 +87,23 @@ every_row = pytest.mark.parametrize("row", params())
 
 shared_rows = pytest.mark.parametrize("row", params(shared=True))
 """The same, on backends whose data several processes can open."""
+
+server_rows = pytest.mark.parametrize(
+    "row", params(names=[row.name for row in ROWS if row.mark in ("postgres", "mysql")])
+)
+"""The same, on every driver of every server."""
+
+each_database = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
+"""The same, on one row of each database."""
+
+each_server = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "mariadb+asyncmy"]))
+"""The same, on one row of each server."""
+
+sqlite_row = pytest.mark.parametrize("row", params(names=["sqlite"]))
+"""The same, on SQLite."""
+
+postgres_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "postgres"]))
+"""The same, on every driver of PostgreSQL."""
+
+mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
+"""The same, on every driver of MySQL and MariaDB."""

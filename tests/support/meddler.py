@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from tokenstore import (
-    BackendUnavailableError,
-)
+from tokenstore import BackendUnavailableError
 from tokenstore.protocol import Backend
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 

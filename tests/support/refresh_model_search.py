@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from support.refresh_model import CRASH, NOW, OUTAGE, URGENT, Crashed, Model, Protocol, Scenario, State, Successor
 from support.refresh_model_invariants import INVARIANTS
-from tokenstore.transitions import (
-    End,
-    Row,
-)
+from tokenstore.transitions import End, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +164,10 @@ def crash_points(*, strict: bool) -> dict[str, set[tuple[str, bool]]]:
                     outcome = (other.step.outcome.name, state.row.tokens == state.live)
                     points.setdefault(crashed.step.point, set()).add(outcome)
     return points
+
+
+def told(name: str, result: Result) -> Result:
+    sys.stdout.write(f"\n{name}: {result.states} states, {result.moves} moves\n")
+    if result.violation is not None:
+        sys.stdout.write(f"{result.violation}\n")
+    return result

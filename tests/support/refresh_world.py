@@ -19,13 +19,8 @@ import pytest
 from support.matrix import Row, every_row, params
 from support.meddler import Meddler
 from support.polling import until
-from support.refreshers import OLD, Refresher
-from tokenstore import (
-    AuthTokenStore,
-    Keyring,
-    TokenRecord,
-    open_store,
-)
+from support.refreshers import OLD, Refresher, pair
+from tokenstore import AuthTokenStore, Keyring, TokenRecord, open_store
 from tokenstore.protocol import Backend
 from tokenstore.records import SealedRecord, TokenKey
 from tokenstore.registry import backend_for_url
@@ -215,3 +210,17 @@ async def settled(store: AuthTokenStore) -> None:
     """Wait until nothing is under way."""
     while tasks := list(store._engine._tasks):
         await asyncio.wait(tasks)
+
+
+async def assert_idle(world: World, tokens: tuple[str, str], code: str | None = None) -> None:
+    """The row has these tokens, no lease, and this failure."""
+    row = await world.sealed()
+    assert row is not None
+    assert row.lease_holder is None
+    assert (row.failure.code if row.failure else None) == code
+    assert pair(await world.stored()) == tokens
+
+
+async def assert_untouched(world: World, code: str | None) -> None:
+    """The row has its old tokens, no lease, and this failure."""
+    await assert_idle(world, OLD, code)

@@ -8,12 +8,7 @@ from typing import Any
 
 import httpx
 
-from tokenstore import (
-    ProviderRefusedError,
-    ProviderUnavailableError,
-    ReauthorizationRequiredError,
-    TokenRecord,
-)
+from tokenstore import ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError, TokenRecord
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
 
 OLD = ("old-access-secret", "old-refresh-secret")
@@ -25,6 +20,14 @@ NEW: Mapping[str, Any] = {
     "scope": "read write",
 }
 """A token response."""
+
+
+def pair(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The access token and the refresh token of a record or a token response."""
+    return record["access_token"], record["refresh_token"]
+
+
+NEW_PAIR = pair(NEW)
 
 
 class Refresher:
@@ -85,3 +88,24 @@ class Script:
         if isinstance(said, BaseException):
             raise said
         return said
+
+
+class Revoker(Script):
+    """A refresher whose revocation can be held back as well."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.revoking = asyncio.Event()
+        self.revoked: list[tuple[object, object]] = []
+
+    async def revoke(self, record: TokenRecord) -> None:
+        self.revoking.set()
+        await self.answer.wait()
+        if self.error is not None:
+            raise self.error
+        self.revoked.append(pair(record))
+
+
+class Gone(Exception):
+    pass
