@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
-import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
 
-import pytest
 from sqlalchemy import make_url
 
 from support import servers
@@ -62,25 +59,3 @@ def test_no_token_lies_in_a_dump(row: Row, url: str, keyring: Keyring) -> None:
         for spelling in _spellings(secret):
             assert spelling not in dump
     assert bytes(range(32)) not in dump
-
-
-@pytest.mark.sqlite
-def test_a_new_sqlite_file_is_private(tmp_path: Path, keyring: Keyring) -> None:
-    """The file and its -wal and -shm are 0600 under the most permissive umask; an existing file keeps its mode."""
-    old = os.umask(0)
-    try:
-        modes = asyncio.run(_modes(tmp_path / "new.db", keyring))
-        (tmp_path / "shared.db").touch(0o640)
-        kept = asyncio.run(_modes(tmp_path / "shared.db", keyring))
-    finally:
-        os.umask(old)
-    assert modes == {"new.db": 0o600, "new.db-shm": 0o600, "new.db-wal": 0o600}
-    assert set(kept.values()) == {0o640}
-
-
-async def _modes(path: Path, keyring: Keyring) -> dict[str, int]:
-    async with open_store(f"sqlite:///{path}", keyring=keyring) as store:
-        await store.setup()
-        await store.store_tokens("github", "u", ACCESS, None, None)
-        # By listing alone: opening and closing the file by hand would drop SQLite's locks in this process.
-        return {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob(f"{path.name}*")}

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from support.connection_faults import faulty
 from support.database import Place
-from support.matrix import ROWS, Row, params
-from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
-
-server_rows = pytest.mark.parametrize(
-    "row", params(names=[row.name for row in ROWS if row.mark in ("postgres", "mysql")])
-)
-
-
-async def _store(store: AuthTokenStore, token: str, user_id: str = "u1") -> None:
-    await store.store_tokens("github", user_id, token, None, datetime.now(UTC) + timedelta(hours=1))
-
-
-async def _token(store: AuthTokenStore) -> object:
-    record = await store.load_tokens("github", "u1")
-    return record and record["access_token"]
+from support.matrix import Row, server_rows
+from support.tagged_tokens import load_tag, store_tag
+from tokenstore import BackendUnavailableError, Keyring, open_store
 
 
 @server_rows
@@ -34,19 +21,19 @@ def test_a_store_whose_connection_is_cut_does_not_overtake_a_later_one(row: Row,
         place = Place(row, url)
         async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
             await direct.setup()
-            await _store(direct, "old")
+            await store_tag(direct, "old")
             async with open_store(faults.url, keyring=keyring) as store:
-                await _store(store, "warm", "u2")  # connects
+                await store_tag(store, "warm", "u2")  # connects
                 async with place.held():
-                    cut = asyncio.create_task(_store(store, "cut"))
+                    cut = asyncio.create_task(store_tag(store, "cut"))
                     await place.until_waiting()
                     faults.cut_all()
                     with pytest.raises(BackendUnavailableError):
                         await cut
                     assert place.waiting() == 0
                 await place.until_idle()
-                assert await _token(direct) == "old"
-                await _store(store, "new")
-                assert await _token(direct) == "new"
+                assert await load_tag(direct) == "old"
+                await store_tag(store, "new")
+                assert await load_tag(direct) == "new"
 
     asyncio.run(main())

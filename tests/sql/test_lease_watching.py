@@ -1,75 +1,22 @@
-"""How waiters learn of the end of somebody else's lease: soon, and at little cost to the database."""
+"""How waiters learn of the end of somebody else's lease: soon, and at little cost to the server."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
-from sqlalchemy import Executable, make_url
+from sqlalchemy import make_url
 
-import tokenstore_sql.sqlite
-from support.database import Place, app_engine
-from support.matrix import Row, params
+from support.database import Place
+from support.matrix import Row, server_rows
+from support.sent_statements import sent_statements
+from support.watched_backend import KEY, opened_backend, watched_for
 from tokenstore.errors import BackendError
-from tokenstore.protocol import SupportsWatching
-from tokenstore.records import TokenKey
-from tokenstore.registry import backend_for_url
-from tokenstore.testing.conformance import sealed
 from tokenstore_sql import pace
-from tokenstore_sql.base import SQLBackend
-from tokenstore_sql.connection import DriverConnection, Result
 from tokenstore_sql.pace import Clients, Pace, interval_for
 
-KEY = TokenKey("github", "u1")
-sqlite = pytest.mark.parametrize("row", params(names=["sqlite"]))
 # Long enough for whatever else the machine does; a wait that nothing ends is made longer.
 _IN_TIME, _NEVER = 20.0, 600.0
-server_rows = pytest.mark.parametrize(
-    "row",
-    params(names=["postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mariadb+asyncmy", "mysql9+asyncmy"]),
-)
-
-
-@asynccontextmanager
-async def _opened(url: str, *, setup: bool = True, **options: Any) -> AsyncIterator[SQLBackend]:
-    backend: Any = backend_for_url(url, options)
-    try:
-        if setup:
-            await backend.setup()
-            await backend.put({KEY: sealed()})
-        yield backend
-    finally:
-        await backend.aclose()
-
-
-@contextmanager
-def _statements() -> Iterator[list[str]]:
-    """What stores send over connections of their own."""
-    sent: list[str] = []
-    really = DriverConnection.run
-
-    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> Result:
-        sent.append(str(statement))
-        return await really(connection, statement, *parameters)
-
-    with mock.patch.object(DriverConnection, "run", noted):
-        yield sent
-
-
-async def _took(backend: SupportsWatching) -> float:
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    await backend.watch(KEY)
-    return loop.time() - started
-
-
-# ---- On servers: the pace
 
 
 def test_the_interval_follows_the_process_s_share_of_the_connections() -> None:
@@ -163,7 +110,7 @@ def test_a_server_counts_the_connections(row: Row, url: str) -> None:
     """Those of this process, and those of another one."""
 
     async def main() -> None:
-        async with _opened(url) as backend, _opened(url, setup=False) as other:
+        async with opened_backend(url) as backend, opened_backend(url, setup=False) as other:
             await asyncio.gather(*(backend.get([KEY]) for _ in range(3)))
             await asyncio.gather(*(other.get([KEY]) for _ in range(4)))
             found = await backend._count_clients()
@@ -193,7 +140,7 @@ def test_a_user_without_privileges_counts_as_well(row: Row, url: str) -> None:
     parsed = make_url(url).set(username=user, password="secret")
 
     async def main() -> None:
-        async with _opened(parsed.render_as_string(hide_password=False), setup=False) as backend:
+        async with opened_backend(parsed.render_as_string(hide_password=False), setup=False) as backend:
             await asyncio.gather(*(backend._count_clients() for _ in range(3)))
             found = await backend._count_clients()
             assert found.all >= found.own >= 1
@@ -206,11 +153,11 @@ def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None
     """And one statement in many calls: the count."""
 
     async def main() -> None:
-        async with _opened(url, pool_size=1) as backend:
-            with _statements() as sent:
+        async with opened_backend(url, pool_size=1) as backend:
+            with sent_statements() as sent:
                 await backend.watch(KEY)
             assert len(sent) <= 3, "MySQL 9 may need two, and the first connection one"
-            with _statements() as sent:
+            with sent_statements() as sent:
                 watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
                 await asyncio.sleep(0.02)
                 assert backend._source.in_use == 0
@@ -226,89 +173,7 @@ def test_watching_a_server_that_is_gone() -> None:
     """The wait goes on; it is the read that says so."""
 
     async def main() -> None:
-        async with _opened("postgresql://nobody:x@127.0.0.1:1/none", setup=False) as backend:
-            await asyncio.wait_for(_took(backend), _IN_TIME)
-
-    asyncio.run(main())
-
-
-# ---- SQLite: the files
-
-
-@sqlite
-def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another connection's commit ends the wait, without a statement of the waiter's."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
-
-    async def main() -> None:
-        async with _opened(url) as backend, _opened(url) as other:
-            await backend.get([KEY])
-            for _ in range(5):
-                await asyncio.sleep(0.15)  # so that nothing is fresh
-                with _statements() as sent:
-                    watching = asyncio.create_task(_took(backend))
-                    await asyncio.sleep(0.03)
-                    assert not watching.done()
-                assert sent == []
-                await other.put({KEY: sealed("b")})
-                with _statements() as sent:
-                    await asyncio.wait_for(watching, _IN_TIME)
-                assert sent == []
-
-    asyncio.run(main())
-
-
-@sqlite
-def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
-    """After a quarter of a second: of two commits in one tick of the clock one may not show."""
-
-    async def main() -> None:
-        async with _opened(url) as backend:
-            await asyncio.sleep(0.15)
-            assert await asyncio.wait_for(_took(backend), _IN_TIME) > 0.19
-
-    asyncio.run(main())
-
-
-@sqlite
-def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written just before the first look at the files may not have been there to read."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_FRESH", _IN_TIME)
-
-    async def main() -> None:
-        async with _opened(url) as backend, _opened(url) as other:
-            await other.put({KEY: sealed("b")})
-            await asyncio.wait_for(_took(backend), _IN_TIME)
-
-    asyncio.run(main())
-
-
-@sqlite
-def test_sqlite_watches_a_file_in_another_journal_mode(
-    row: Row, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An application's engine need not be in WAL mode; and what is no file is waited for blindly."""
-    monkeypatch.setattr(tokenstore_sql.sqlite, "_LONGEST_WATCH", _NEVER)
-
-    async def main() -> None:
-        path = tmp_path / "app.db"
-        place = Place(row, f"sqlite:///{path}")
-        async with app_engine(place) as engine:
-            dialect = backend_for_url(place.url, {}).dialect  # type: ignore[attr-defined]
-            writer = sqlite3.connect(path)
-            writer.execute("CREATE TABLE t (x)")
-            writer.commit()
-            await asyncio.sleep(0.15)
-
-            watching = asyncio.create_task(dialect.watch(engine.url, None))
-            await asyncio.sleep(0.02)
-            writer.execute("INSERT INTO t VALUES (1)")
-            writer.commit()
-            await asyncio.wait_for(watching, _IN_TIME)
-            writer.close()
-            await asyncio.wait_for(
-                dialect.watch(engine.url.set(database="file:app.db?mode=ro&uri=true"), None), _IN_TIME
-            )
+        async with opened_backend("postgresql://nobody:x@127.0.0.1:1/none", setup=False) as backend:
+            await asyncio.wait_for(watched_for(backend), _IN_TIME)
 
     asyncio.run(main())

@@ -8,10 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from support import servers
-from tokenstore import (
-    Keyring,
-    open_store,
-)
+from tokenstore import Keyring, open_store
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"])

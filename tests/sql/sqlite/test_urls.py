@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenstore import (
-    ConfigurationError,
-    Keyring,
-    TokenStoreError,
-    open_store,
-)
+from tokenstore import ConfigurationError, Keyring, TokenStoreError, open_store
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite://"])
