@@ -1,32 +1,23 @@
-"""Event loops that end while a refresh is under way: the grant lives, and no pair is lost.
-
-The provider runs in a thread of its own and revokes a grant whose refresh token comes twice. A pair that the provider
-has issued to nobody therefore shows in its counters at the next refresh.
-"""
+"""Event loops that end while a refresh is under way: the refresh gives up its lease, or comes to its end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
 from unittest import mock
 
 import pytest
-import uvloop
-from asgiref.sync import async_to_sync
-from flask import Flask
 
-from support.matrix import Row, params
+from support.event_loop_end import end_event_loop
 from support.meddler import Stop, failing
 from support.polling import until
-from support.refresh_world import World, on_memory, on_rows, settled
-from support.refreshers import NEW, OLD, Script
-from support.short_jobs import ENDINGS, Client, Jobs, Work, process_running
+from support.refresh_world import World, assert_idle, on_memory, on_rows, settled
+from support.refreshers import NEW, NEW_PAIR, OLD, Revoker, Script, pair
 from support.stepping import stepped
+from support.store_calls import fresh
 from tokenstore import (
-    AuthTokenStore,
     ProviderUnavailableError,
     ReauthorizationRequiredError,
     StoreClosedError,
@@ -35,163 +26,10 @@ from tokenstore import (
 )
 from tokenstore import attempt as attempt_module
 from tokenstore.records import TokenKey
-from tokenstore.testing.provider import StrictRotatingProvider
 
-_LATENCY = 0.1
-_DATABASES = ["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]
 _KEY = TokenKey("github", "u1")
 
-each_database = pytest.mark.parametrize("row", params(names=_DATABASES))
-sqlite = pytest.mark.parametrize("row", params(names=["sqlite"]))
-one_store_or_one_a_job = pytest.mark.parametrize("shared", [True, False], ids=["one store", "a store per job"])
-# A store that is left open leaves its connections open. If the warning of that is an error, uvloop does not close.
-stores_may_be_left_open = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-Runner = Callable[[Work], object]
-
-
-@pytest.fixture
-def provider() -> Iterator[StrictRotatingProvider]:
-    with StrictRotatingProvider(latency=_LATENCY) as provider:
-        yield provider
-
-
-def check(provider: StrictRotatingProvider, received: int, at_least: int) -> None:
-    """Each response has been received, and no refresh token was sent twice."""
-    stats = provider.stats()
-    assert (stats.reuses, stats.revoked_grants) == (0, 0)
-    assert stats.refreshes == received
-    assert received > at_least
-
-
-# -- jobs, views, processes --------------------------------------------------------------------------------
-
-
-@each_database
-@one_store_or_one_a_job
-@stores_may_be_left_open
-def test_jobs_that_end_before_their_refresh(row: Row, url: str, shared: bool, provider: StrictRotatingProvider) -> None:
-    """As with Celery or cron: each job is an `asyncio.run`, which ends while the provider has the request."""
-    received = Jobs(url, Client.of(provider), shared=shared).run(10, provider.new_grant("user"))
-    check(provider, received, 10)
-
-
-@pytest.mark.soak
-@each_database
-@one_store_or_one_a_job
-@stores_may_be_left_open
-def test_two_hundred_jobs_that_end_before_their_refresh(
-    row: Row, url: str, shared: bool, provider: StrictRotatingProvider
-) -> None:
-    """Jobs that take a third of the time that the provider takes."""
-    provider.latency = 0.3
-    jobs = Jobs(url, Client.of(provider), shared=shared, work=lambda: asyncio.sleep(0.1))
-    check(provider, jobs.run(200, provider.new_grant("user")), 100)
-
-
-@each_database
-@pytest.mark.parametrize("ending", ENDINGS)
-@stores_may_be_left_open
-def test_ways_in_which_a_job_can_end(row: Row, url: str, ending: str, provider: StrictRotatingProvider) -> None:
-    jobs = Jobs(url, Client.of(provider), shared=ending != "closing", ending=ending)
-    check(provider, jobs.run(2, provider.new_grant("user")), 2)
-
-
-@each_database
-@stores_may_be_left_open
-def test_jobs_on_uvloop(row: Row, url: str, provider: StrictRotatingProvider) -> None:
-
-    def run(job: Work) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(job())
-
-    check(provider, Jobs(url, Client.of(provider)).run(3, provider.new_grant("user"), run), 3)
-
-
-@each_database
-@one_store_or_one_a_job
-@stores_may_be_left_open
-def test_flask_views_that_end_before_their_refresh(
-    row: Row, url: str, shared: bool, provider: StrictRotatingProvider
-) -> None:
-    app = Flask(__name__)
-    views: list[Work] = []
-
-    @app.get("/")
-    async def view() -> str:
-        await views[-1]()
-        return "done"
-
-    def run(job: Work) -> None:
-        views.append(job)
-        response = app.test_client().get("/")
-        assert (response.status_code, response.text) == (200, "done")
-
-    check(provider, Jobs(url, Client.of(provider), shared=shared).run(5, provider.new_grant("user"), run), 5)
-
-
-@each_database
-@one_store_or_one_a_job
-@stores_may_be_left_open
-def test_calls_by_async_to_sync_that_end_before_their_refresh(
-    row: Row, url: str, shared: bool, provider: StrictRotatingProvider
-) -> None:
-    def run(job: Work) -> None:
-        async_to_sync(job)()
-
-    check(provider, Jobs(url, Client.of(provider), shared=shared).run(5, provider.new_grant("user"), run), 5)
-
-
-@each_database
-@one_store_or_one_a_job
-def test_worker_processes_that_end_after_a_few_jobs(
-    row: Row, url: str, shared: bool, provider: StrictRotatingProvider
-) -> None:
-    """As a prefork server replaces its children."""
-    users = ["user 1", "user 2"]
-    client = Client.of(provider)
-    processes = [process_running(url, client, user, provider.new_grant(user), 3, shared) for user in users]
-    for process in processes:
-        process.join(60)
-        code = process.exitcode
-        process.kill()
-        process.join()
-        process.close()
-        assert code == 0
-    check(provider, provider.stats().refreshes, 6)
-
-
 # -- where the refresh is when the event loop ends ---------------------------------------------------------
-
-
-async def fresh(store: AuthTokenStore, **options: Any) -> TokenRecord | None:
-    return await store.load_fresh_tokens("github", "u1", **options)
-
-
-def pair(record: Any) -> tuple[str, str]:
-    return record["access_token"], record["refresh_token"]
-
-
-async def _end(at_every_turn: bool = False) -> None:
-    """Cancel all tasks but this one, as the end of an event loop does, and wait for them."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    while at_every_turn and any(not task.done() for task in tasks):
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0)
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _assert_idle(world: World, tokens: tuple[str, str], code: str | None = None) -> None:
-    row = await world.sealed()
-    assert row is not None
-    assert row.lease_holder is None
-    assert (row.failure.code if row.failure else None) == code
-    assert pair(await world.stored()) == tokens
 
 
 each_way = pytest.mark.parametrize("at_every_turn", [False, True], ids=["once", "at every turn"])
@@ -211,14 +49,14 @@ async def test_a_claim_is_released_again(world: World, carried_out: bool, at_eve
     await stop.reached.wait()
     joined = asyncio.shield(store._engine._attempts[_KEY].result)
     asyncio.get_running_loop().call_later(0.01, stop.go_on.set)
-    await _end(at_every_turn)
+    await end_event_loop(at_every_turn=at_every_turn)
     assert caller.cancelled()
     assert script.calls == 0
-    await _assert_idle(world, OLD)
+    await assert_idle(world, OLD)
     error = (await joined).error
     assert error is not None
     assert isinstance(error(), StoreClosedError)
-    assert pair(await fresh(store)) == pair(NEW)
+    assert pair(await fresh(store)) == NEW_PAIR
 
 
 @on_memory
@@ -232,7 +70,7 @@ async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
     stop = meddler.before["claim_lease"] = Stop()
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
-    await _end()
+    await end_event_loop()
     assert caller.cancelled()
     assert script.calls == 0
 
@@ -252,9 +90,9 @@ async def test_a_refusal_is_left_in_the_row(world: World, carried_out: bool, at_
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     asyncio.get_running_loop().call_later(0.01, stop.go_on.set)
-    await _end(at_every_turn)
+    await end_event_loop(at_every_turn=at_every_turn)
     assert caller.cancelled()
-    await _assert_idle(world, OLD, "invalid_grant")
+    await assert_idle(world, OLD, "invalid_grant")
     assert [error.code for error in told] == ["invalid_grant"]
 
 
@@ -282,7 +120,7 @@ async def test_callers_that_still_wait_get_the_new_pair(world: World, at_every_t
         await asyncio.sleep(0)
     records = await asyncio.gather(*callers)
     await settled(store)
-    assert [pair(record) for record in (*records, *news)] == [pair(NEW)] * 4
+    assert [pair(record) for record in (*records, *news)] == [NEW_PAIR] * 4
 
 
 @on_memory
@@ -304,9 +142,9 @@ async def test_a_refresher_that_ignores_its_timeout_is_cancelled_again(
     caller = asyncio.create_task(fresh(store))
     await called.wait()
     async with asyncio.timeout(10):
-        await _end()
+        await end_event_loop()
     assert caller.cancelled()
-    await _assert_idle(world, OLD, "refresh_failed")
+    await assert_idle(world, OLD, "refresh_failed")
 
 
 @on_memory
@@ -321,7 +159,7 @@ async def test_a_refresher_that_cancels_its_own_task_has_failed(world: World) ->
     await world.expired(store)
     with pytest.raises(ProviderUnavailableError, match="refresh_failed"):
         await fresh(store)
-    await _assert_idle(world, OLD, "refresh_failed")
+    await assert_idle(world, OLD, "refresh_failed")
 
 
 @on_rows("memory", "sqlite")
@@ -341,15 +179,8 @@ async def test_a_refresher_that_leaves_a_cancellation_behind_loses_no_pair(world
 
     store = await world.store(refreshers={"github": careless})
     await world.expired(store)
-    assert pair(await fresh(store)) == pair(NEW)
-    await _assert_idle(world, pair(NEW))
-
-
-class Revoker(Script):
-    """Revokes, once it may answer."""
-
-    async def revoke(self, record: TokenRecord) -> None:
-        await self(record)
+    assert pair(await fresh(store)) == NEW_PAIR
+    await assert_idle(world, NEW_PAIR)
 
 
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
@@ -360,9 +191,9 @@ async def test_what_the_provider_may_have_revoked_is_deleted(world: World, at_ev
     store = await world.store(refreshers={"github": revoker})
     await world.expired(store)
     revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
-    await revoker.called.wait()
+    await revoker.revoking.wait()
     asyncio.get_running_loop().call_later(0.01, revoker.answer.set)
-    await _end(at_every_turn)
+    await end_event_loop(at_every_turn=at_every_turn)
     assert revoking.cancelled()
     assert await world.sealed() is None
 
@@ -381,10 +212,10 @@ async def test_a_revocation_that_has_not_begun_is_given_up(
     revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
     await stop.reached.wait()
     asyncio.get_running_loop().call_later(0.01, stop.go_on.set)
-    await _end(at_every_turn)
+    await end_event_loop(at_every_turn=at_every_turn)
     assert revoking.cancelled()
-    assert revoker.calls == 0
-    await _assert_idle(world, OLD)
+    assert not revoker.revoking.is_set()
+    await assert_idle(world, OLD)
 
 
 @on_memory
@@ -395,7 +226,7 @@ async def test_tokens_that_a_cancelled_close_could_not_store_are_handed_over_by_
     meddler.before["complete_lease"] = failing()
     caller = asyncio.create_task(fresh(store))
     await until(lambda: meddler.calls["complete_lease"] > 0)
-    await _end()
+    await end_event_loop()
     closing = asyncio.create_task(store.aclose())
     await asyncio.sleep(0)
     closing.cancel()
@@ -403,7 +234,7 @@ async def test_tokens_that_a_cancelled_close_could_not_store_are_handed_over_by_
     assert closing.cancelled()
     with pytest.raises(TokensNotStoredError) as caught:
         await store.aclose()
-    assert [pair(record) for record in caught.value.records] == [pair(NEW)]
+    assert [pair(record) for record in caught.value.records] == [NEW_PAIR]
 
 
 # -- at every turn -------------------------------------------------------------------------------------------
@@ -421,8 +252,8 @@ async def test_all_tasks_are_cancelled_from_any_turn_on(world: World) -> None:
         for _ in range(at):
             await asyncio.sleep(0)
         ended = caller.done()
-        await _end(at_every_turn=True)
-        await _assert_idle(world, pair(NEW) if script.calls else OLD)
+        await end_event_loop(at_every_turn=True)
+        await assert_idle(world, NEW_PAIR if script.calls else OLD)
         await store.aclose()
         calls.add(script.calls)
         if ended:
@@ -452,7 +283,7 @@ async def _ended_at(world: World, at: int) -> bool:
     with mock.patch.object(store._engine, "_perform", lambda attempt: stepped(perform(attempt), step)):
         await asyncio.wait([asyncio.create_task(fresh(store))])
         await settled(store)
-    await _assert_idle(world, pair(NEW) if script.calls else OLD)
+    await assert_idle(world, NEW_PAIR if script.calls else OLD)
     await store.aclose()
     return steps >= at
 
@@ -464,3 +295,52 @@ async def test_the_event_loop_ends_at_any_wait_of_the_refresh(world: World) -> N
     while await _ended_at(world, at):
         at += 1
     assert at > 2
+
+
+# -- closing -----------------------------------------------------------------------------------------
+
+
+@on_rows("memory", "sqlite")
+@pytest.mark.parametrize("carried_out", [False, True])
+async def test_a_loop_that_ends_saves_what_was_issued(world: World, carried_out: bool) -> None:
+    """With a new pair in hand, the cancellation of all tasks is no reason to lose it."""
+    store, meddler = await world.meddled(Script())
+    await world.expired(store)
+    stop = Stop()
+    (meddler.after if carried_out else meddler.before)["complete_lease"] = stop
+    caller = asyncio.create_task(fresh(store))
+    await stop.reached.wait()
+    assert not await end_event_loop(within=3)
+    assert caller.cancelled()
+    assert pair(await world.stored()) == NEW_PAIR
+
+
+@on_memory
+async def test_a_loop_that_ends_without_a_database_ends(world: World) -> None:
+    """Tokens in hand are tried to be written for as long as ever, not for ever: Ctrl-C ends the program."""
+    store, meddler = await world.meddled(Script(), refresh_timeout=0.05)
+    await world.expired(store)
+    meddler.before["complete_lease"] = failing()
+    caller = asyncio.create_task(fresh(store))
+    await until(lambda: meddler.calls["complete_lease"] > 0)
+    left = await end_event_loop(within=3)
+    meddler.before.clear()
+    await asyncio.gather(caller, *left, return_exceptions=True)
+    assert not left, "the program would not have ended"
+    with suppress(TokensNotStoredError):
+        await store.aclose()
+
+
+@on_memory
+async def test_a_loop_that_ends_during_the_call_waits_for_the_new_pair(world: World) -> None:
+    """The caller ends at once. The refresh ends when the provider has answered and the pair is stored."""
+    script = Script()
+    script.hold()
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    caller = asyncio.create_task(fresh(store))
+    await script.called.wait()
+    asyncio.get_running_loop().call_later(0.01, script.answer.set)
+    assert not await end_event_loop(within=3)
+    assert caller.cancelled()
+    assert pair(await world.stored()) == NEW_PAIR

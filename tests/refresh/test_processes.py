@@ -17,7 +17,7 @@ import pytest
 
 from support import refresh_jobs as jobs
 from support.broken_backends import fault_named
-from support.matrix import Row, row_named
+from support.matrix import Row, each_database
 from support.refresh_jobs import Answer, Stop, Terms
 from support.workers import Team, Worker
 from tokenstore.testing.provider import StrictRotatingProvider
@@ -30,18 +30,6 @@ _LEASE = 1.5 * _TIMEOUT
 _CLOCK_ERROR = 0.05
 # Beyond the lease's end; most of it is for a machine that is busy with other tests.
 _PROMPTLY = 1.0 + 5.0
-
-one_row_a_database = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row_named(name), id=name, marks=mark)
-        for name, mark in (
-            ("sqlite", pytest.mark.sqlite),
-            ("postgresql+asyncpg", pytest.mark.postgres),
-            ("mariadb+asyncmy", pytest.mark.mysql),
-        )
-    ],
-)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +66,7 @@ def _tokens(answers: Sequence[Sequence[Answer | None]]) -> set[str | None]:
     return {answer.token for answer in given}
 
 
-@one_row_a_database
+@each_database
 def test_a_fleet_refreshes_an_expired_token_once(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
     """Of 16 processes with 50 callers each, one calls the provider, and all 800 get the new token."""
     provider.latency = 0.2
@@ -90,14 +78,14 @@ def test_a_fleet_refreshes_an_expired_token_once(terms: Terms, team: Team, provi
     assert sum(map(len, answers)) == _PROCESSES * _CALLERS
 
 
-@one_row_a_database
+@each_database
 def test_callers_come_and_go(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
     """Callers are cancelled anywhere in a refresh, which goes on; who stays gets this round's token."""
     _rounds(terms, team, provider, rounds=5, callers=20)
 
 
 @pytest.mark.soak
-@one_row_a_database
+@each_database
 def test_callers_come_and_go_for_long(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
     _rounds(terms, team, provider, rounds=200, callers=_CALLERS)
 
@@ -233,7 +221,7 @@ def cases(row: Row, tmp_path: Path, team: Team) -> Iterator[Cases]:
         yield cases
 
 
-@one_row_a_database
+@each_database
 def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, request: pytest.FixtureRequest) -> None:
     """When its lease has expired, one other caller tries again, with what the provider makes of that.
 
@@ -274,7 +262,7 @@ def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, req
         request.node.user_properties.append((f"{where} ({fate}), seconds to recover", round(first - case.stood, 3)))
 
 
-@one_row_a_database
+@each_database
 def test_a_refresher_that_sleeps_through_its_lease_overwrites_nothing(cases: Cases, team: Team) -> None:
     """Another process takes over and stores; the sleeper sends nothing late, and its callers get the newer tokens."""
     asleep = cases(
@@ -294,7 +282,7 @@ def test_a_refresher_that_sleeps_through_its_lease_overwrites_nothing(cases: Cas
         assert case.counted == (calls, calls, 0, 0)
 
 
-@one_row_a_database
+@each_database
 def test_tokens_of_a_sleeper_that_nobody_replaced_are_not_lost(cases: Cases, team: Team) -> None:
     """Its lease has expired, but the row is as it was: the late write counts, and nobody asks again."""
     asleep = cases(
@@ -309,7 +297,7 @@ def test_tokens_of_a_sleeper_that_nobody_replaced_are_not_lost(cases: Cases, tea
         assert case.counted == (1, 1, 0, 0)
 
 
-@one_row_a_database
+@each_database
 def test_a_sleeper_does_not_undo_a_login(cases: Cases) -> None:
     """The user logs in again while the refresher is frozen, its lease still live: what it brings is void."""
     [case] = cases((Stop.BEFORE_THE_WRITE, StrictRotatingProvider()))
@@ -321,7 +309,7 @@ def test_a_sleeper_does_not_undo_a_login(cases: Cases) -> None:
     assert case.other.call(jobs.stored, case.terms) == login["access_token"]
 
 
-@one_row_a_database
+@each_database
 def test_clocks_that_differ_by_hours_make_no_further_call(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
@@ -334,7 +322,7 @@ def test_clocks_that_differ_by_hours_make_no_further_call(
         assert provider.stats().requests == 1
 
 
-@one_row_a_database
+@each_database
 def test_a_refused_grant_is_asked_for_once_and_a_new_login_works_at_once(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
@@ -353,7 +341,7 @@ def test_a_refused_grant_is_asked_for_once_and_a_new_login_works_at_once(
     assert (provider.stats().requests, provider.stats().refreshes) == (2, 1)
 
 
-@one_row_a_database
+@each_database
 def test_row_locks_and_leases_exclude_each_other(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
     """Callers that lock the row, as the contract says, and callers of the engine make one call between them.
 
@@ -378,7 +366,7 @@ def test_row_locks_and_leases_exclude_each_other(terms: Terms, team: Team, provi
         assert tokens == {team[0].call(jobs.expire, terms)}
 
 
-@one_row_a_database
+@each_database
 def test_processes_that_refresh_what_is_due_share_the_work(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
@@ -394,7 +382,7 @@ def test_processes_that_refresh_what_is_due_share_the_work(
     assert (stats.requests, stats.reuses) == (61, 0)
 
 
-@one_row_a_database
+@each_database
 def test_tokens_are_revoked_once_and_not_refreshed_meanwhile(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
@@ -410,7 +398,7 @@ def test_tokens_are_revoked_once_and_not_refreshed_meanwhile(
 
 
 @pytest.mark.seeded
-@one_row_a_database
+@each_database
 def test_a_lease_that_is_no_compare_and_set_is_found(
     row: Row, terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
