@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
-from support.matrix import Row, params
+from support.matrix import Row, params, sqlite_row
 from tokenstore import Keyring, open_store
 from tokenstore.registry import backend_for_url
 
@@ -123,7 +123,7 @@ def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
     [("processes", signal.SIGINT), ("load_fresh_tokens", signal.SIGINT), ("load_fresh_tokens", signal.SIGTERM)],
     ids=["early-SIGINT", "between-rounds-SIGINT", "between-rounds-SIGTERM"],
 )
-@pytest.mark.parametrize("row", params(names=["sqlite"]))
+@sqlite_row
 def test_interrupted_it_leaves_no_table_and_no_process(
     row: Row, url: str, tmp_path: Path, after: str, ending: signal.Signals
 ) -> None:

@@ -12,15 +12,10 @@ from urllib.parse import parse_qsl
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from support.matrix import Row, every_row, params, shared_rows
+from support.matrix import Row, each_database, every_row, shared_rows
 from tokenstore.protocol import Backend
 from tokenstore.registry import backend_for_engine
-from tokenstore.testing.conformance import (
-    BackendConformance,
-    RowLockConformance,
-    SharedBackendConformance,
-    Testbed,
-)
+from tokenstore.testing.conformance import BackendConformance, RowLockConformance, SharedBackendConformance, Testbed
 
 
 class OnRow(Testbed):
@@ -47,7 +42,7 @@ class TestShared(OnRow, SharedBackendConformance, RowLockConformance):
     """Two backend objects, as in two processes."""
 
 
-@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
+@each_database
 class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
     """Over an engine with SQLAlchemy's defaults, which the backend must leave as found."""
 

@@ -14,7 +14,7 @@ import pytest
 from support import store_jobs
 from support.broken_backends import Fault, fault_named
 from support.generated_programs import AFTER, BEFORE, Program, programs
-from support.matrix import Row, row_named, shared_rows
+from support.matrix import Row, each_database, shared_rows
 from support.program_search import Finding, search
 from support.store_jobs import Grant
 from support.workers import Team
@@ -27,19 +27,6 @@ _LEASE = 1.0
 # SQLite's clock counts milliseconds, and a machine's clocks may be adjusted against each other.
 _CLOCK_ERROR = 0.05
 _LONG, _PROMPTLY = 60.0, 10.0
-
-
-one_row_a_database = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row_named(name), id=name, marks=mark)
-        for name, mark in (
-            ("sqlite", pytest.mark.sqlite),
-            ("postgresql+asyncpg", pytest.mark.postgres),
-            ("mariadb+asyncmy", pytest.mark.mysql),
-        )
-    ],
-)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
 
 
 @pytest.mark.seeded
-@one_row_a_database
+@each_database
 @pytest.mark.parametrize("name", ["lock that only reads", "read-then-write upsert"])
 def test_the_programs_find_a_seeded_fault_between_processes(name: str, row: Row, tmp_path: Path, team: Team) -> None:
     """The faults of test_broken_backends.py that are races show between processes, too."""
@@ -103,7 +90,7 @@ def _search(url: str, team: Team, fault: Fault | None, **bounds: Any) -> Finding
     return search(run, programs(tasks=8, steps=4), **bounds)
 
 
-@one_row_a_database
+@each_database
 def test_a_fleet_refreshes_an_expired_token_once(row: Row, tmp_path: Path, team: Team) -> None:
     """Of 20 processes with 10 tasks each, one refreshes; all others wait, without an error, and get its new token."""
     url = row.url_for(tmp_path)
