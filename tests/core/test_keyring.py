@@ -9,16 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from support.keys import NORTH, SOUTH, keyring_of
 from tokenstore import ConfigurationError, Keyring, TamperedError, UnknownKeyError, generate_key
 from tokenstore.keyring import KEYS_VARIABLE
 from tokenstore.records import TokenKey
 
 KEY = TokenKey("github", "user-123")
-NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))
-
-
-def _keyring(*names: str) -> Keyring:
-    return Keyring({name: {"north": NORTH, "south": SOUTH}[name] for name in names})
 
 
 def _entry(name: str, key: bytes) -> str:
@@ -27,15 +23,15 @@ def _entry(name: str, key: bytes) -> str:
 
 def test_the_first_key_seals_and_all_open() -> None:
     """A new key in front seals; values of the old one go on opening; without it, the error names it and the remedy."""
-    old = _keyring("north").seal(KEY, "access_token", "gho_abc")
-    both = _keyring("south", "north")
+    old = keyring_of("north").seal(KEY, "access_token", "gho_abc")
+    both = keyring_of("south", "north")
     assert (both.primary, both.names) == ("south", ("south", "north"))
     assert both.open(KEY, "access_token", old) == "gho_abc"
     assert both.seal(KEY, "access_token", "x")[2:7] == b"south"
     with pytest.raises(
         UnknownKeyError, match=r"sealed with key 'north', which is not in the keyring \(south\); add"
     ) as e:
-        _keyring("south").open(KEY, "access_token", old)
+        keyring_of("south").open(KEY, "access_token", old)
     assert e.value.key_id == "north"
     with pytest.raises(TamperedError, match="another key had that name"):
         Keyring({"north": SOUTH}).open(KEY, "access_token", old)
@@ -114,7 +110,7 @@ def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_keyring_does_not_leave_the_process() -> None:
     """Its repr shows names alone; it can be neither pickled nor copied."""
-    keyring = _keyring("north", "south")
+    keyring = keyring_of("north", "south")
     assert repr(keyring) == "<Keyring north, south>"
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):

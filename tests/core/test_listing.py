@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from support.fresh_store import on_every_row
-from tokenstore import (
-    AuthTokenStore,
-    Keyring,
-)
+from tokenstore import AuthTokenStore, Keyring
 
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
 NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from support.fresh_store import on_every_row
+from support.store_calls import load
 from tokenstore import (
     AuthTokenStore,
     Keyring,
     LockTimeoutError,
     StoreClosedError,
-    TokenRecord,
     TransactionRequiredError,
     UnsupportedOperationError,
     open_store,
@@ -22,12 +22,6 @@ from tokenstore import (
 from tokenstore.protocol import Backend
 
 HOUR = timedelta(hours=1)
-
-
-async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
-    record = await store.load_tokens("github", user)
-    assert record is not None
-    return record
 
 
 @on_every_row

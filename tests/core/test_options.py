@@ -7,12 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from support.matrix import Row, every_row
-from tokenstore import (
-    ConfigurationError,
-    Keyring,
-    TokenStoreError,
-    open_store,
-)
+from tokenstore import ConfigurationError, Keyring, TokenStoreError, open_store
 from tokenstore.options import StoreOptions, TableOptions
 from tokenstore_sql.base import POOL_OPTIONS, TABLE_OPTIONS, SQLBackend
 from tokenstore_sql.mysql import MySQLBackend

@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from support.fresh_store import on_every_row
-from tokenstore import (
-    AuthTokenStore,
-    Keyring,
-    TokenRecord,
-    open_store,
-)
-from tokenstore.records import (
-    TokenKey,
-    from_epoch_us,
-    to_epoch_us,
-)
+from support.store_calls import load
+from tokenstore import AuthTokenStore, Keyring, open_store
+from tokenstore.records import TokenKey, from_epoch_us, to_epoch_us
 
 
 @given(st.datetimes())
@@ -43,12 +35,6 @@ def test_a_time_is_exact_to_the_microsecond(moment: datetime) -> None:
 
 HOUR = timedelta(hours=1)
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
-
-
-async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
-    record = await store.load_tokens("github", user)
-    assert record is not None
-    return record
 
 
 def test_validity_ends_at_the_skew_before_the_expiry(keyring: Keyring) -> None:

@@ -8,25 +8,14 @@ from datetime import UTC, datetime
 import pytest
 
 from support.fresh_store import on_every_row
-from tokenstore import (
-    AuthTokenStore,
-    Keyring,
-    TamperedError,
-    TokenRecord,
-    UnknownKeyError,
-)
+from support.keys import NORTH, SOUTH
+from support.store_calls import load
+from tokenstore import AuthTokenStore, Keyring, TamperedError, TokenRecord, UnknownKeyError
 from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
 from tokenstore.sealing import seal_tokens
 
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
-NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))
-
-
-async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
-    record = await store.load_tokens("github", user)
-    assert record is not None
-    return record
 
 
 @on_every_row

@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenstore import Keyring, SealingError, TamperedError
+from support.keys import NORTH, keyring_of
+from tokenstore import SealingError, TamperedError
 from tokenstore.records import TokenKey
 
 KEY = TokenKey("github", "user-123")
-NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))
 # AES-256-GCM-SIV of "gho_abc" with the key 00 01 … 1f, the nonce a0 … ab, and the associated data of the format.
 PINNED = bytes.fromhex("01056e6f727468a0a1a2a3a4a5a6a7a8a9aaab")
-
-
-def _keyring(*names: str) -> Keyring:
-    return Keyring({name: {"north": NORTH, "south": SOUTH}[name] for name in names})
 
 
 def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +21,7 @@ def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     nonce = bytes(range(0xA0, 0xAC))
     monkeypatch.setattr("tokenstore.keyring.os.urandom", lambda size: nonce[:size])
-    sealed = _keyring("north").seal(KEY, "access_token", "gho_abc")
+    sealed = keyring_of("north").seal(KEY, "access_token", "gho_abc")
     assert sealed[:19] == PINNED
     associated = b"\x01\x05north\x00\x06github\x00\x08user-123\x00\x0caccess_token"
     assert sealed[19:] == AESGCMSIV(NORTH).encrypt(nonce, b"gho_abc", associated)
@@ -46,7 +42,7 @@ def test_the_cipher_is_the_standard_one() -> None:
 @given(text=st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
 def test_what_is_sealed_opens(text: str) -> None:
     """Any text comes back as it was, and two seals of it differ."""
-    keyring = _keyring("north")
+    keyring = keyring_of("north")
     first, second = (keyring.seal(KEY, "access_token", text) for _ in range(2))
     assert first != second
     assert keyring.open(KEY, "access_token", first) == keyring.open(KEY, "access_token", second) == text
@@ -54,7 +50,7 @@ def test_what_is_sealed_opens(text: str) -> None:
 
 def test_every_flipped_bit_is_noticed() -> None:
     """No bit of a sealed value can change without an error."""
-    keyring = _keyring("north", "south")
+    keyring = keyring_of("north", "south")
     sealed = keyring.seal(KEY, "access_token", "gho_abc")
     for position in range(len(sealed)):
         for bit in range(8):
@@ -66,7 +62,7 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 def test_every_truncation_and_extension_is_noticed() -> None:
     """A value cut short at either end, or with a byte too many, does not open."""
-    keyring = _keyring("north")
+    keyring = keyring_of("north")
     sealed = keyring.seal(KEY, "access_token", "gho_abc")
     pieces = [sealed[:end] for end in range(len(sealed))] + [sealed[start:] for start in range(1, len(sealed))]
     for piece in [*pieces, sealed + b"\0", b"\0" + sealed, sealed + sealed]:
@@ -78,12 +74,12 @@ def test_every_truncation_and_extension_is_noticed() -> None:
 def test_noise_does_not_open(noise: bytes) -> None:
     """Bytes that nobody sealed are an error of ours, whatever they are."""
     with pytest.raises(SealingError):
-        _keyring("north").open(KEY, "access_token", noise)
+        keyring_of("north").open(KEY, "access_token", noise)
 
 
 def test_a_value_opens_in_its_own_place_alone() -> None:
     """Another user, provider or field, and the same letters split otherwise, do not open."""
-    keyring = _keyring("north")
+    keyring = keyring_of("north")
     sealed = keyring.seal(TokenKey("ab", "cd"), "access_token", "gho_abc")
     places = [
         (TokenKey("ab", "ce"), "access_token"),

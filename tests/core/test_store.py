@@ -7,20 +7,11 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from support.fresh_store import on_every_row
-from tokenstore import (
-    AuthTokenStore,
-    StoreClosedError,
-    TokenRecord,
-)
+from support.store_calls import load
+from tokenstore import AuthTokenStore, StoreClosedError
 
 HOUR = timedelta(hours=1)
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
-
-
-async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
-    record = await store.load_tokens("github", user)
-    assert record is not None
-    return record
 
 
 @on_every_row

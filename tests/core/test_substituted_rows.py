@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from support.connection_faults import FaultProxy
 from support.database import Place, app_engine
-from support.matrix import ROWS, Row, params
+from support.matrix import Row, server_rows
 from tokenstore import AuthTokenStore, Keyring, TamperedError, TokenRecord, open_store
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import ScannedRow, SealedRecord, TokenKey
@@ -168,7 +168,7 @@ WIRE_CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark in ("postgres", "mysql")]))
+@server_rows
 def test_a_proxy_that_asks_for_another_row_is_found_out(row: Row, url: str) -> None:
     """An attacker on the way to the server swaps the user id in the parameters of every statement."""
 
