@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from matrix import ROWS, Row
+from support.matrix import ROWS, Row
 from tokenstore import Keyring
 from tokenstore.keyring import KEYS_VARIABLE
 
