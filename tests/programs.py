@@ -24,10 +24,11 @@ from stepping import stepped
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend, SupportsRowLocks
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord, to_epoch_us
+from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import open_record
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.history import Mixture, NotLinearizable, Operation, Version, check_history
+from tokenstore.validation import to_epoch_us
 
 T = TypeVar("T")
 Action = Literal["store", "load", "update", "delete", "reseal", "claim", "complete", "release"]

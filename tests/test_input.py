@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from matrix import Row, every_row
 from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreError, open_store
-from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, from_epoch_us, to_epoch_us
+from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, from_epoch_us
+from tokenstore.validation import to_epoch_us
 
 SECRET = "s3cr3t"
 """Stands in every token, and in nothing that a message may show."""

@@ -27,8 +27,9 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
-from tokenstore.records import TokenKey, to_epoch_us
+from tokenstore.records import TokenKey
 from tokenstore.sealing import seal_tokens
+from tokenstore.validation import to_epoch_us
 from watch import Place, app_engine
 
 three_rows = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))

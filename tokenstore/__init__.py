@@ -25,7 +25,8 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import RefreshResult, TokenEntry, TokenRecord
+from tokenstore.records import TokenEntry, TokenRecord
+from tokenstore.results import RefreshResult
 from tokenstore.store import AuthTokenStore, Transaction, open_store
 
 __all__ = [

@@ -46,7 +46,7 @@ from tokenstore.records import (
     is_leased,
 )
 from tokenstore.responses import lifetime_of, read_response
-from tokenstore.sealing import asked_row, open_record, seal_tokens
+from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.telemetry import Report, Telemetry
 from tokenstore.transitions import (
     Call,
@@ -69,6 +69,7 @@ from tokenstore.transitions import (
     after_save,
     after_settle,
 )
+from tokenstore.validation import requested_row
 
 __all__ = [
     "Attempt",
@@ -557,13 +558,13 @@ class Attempt:
 
     async def _is_left(self, failure: Failure) -> bool:
         """Whether the failure is in the row: the lease was ended, and the answer lost."""
-        row = asked_row(self.key, await self._answered(self._backend.get(self.key)))
+        row = requested_row(self.key, await self._answered(self._backend.get(self.key)))
         if row is None or row.generation != self._last.row.generation or row.lease_holder is not None:
             return False
         return row.failure is not None and row.failure.code == failure.code
 
     async def _fetch(self) -> SealedRecord | None:
-        row = asked_row(self.key, await self._answered(self._backend.get(self.key)))
+        row = requested_row(self.key, await self._answered(self._backend.get(self.key)))
         self._backoff.reset()
         self._seen = None if row is None else Seen(row, time.monotonic())
         return row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
-from tokenstore.records import seconds
+from tokenstore.validation import seconds
 
 __all__ = [
     "OptionParser",

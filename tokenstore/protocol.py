@@ -2,7 +2,7 @@
 
 A backend sees sealed bytes; keys and plaintext stay in the core. Every method is one short operation that holds no
 connection after it returns; only :meth:`SupportsRowLocks.transaction` spans several. Arguments have been checked by
-:mod:`tokenstore.records` before they arrive. Errors are those of :mod:`tokenstore.errors`; a driver's own never
+:mod:`tokenstore.validation` before they arrive. Errors are those of :mod:`tokenstore.errors`; a driver's own never
 escape.
 
 :mod:`tokenstore.testing` has the conformance tests: a subclass of five lines runs them on any backend.

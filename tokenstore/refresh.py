@@ -45,10 +45,12 @@ from tokenstore.errors import (
 from tokenstore.listing import scan_rows
 from tokenstore.protected_task import Protection
 from tokenstore.protocol import SupportsRowLocks
-from tokenstore.records import RefreshOutcome, RefreshResult, SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
+from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.responses import lifetime_of
-from tokenstore.sealing import asked_row, open_record
+from tokenstore.results import RefreshOutcome, RefreshResult
+from tokenstore.sealing import open_record
 from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
+from tokenstore.validation import requested_row
 
 __all__ = [
     "OnReauthorizationRequired",
@@ -225,7 +227,7 @@ class RefreshEngine:
             row = await self._backend.get(key)
         except (BackendUnavailableError, ConflictError):  # one dead connection of a pool is no outage
             row = await self._backend.get(key)
-        return asked_row(key, row)
+        return requested_row(key, row)
 
     def _running(self, key: TokenKey) -> Attempt | None:
         attempt = self._attempts.get(key)
@@ -393,7 +395,7 @@ class RefreshEngine:
         """Delete what was revoked, and not what the user's next login has stored meanwhile."""
         if isinstance(self._backend, SupportsRowLocks):
             async with self._backend.transaction() as transaction:
-                row = asked_row(key, await transaction.lock(key))
+                row = requested_row(key, await transaction.lock(key))
                 return row is not None and row.generation == generation and await transaction.delete(key)
         row = await self._get(key)
         return row is not None and row.generation == generation and await self._backend.delete(key)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tokenstore.errors import InvalidInputError
-from tokenstore.records import TokenRecord, extra_json, optional_epoch_us, to_epoch_us, token_text
+from tokenstore.records import TokenRecord
+from tokenstore.validation import extra_json, optional_epoch_us, to_epoch_us, token_text
 
 __all__ = ["NewTokens", "lifetime_of", "read_response"]
 

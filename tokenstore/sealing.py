@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
+from tokenstore.validation import requested_row
 
-__all__ = ["asked_row", "open_record", "seal_tokens"]
+__all__ = ["open_record", "seal_tokens"]
 
 
 def seal_tokens(
@@ -26,9 +26,9 @@ def seal_tokens(
     Args:
         keyring: The keys.
         key: Whose tokens these are; bound to every value.
-        access_token: Checked by :func:`tokenstore.records.token_text`.
+        access_token: Checked by :func:`tokenstore.validation.token_text`.
         refresh_token: Likewise, or None.
-        extra: What :func:`tokenstore.records.extra_json` made.
+        extra: What :func:`tokenstore.validation.extra_json` made.
         access_token_expires_at: Microseconds since the epoch, or None for "never".
         refresh_token_expires_at: Likewise.
     """
@@ -43,17 +43,6 @@ def seal_tokens(
     )
 
 
-def asked_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
-    """The backend's answer, if it is the row that was asked for, or no row.
-
-    Raises:
-        TamperedError: The database answered with another row.
-    """
-    if row is not None and row.key != key:
-        raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
-    return row
-
-
 def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenRecord:
     """Open every value of a row.
 
@@ -66,7 +55,7 @@ def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenReco
         UnknownKeyError: The row was sealed with a key that is not in the keyring.
         TamperedError: The row was altered outside the store, or is not the one that was asked for.
     """
-    asked_row(key, row)
+    requested_row(key, row)
     tokens = row.tokens
     unseal, place = keyring.open, place_of(key)
     access_token = unseal(key, "access_token", tokens.access_token, place)

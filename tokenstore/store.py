@@ -27,23 +27,19 @@ from tokenstore.options import StoreOptions, TableOptions, positive_int
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import (
     CLOCK_SKEW,
-    RefreshResult,
     SealedRecord,
     SealedTokens,
     TokenEntry,
     TokenKey,
     TokenRecord,
-    extra_json,
     from_epoch_us,
     is_leased,
     optional_datetime,
-    optional_epoch_us,
-    seconds,
-    token_key,
-    token_text,
 )
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
-from tokenstore.sealing import asked_row, open_record, seal_tokens
+from tokenstore.results import RefreshResult
+from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
 
 if TYPE_CHECKING:
     # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
@@ -233,16 +229,16 @@ class _UntilFailure:
         deadline = time.monotonic() + self._lock_timeout
         while True:
             if not self._begun:
-                row = asked_row(key, await self._rows.lock(key))
+                row = requested_row(key, await self._rows.lock(key))
                 if not is_leased(row):
                     self._begun = True
                     return row
                 await self._rows.rollback()
             else:
                 # What the transaction has locked and written so far must not be given up, so look before locking.
-                row = asked_row(key, await self._rows.get(key))
+                row = requested_row(key, await self._rows.get(key))
                 if not is_leased(row):
-                    row = asked_row(key, await self._rows.lock(key))
+                    row = requested_row(key, await self._rows.lock(key))
                     if is_leased(row):
                         raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
                     return row
@@ -603,7 +599,7 @@ class AuthTokenStore(_TokenOperations):
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
-        row = asked_row(key, await self._rows().get(key))
+        row = requested_row(key, await self._rows().get(key))
         if row is None or row.tokens.key_id == self._keyring.primary:
             return False
         record = open_record(self._keyring, key, row)

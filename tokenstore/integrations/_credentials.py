@@ -12,7 +12,7 @@ from urllib.parse import quote_plus, urlencode
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._answers import FORM
 from tokenstore.integrations.providers import AuthMethod
-from tokenstore.records import token_text
+from tokenstore.validation import token_text
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key

@@ -34,7 +34,8 @@ from tokenstore.errors import (
 from tokenstore.integrations._answers import Answer, NoAnswer, fields_of, read_answer, retry_after
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
-from tokenstore.records import TokenRecord, seconds, token_text
+from tokenstore.records import TokenRecord
+from tokenstore.validation import seconds, token_text
 
 if TYPE_CHECKING:
     import httpx
