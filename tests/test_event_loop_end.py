@@ -30,8 +30,8 @@ from tokenstore import (
     TokenRecord,
     TokensNotStoredError,
 )
-from tokenstore import attempt as attempt_module
 from tokenstore.records import TokenKey
+from tokenstore.refresh import attempt as attempt_module
 from tokenstore.testing.provider import StrictRotatingProvider
 from watch import until
 

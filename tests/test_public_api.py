@@ -34,7 +34,7 @@ DATABASE_PACKAGES = {
     "tokenstore_sql",
 }
 EXTRAS = {"authlib", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
-ENGINE = {"tokenstore.attempt", "tokenstore.refresh", "tokenstore.telemetry"}
+ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "telemetry")}
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

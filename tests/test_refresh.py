@@ -55,11 +55,11 @@ from tokenstore import (
     UnsupportedOperationError,
     open_store,
 )
-from tokenstore import attempt as attempt_module
-from tokenstore.attempt import Settings
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
-from tokenstore.telemetry import Telemetry
-from tokenstore.transitions import Validity
+from tokenstore.refresh import attempt as attempt_module
+from tokenstore.refresh.attempt import Settings
+from tokenstore.refresh.steps import Validity
+from tokenstore.refresh.telemetry import Telemetry
 from tokenstore_memory import MemoryBackend
 from watch import Place, app_engine, source_of, until
 

@@ -35,8 +35,8 @@ from tokenstore import (
     TokensNotStoredError,
     open_store,
 )
-from tokenstore.attempt import Settings
 from tokenstore.records import TokenKey, is_leased
+from tokenstore.refresh.attempt import Settings
 from tokenstore.testing.provider import StrictRotatingProvider
 from watch import Place, source_of, until
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from refreshes import NEW, World, on_memory
 from tokenstore import InvalidInputError, TokenRecord
 from tokenstore.records import from_epoch_us
-from tokenstore.responses import NewTokens, lifetime_of, read_response
+from tokenstore.refresh.responses import NewTokens, lifetime_of, read_response
 from tokenstore.validation import to_epoch_us
 
 NOW = to_epoch_us("now", datetime(2030, 1, 1, tzinfo=UTC))

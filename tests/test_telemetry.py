@@ -37,7 +37,7 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.records import TokenKey, TokenRecord
-from tokenstore.telemetry import _BUCKETS, OUTCOMES, Report, Telemetry
+from tokenstore.refresh.telemetry import _BUCKETS, OUTCOMES, Report, Telemetry
 
 LOGGER = "tokenstore.refresh"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "observability.md"
@@ -372,7 +372,7 @@ def test_nothing_that_watches_costs_the_tokens(tracer: object, seen: Observer, m
 
 REFRESH = """
 from tokenstore.records import TokenKey
-from tokenstore.telemetry import Report, Telemetry
+from tokenstore.refresh.telemetry import Report, Telemetry
 telemetry, report = Telemetry(), Report(TokenKey("github", "user-123"), background=False)
 with telemetry.refresh(report):
     with telemetry.provider_call(report):
@@ -396,8 +396,8 @@ def test_a_package_is_absent(absent: str) -> None:
 
 
 def test_importing_the_store_loads_no_opentelemetry() -> None:
-    loaded = run("import sys, tokenstore, tokenstore.telemetry; print(*sys.modules)").split()
-    assert "tokenstore.telemetry" in loaded
+    loaded = run("import sys, tokenstore, tokenstore.refresh.telemetry; print(*sys.modules)").split()
+    assert "tokenstore.refresh.telemetry" in loaded
     assert not [name for name in loaded if name.startswith("opentelemetry")]
 
 
@@ -544,7 +544,7 @@ def test_the_events_are_those_of_the_engine() -> None:
     """A callback's name is its event, and what ``_tell`` gets."""
     found = {
         str(call.args[1].value)
-        for module in Path(str(tokenstore.__file__)).parent.glob("*.py")
+        for module in Path(str(tokenstore.__file__)).parent.rglob("*.py")
         for call in ast.walk(ast.parse(module.read_text("utf-8")))
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)

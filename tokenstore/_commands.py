@@ -31,7 +31,7 @@ from tokenstore.keyring import KEYS_VARIABLE, Keyring, generate_key
 from tokenstore.store import AuthTokenStore, open_store
 
 if TYPE_CHECKING:
-    from tokenstore.attempt import Refresh
+    from tokenstore.refresh.attempt import Refresh
 
 __all__ = ["app", "run"]
 

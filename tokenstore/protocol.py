@@ -92,7 +92,7 @@ class Backend(Protocol):
         Written if and only if the row still has this generation, and its lease is this holder's, has expired, or is
         gone. A holder that was frozen while another took over, and gave up, may have the only copy of a live pair: what
         it refreshed from is still what the row holds. The row gets the next generation and loses lease and failure.
-        :func:`tokenstore.transitions.completed` is this rule as code.
+        :func:`tokenstore.leases.completed` is this rule as code.
 
         Returns:
             Whether the tokens were written.

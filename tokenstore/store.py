@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from tokenstore.attempt import Refresh
-    from tokenstore.protected_task import Protection
-    from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
+    from tokenstore.refresh.attempt import Refresh
+    from tokenstore.refresh.engine import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
+    from tokenstore.refresh.protected_task import Protection
 
 __all__ = ["AuthTokenStore", "Transaction", "open_store"]
 
@@ -246,7 +246,7 @@ class _UntilFailure:
                 raise LockTimeoutError(
                     f"{key}: a refresh held the row's lease for longer than {self._lock_timeout:g} s; repeat the call"
                 )
-            from tokenstore.attempt import pause
+            from tokenstore.refresh.attempt import pause
 
             await pause(self._backend, row)
 
@@ -372,7 +372,7 @@ class AuthTokenStore(_TokenOperations):
         # Here: to load asyncio takes most of the time of `import tokenstore`, and whoever awaits this has loaded it.
         import asyncio
 
-        from tokenstore.protected_task import Protection
+        from tokenstore.refresh.protected_task import Protection
 
         self._closed = True
         protection = Protection()
@@ -633,9 +633,9 @@ class AuthTokenStore(_TokenOperations):
 
     @cached_property
     def _engine(self) -> RefreshEngine:
-        from tokenstore.attempt import Settings
-        from tokenstore.refresh import RefreshEngine
-        from tokenstore.telemetry import Telemetry
+        from tokenstore.refresh.attempt import Settings
+        from tokenstore.refresh.engine import RefreshEngine
+        from tokenstore.refresh.telemetry import Telemetry
 
         settings = Settings(self._backend, self._keyring, Telemetry(), margin=self._margin, timeout=self._timeout)
         return RefreshEngine(

@@ -1,7 +1,7 @@
 """The refresh engine: at most one call of the provider for all tasks, processes and machines.
 
-Callers in this process join one attempt (:mod:`tokenstore.attempt`), which belongs to the store: a caller that is
-cancelled does not cancel it, and closing the store lets it end. ``docs/refresh.md`` describes the protocol.
+Callers in this process join one attempt (:mod:`tokenstore.refresh.attempt`). The attempt belongs to the store: a
+cancelled caller does not cancel it, and closing the store waits for it. ``docs/refresh.md`` describes the protocol.
 """
 
 from __future__ import annotations
@@ -14,20 +14,6 @@ from contextlib import aclosing, suppress
 from copy import deepcopy
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
-from tokenstore.attempt import (
-    Attempt,
-    Refresh,
-    Result,
-    Seen,
-    Settings,
-    explained,
-    guard_call,
-    guard_claim,
-    harmless,
-    new_name,
-    pause,
-    validity,
-)
 from tokenstore.errors import (
     BackendError,
     BackendUnavailableError,
@@ -43,13 +29,27 @@ from tokenstore.errors import (
     TokenStoreError,
 )
 from tokenstore.listing import scan_rows
-from tokenstore.protected_task import Protection
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
-from tokenstore.responses import lifetime_of
+from tokenstore.refresh.attempt import (
+    Attempt,
+    Refresh,
+    Result,
+    Seen,
+    Settings,
+    explained,
+    guard_call,
+    guard_claim,
+    harmless,
+    new_name,
+    pause,
+    validity,
+)
+from tokenstore.refresh.protected_task import Protection
+from tokenstore.refresh.responses import lifetime_of
+from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 from tokenstore.results import RefreshOutcome, RefreshResult
 from tokenstore.sealing import open_record
-from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 from tokenstore.validation import requested_row
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One refresh of one row: the steps that :mod:`tokenstore.transitions` asks for, performed."""
+"""One refresh of one row: the steps that :mod:`tokenstore.refresh.steps` asks for, performed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.keyring import Keyring
-from tokenstore.protected_task import Protection
 from tokenstore.protocol import Backend, SupportsWatching
 from tokenstore.records import (
     CLOCK_SKEW,
@@ -45,10 +44,9 @@ from tokenstore.records import (
     has_failed,
     is_leased,
 )
-from tokenstore.responses import lifetime_of, read_response
-from tokenstore.sealing import open_record, seal_tokens
-from tokenstore.telemetry import Report, Telemetry
-from tokenstore.transitions import (
+from tokenstore.refresh.protected_task import Protection
+from tokenstore.refresh.responses import lifetime_of, read_response
+from tokenstore.refresh.steps import (
     Call,
     Claim,
     End,
@@ -69,6 +67,8 @@ from tokenstore.transitions import (
     after_save,
     after_settle,
 )
+from tokenstore.refresh.telemetry import Report, Telemetry
+from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.validation import requested_row
 
 __all__ = [
