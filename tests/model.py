@@ -1,8 +1,9 @@
 """Every interleaving of a few refreshes of one row, searched over the very functions that the engine runs.
 
 The row and the statements are those of ``tokenstore.leases``, and the steps are those of ``tokenstore.refresh.steps``.
-What is modelled here is the world around them: processes that crash or freeze, statements and responses that get lost, a provider that rotates refresh tokens,
-users who log in again. The search goes breadth first, so that a trace to a violation is a shortest one.
+What is modelled here is the world around them: processes that crash or freeze, statements and responses that get lost,
+a provider that rotates refresh tokens, users who log in again. The search goes breadth first, so that a trace to a
+violation is a shortest one.
 
 Time has no numbers. Now is 0 in every state; what lies ahead is 1, and passes by being set to 0.
 """

@@ -123,7 +123,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call the provider with this generation's refresh token, holding the lease but no connection, transaction or lock."""
+    """Call the provider with this generation's refresh token, while holding the lease but no connection or lock."""
 
     generation: int
 
@@ -201,7 +201,7 @@ def after_call(step: Call, failure: Failure | None) -> Step:
 
 
 def after_save(step: Save, *, saved: bool) -> Step:
-    """Read the row if the write was refused: the row has changed, another refresh has the lease, or an answer was lost."""
+    """If the write was refused, read the row: it has changed, another refresh holds its lease, or an answer was lost."""
     return End(Outcome.REFRESHED) if saved else Reread(step.generation)
 
 
