@@ -36,7 +36,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import TokenKey, is_leased
-from tokenstore.refresh.attempt import Settings
+from tokenstore.refresh.settings import Settings
 from tokenstore.testing.provider import StrictRotatingProvider
 from watch import Place, source_of, until
 

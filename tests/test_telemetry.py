@@ -37,7 +37,7 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.records import TokenKey, TokenRecord
-from tokenstore.refresh.telemetry import _BUCKETS, OUTCOMES, Report, Telemetry
+from tokenstore.refresh.telemetry import _BUCKETS, OUTCOMES, RefreshReport, Telemetry
 
 LOGGER = "tokenstore.refresh"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "observability.md"
@@ -121,8 +121,8 @@ def seen() -> Iterator[Observer]:
         yield observer
 
 
-def ended(outcome: str, **more: Any) -> Report:
-    report = Report(KEY, background=False)
+def ended(outcome: str, **more: Any) -> RefreshReport:
+    report = RefreshReport(KEY, background=False)
     with Telemetry().refresh(report):
         report.outcome = outcome
         for name, value in more.items():
@@ -200,7 +200,7 @@ def test_what_is_raised_goes_on_and_names_the_outcome(
     error: BaseException, outcome: str, code: str, seen: Observer
 ) -> None:
     """Where the engine has not said another one."""
-    report = Report(KEY, background=True)
+    report = RefreshReport(KEY, background=True)
     with pytest.raises(type(error)) as caught, Telemetry().refresh(report):
         raise error
     assert caught.value is error
@@ -231,7 +231,7 @@ def test_a_code_is_shown(code: str, seen: Observer) -> None:
 )
 def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
     ended("provider_unavailable", code=code)
-    with suppress(ProviderRefusedError), Telemetry().provider_call(Report(KEY, background=False)):
+    with suppress(ProviderRefusedError), Telemetry().provider_call(RefreshReport(KEY, background=False)):
         raise ProviderRefusedError("no", code=code)
     assert seen.record["tokenstore_code"] == "other"
     assert [span.status.description for span in seen.spans.values()] == ["other", "other"]
@@ -241,7 +241,7 @@ def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
 def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
     """Neither in the message nor in a format that shows the fields."""
     telemetry = Telemetry()
-    with telemetry.refresh(Report(TokenKey(text, text), background=False)):
+    with telemetry.refresh(RefreshReport(TokenKey(text, text), background=False)):
         pass
     telemetry.problem(TokenKey(text, text), "event", "a problem")
     shape = logging.Formatter("%(message)s %(tokenstore_provider)s %(tokenstore_user_id)s")
@@ -253,7 +253,7 @@ def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
 
 
 def test_a_call_of_the_provider_is_a_child_and_timed(seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     with telemetry.refresh(report):
         with telemetry.provider_call(report):
             assert report.provider_time is None
@@ -279,7 +279,7 @@ def test_a_call_of_the_provider_is_a_child_and_timed(seen: Observer) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_call_that_raises_is_timed_too(error: BaseException, code: str, seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     for _ in range(2):
         with pytest.raises(type(error)), telemetry.provider_call(report):
             raise error
@@ -296,7 +296,7 @@ def test_the_span_belongs_to_whoever_started_the_task(seen: Observer) -> None:
     telemetry = Telemetry()
 
     async def refresh() -> None:
-        with telemetry.refresh(Report(KEY, background=False)):
+        with telemetry.refresh(RefreshReport(KEY, background=False)):
             await asyncio.sleep(0)
 
     async def main() -> None:
@@ -356,7 +356,7 @@ def test_nothing_that_watches_costs_the_tokens(tracer: object, seen: Observer, m
     monkeypatch.setattr(metrics, "get_meter", lambda name: BreaksLater())
     monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
     monkeypatch.setattr(seen, "emit", Broken().emit)
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     tokens = None
     with telemetry.refresh(report):
         with telemetry.provider_call(report):
@@ -372,8 +372,8 @@ def test_nothing_that_watches_costs_the_tokens(tracer: object, seen: Observer, m
 
 REFRESH = """
 from tokenstore.records import TokenKey
-from tokenstore.refresh.telemetry import Report, Telemetry
-telemetry, report = Telemetry(), Report(TokenKey("github", "user-123"), background=False)
+from tokenstore.refresh.telemetry import RefreshReport, Telemetry
+telemetry, report = Telemetry(), RefreshReport(TokenKey("github", "user-123"), background=False)
 with telemetry.refresh(report):
     with telemetry.provider_call(report):
         pass
@@ -451,7 +451,7 @@ def test_a_log_that_is_off_costs_nothing(seen: Observer) -> None:
     logger = logging.getLogger(LOGGER)
     for level, expected in ((logging.WARNING, 0), (logging.DEBUG, 2)):
         logger.setLevel(level)
-        with Telemetry().refresh(report := Report(TokenKey(Watched("a"), Watched("b")), background=False)):
+        with Telemetry().refresh(report := RefreshReport(TokenKey(Watched("a"), Watched("b")), background=False)):
             report.outcome = "refreshed"
         assert len(looks) == expected
 
@@ -488,7 +488,7 @@ def test_nothing_that_is_told_holds_a_token(token: str, which: int, outcome: str
     """Whatever an error's text, arguments, notes, causes, records and code hold."""
     error = errors_with(token)[which]
     with observing() as seen:
-        telemetry, report = Telemetry(), Report(KEY, background=False)
+        telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
         with suppress(type(error)), telemetry.refresh(report):
             report.outcome, report.code, report.waited, report.joined = outcome, token if in_code else None, 0.1, 1
             with telemetry.provider_call(report):
@@ -537,7 +537,7 @@ def test_the_fields_are_those_of_the_code(seen: Observer) -> None:
     seen.records.clear()
     Telemetry().problem(KEY, "event", "words")
     assert sorted(told[:4]) == sorted(seen.record)
-    assert {f"tokenstore_{item.name}" for item in fields(Report)} - {*told} == {"tokenstore_key"}
+    assert {f"tokenstore_{item.name}" for item in fields(RefreshReport)} - {*told} == {"tokenstore_key"}
 
 
 def test_the_events_are_those_of_the_engine() -> None:
@@ -555,7 +555,7 @@ def test_the_events_are_those_of_the_engine() -> None:
 
 
 def test_the_metrics_and_spans_are_those_of_the_code(seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False, generation=1, waited=0.5, joined=1)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False, generation=1, waited=0.5, joined=1)
     with suppress(Provided), telemetry.refresh(report), telemetry.provider_call(report):
         raise Provided
     found = {}

@@ -27,7 +27,8 @@ from tokenstore.errors import (
 from tokenstore.keyring import Keyring, generate_key
 from tokenstore.records import TokenEntry, TokenRecord
 from tokenstore.results import RefreshResult
-from tokenstore.store import AuthTokenStore, Transaction, open_store
+from tokenstore.store import AuthTokenStore, open_store
+from tokenstore.transaction import Transaction
 
 __all__ = [
     "AuthTokenStore",

@@ -1,20 +1,35 @@
-"""What one statement does to a row's lease, as functions without a database.
+"""Leases: what one statement does to them, and how to lock a row that has none.
 
 A row's *lease* is a claim on the row by one refresh, the lease holder. A row's *generation* is a number that changes
-with every write of tokens. The memory backend runs these functions as they are, and the tests compare every other
-backend with them. They do not wait or read a clock, so that tests can search every interleaving of several refreshes.
+with every write of tokens.
 
-Times are whole numbers by the database's clock, in the caller's unit.
+The functions on :class:`Row` describe each statement without a database. The memory backend runs them as they are, and
+the tests compare every other backend with them. They do not wait or read a clock, so that tests can search every
+interleaving of several refreshes. Their times are whole numbers by the database's clock, in the caller's unit.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-__all__ = ["Row", "claimed", "completed", "released", "written"]
+from tokenstore.errors import ConflictError, LockTimeoutError
+from tokenstore.protocol import SupportsWatching
+from tokenstore.records import SealedRecord, TokenKey, is_leased
+from tokenstore.validation import requested_row
+
+__all__ = ["Row", "claimed", "completed", "lock_unleased", "released", "wait_for_lease", "written"]
 
 T = TypeVar("T")
+
+# Between two reads of a leased row on a backend that cannot watch it, and beyond a lease's end, in seconds.
+_POLL_INTERVAL: Final = 0.02
+_LONGEST_WAIT: Final = 1.0
+
+# -- what one statement does to a row ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +90,81 @@ def released(
         return None
     code, retry_at = failure or (None, None)
     return replace(row, lease_holder=None, lease_expires_at=None, failure_code=code, retry_at=retry_at)
+
+
+# -- waiting for the end of a lease -------------------------------------------------------------------
+
+
+async def wait_for_lease(backend: object, row: SealedRecord, limit: float = _LONGEST_WAIT) -> None:
+    """Wait until a row with a live lease is worth reading again, and not beyond the end of the lease.
+
+    Args:
+        backend: Watches the row, if it can (:class:`tokenstore.protocol.SupportsWatching`).
+        row: The row as it was read.
+        limit: The longest wait, in seconds.
+    """
+    # Imported here: they make up most of the time of `import tokenstore`, and the caller's event loop has loaded both.
+    import asyncio
+    import random
+
+    if row.lease_expires_in is not None:
+        limit = min(limit, max(row.lease_expires_in, 0.0) + _POLL_INTERVAL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(limit, _LONGEST_WAIT)):
+            if isinstance(backend, SupportsWatching):
+                # Whatever the watch raised, it must not end the caller, which may hold new tokens that are not stored.
+                with suppress(Exception):
+                    await backend.watch(row.key)
+                    return
+            await asyncio.sleep(_POLL_INTERVAL * random.uniform(1.0, 1.5))  # noqa: S311 - spreads a fleet's reads
+
+
+async def lock_unleased(
+    key: TokenKey,
+    *,
+    lock: Callable[[], Awaitable[SealedRecord | None]],
+    read: Callable[[], Awaitable[SealedRecord | None]],
+    unlock: Callable[[], Awaitable[None]] | None,
+    backend: object,
+    lock_timeout: float,
+) -> SealedRecord | None:
+    """Lock a row that has no live lease; wait for the lease to end without the lock, which its holder needs to end it.
+
+    Args:
+        key: The row.
+        lock: Takes the row's lock, and reads the row.
+        read: Reads the row without its lock. Only called without ``unlock``.
+        unlock: Gives the lock up again by a rollback. None if the transaction has other locks or writes, which a
+            rollback would lose; then the row is read before it is locked.
+        backend: Watches the row for :func:`wait_for_lease`.
+        lock_timeout: The longest wait for the end of a lease, in seconds.
+
+    Returns:
+        The locked row, or None if there is none.
+
+    Raises:
+        TamperedError: The database answered with another row.
+        LockTimeoutError: The lease did not end within ``lock_timeout``.
+        ConflictError: Without ``unlock``: a lease began between the read and the lock.
+        BackendError: The database refused or failed.
+    """
+    deadline = time.monotonic() + lock_timeout
+    while True:
+        if unlock is not None:
+            row = requested_row(key, await lock())
+            if not is_leased(row):
+                return row
+            await unlock()
+        else:
+            row = requested_row(key, await read())
+            if not is_leased(row):
+                row = requested_row(key, await lock())
+                if is_leased(row):
+                    raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
+                return row
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise LockTimeoutError(
+                f"{key}: a refresh held the row's lease for longer than {lock_timeout:g} s; repeat the call"
+            )
+        await wait_for_lease(backend, row, left)

@@ -16,7 +16,14 @@ from typing import Protocol, runtime_checkable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
-__all__ = ["Backend", "BackendFactory", "BackendTransaction", "SupportsRowLocks", "SupportsWatching"]
+__all__ = [
+    "Backend",
+    "BackendFactory",
+    "BackendTransaction",
+    "BorrowedSession",
+    "SupportsRowLocks",
+    "SupportsWatching",
+]
 
 
 @runtime_checkable
@@ -159,6 +166,10 @@ class BackendTransaction(Protocol):
         lease, whose holder needs the row's lock in order to end it.
         """
         ...
+
+
+class BorrowedSession(Backend, BackendTransaction, Protocol):
+    """A backend in a session of the application's: every call takes part in the session's transaction."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenstore.errors import ConfigurationError, UnknownBackendError
-from tokenstore.protocol import Backend, BackendFactory
+from tokenstore.protocol import Backend, BackendFactory, BorrowedSession
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -79,9 +79,9 @@ def backend_for_engine(engine: object, options: Mapping[str, object]) -> Backend
     return cast(Backend, _load(_ENGINE)(engine, options))
 
 
-def backend_for_session(session: object, options: Mapping[str, object]) -> Backend:
+def backend_for_session(session: object, options: Mapping[str, object]) -> BorrowedSession:
     """Wrap a borrowed SQLAlchemy ``AsyncSession``."""
-    return cast(Backend, _load(_SESSION)(session, options))
+    return cast(BorrowedSession, _load(_SESSION)(session, options))
 
 
 def _installed(scheme: str | None = None) -> list[EntryPoint]:

@@ -3,293 +3,55 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from tokenstore.errors import (
-    BackendError,
     ConfigurationError,
-    ConflictError,
     InvalidInputError,
-    LockTimeoutError,
     StoreClosedError,
     TransactionRequiredError,
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring
 from tokenstore.listing import scan_rows
+from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
-from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
+from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
 from tokenstore.records import (
-    CLOCK_SKEW,
     SealedRecord,
-    SealedTokens,
     TokenEntry,
     TokenKey,
     TokenRecord,
     from_epoch_us,
-    is_leased,
     optional_datetime,
 )
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
 from tokenstore.results import RefreshResult
 from tokenstore.sealing import open_record, seal_tokens
-from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
+from tokenstore.transaction import RowsUntilFailure, Transaction
+from tokenstore.validation import extra_json, requested_row, seconds, token_key
 
 if TYPE_CHECKING:
     # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from tokenstore.refresh.attempt import Refresh
-    from tokenstore.refresh.engine import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
+    from tokenstore.refresh.engine import OnReauthorizationRequired, OnRefreshed, RefreshEngine
     from tokenstore.refresh.protected_task import Protection
+    from tokenstore.refresh.revoke import SupportsRevocation
 
-__all__ = ["AuthTokenStore", "Transaction", "open_store"]
+__all__ = ["AuthTokenStore", "open_store"]
 
-T = TypeVar("T")
-Clock = Callable[[], float]
-_US = 1_000_000
 # How long the end of an event loop waits for connections to be closed, in seconds.
 _CLOSE_GRACE = 10.0
 
 
-class _Rows(Protocol):
-    async def get(self, key: TokenKey) -> SealedRecord | None: ...
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None: ...
-    async def delete(self, key: TokenKey) -> bool: ...
-
-
-class _TokenOperations(ABC):
-    """What a store and its transactions have in common."""
-
-    _keyring: Keyring
-    _clock: Clock
-
-    @abstractmethod
-    def _rows(self) -> _Rows:
-        """Where to read and write, or StoreClosedError."""
-
-    @abstractmethod
-    async def _lock(self, key: TokenKey) -> SealedRecord | None:
-        """Lock and read a row, where that makes sense."""
-
-    async def store_tokens(
-        self,
-        provider: str,
-        user_id: str,
-        access_token: str,
-        refresh_token: str | None,
-        access_token_expires_at: datetime | None,
-        refresh_token_expires_at: datetime | None = None,
-        *,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Insert or replace the tokens of one user at one provider, atomically.
-
-        What is passed is what is stored: nothing of an earlier row is kept. Tokens and ``extra`` are encrypted first.
-
-        Args:
-            provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
-            user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
-            access_token: At most 256 KiB.
-            refresh_token: At most 256 KiB; None where none was issued (RFC 6749 section 5.1 makes it optional).
-            access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
-            refresh_token_expires_at: Likewise for the refresh token.
-            extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
-                at most 256 KiB as JSON.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable; nothing was written.
-            LockTimeoutError: Somebody held the row's lock for too long; nothing was written.
-            BackendError: The database refused or failed.
-        """
-        key = token_key(provider, user_id)
-        access_token = token_text("access_token", access_token)
-        if refresh_token is not None:
-            refresh_token = token_text("refresh_token", refresh_token)
-        expires_at = optional_epoch_us("access_token_expires_at", access_token_expires_at)
-        refresh_expires_at = optional_epoch_us("refresh_token_expires_at", refresh_token_expires_at)
-        sealed = seal_tokens(
-            self._keyring,
-            key,
-            access_token=access_token,
-            refresh_token=refresh_token,
-            extra=extra_json(extra),
-            access_token_expires_at=expires_at,
-            refresh_token_expires_at=refresh_expires_at,
-        )
-        await self._rows().put(key, sealed)
-
-    async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
-        """Read the tokens of one user at one provider.
-
-        Args:
-            provider: The provider's name.
-            user_id: The user's id.
-            for_update: Also take the row's lock, until the transaction ends: a second caller waits, then reads what
-                the first one stored. Waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`, too. Needs
-                ``store.transaction()`` or a borrowed session.
-
-        Returns:
-            A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None where
-            there is no row.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable.
-            TransactionRequiredError: ``for_update=True`` outside a transaction.
-            LockTimeoutError: The lock was not free within ``lock_timeout``.
-            UnknownKeyError: The row was sealed with a key that is not in the keyring.
-            TamperedError: The row was altered outside the store, or the database answered with another row.
-            BackendError: The database refused or failed.
-        """
-        key = token_key(provider, user_id)
-        if for_update:
-            row = await self._lock(key)
-        else:
-            row = await self._rows().get(key)
-        return None if row is None else open_record(self._keyring, key, row)
-
-    async def delete_tokens(self, provider: str, user_id: str) -> bool:
-        """Delete the tokens of one user at one provider.
-
-        Returns:
-            Whether there were any.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable.
-            BackendError: The database refused or failed.
-        """
-        return await self._rows().delete(token_key(provider, user_id))
-
-    def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
-        """Whether the access token can still be used: now + skew is before its expiry.
-
-        Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``access_token_expires_at``.
-            clock_skew_seconds: How long before its expiry a token counts as expired, in seconds.
-
-        Raises:
-            InvalidInputError: The record lacks that key or holds no datetime there, or the skew is negative.
-        """
-        skew = seconds("clock_skew_seconds", clock_skew_seconds)
-        expires_at = optional_epoch_us("access_token_expires_at", _field(token_record, "access_token_expires_at"))
-        return expires_at is None or self._clock() + skew < expires_at / _US
-
-    def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether there is a refresh token that has not expired. One without an expiry does not expire.
-
-        Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``refresh_token`` and
-                ``refresh_token_expires_at``.
-
-        Raises:
-            InvalidInputError: The record lacks one of the two, or holds no datetime.
-        """
-        if _field(token_record, "refresh_token") is None:
-            return False
-        expires_at = optional_epoch_us("refresh_token_expires_at", _field(token_record, "refresh_token_expires_at"))
-        return expires_at is None or self._clock() < expires_at / _US
-
-    def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether a record, or an entry of ``list_tokens``, was sealed with another key than the one that seals now."""
-        return bool(_field(token_record, "key_id") != self._keyring.primary)
-
-
-class _UntilFailure:
-    """A transaction's rows, until a call fails: databases disagree on what is left of the transaction then."""
-
-    def __init__(self, rows: BackendTransaction, backend: Backend, lock_timeout: float) -> None:
-        self._rows = rows
-        self._backend = backend
-        self._lock_timeout = lock_timeout
-        self._begun = False
-        self.failure: BackendError | None = None
-
-    async def get(self, key: TokenKey) -> SealedRecord | None:
-        return await self._note_failure(self._rows.get(key))
-
-    async def lock(self, key: TokenKey) -> SealedRecord | None:
-        return await self._note_failure(self._lock_unleased(key))
-
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        self._begun = True
-        await self._note_failure(self._rows.put(key, tokens))
-
-    async def delete(self, key: TokenKey) -> bool:
-        self._begun = True
-        return await self._note_failure(self._rows.delete(key))
-
-    async def _lock_unleased(self, key: TokenKey) -> SealedRecord | None:
-        """Lock a row that nobody is refreshing under a lease, whose holder needs the row's lock in order to end."""
-        deadline = time.monotonic() + self._lock_timeout
-        while True:
-            if not self._begun:
-                row = requested_row(key, await self._rows.lock(key))
-                if not is_leased(row):
-                    self._begun = True
-                    return row
-                await self._rows.rollback()
-            else:
-                # What the transaction has locked and written so far must not be given up, so look before locking.
-                row = requested_row(key, await self._rows.get(key))
-                if not is_leased(row):
-                    row = requested_row(key, await self._rows.lock(key))
-                    if is_leased(row):
-                        raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
-                    return row
-            if time.monotonic() > deadline:
-                raise LockTimeoutError(
-                    f"{key}: a refresh held the row's lease for longer than {self._lock_timeout:g} s; repeat the call"
-                )
-            from tokenstore.refresh.attempt import pause
-
-            await pause(self._backend, row)
-
-    async def _note_failure(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except BackendError as failure:
-            self.failure = failure
-            raise
-
-
-class Transaction(_TokenOperations):
-    """One open transaction of a store: what ``async with store.transaction() as tx`` gives.
-
-    It is an object, not a context variable, so that tasks started inside the block do not slip into it. After a
-    :class:`BackendError` it can only be left: it is rolled back, and leaving it as if nothing had happened is an error.
-    """
-
-    def __init__(self, rows: _UntilFailure, keyring: Keyring, clock: Clock) -> None:
-        self._open_rows: _UntilFailure | None = rows
-        self._keyring = keyring
-        self._clock = clock
-
-    def _rows(self) -> _UntilFailure:
-        if self._open_rows is None:
-            raise StoreClosedError("this transaction has ended; open another with `async with store.transaction()`")
-        self._check()
-        return self._open_rows
-
-    def _check(self) -> None:
-        if self._open_rows is not None and self._open_rows.failure is not None:
-            raise StoreClosedError(
-                "a call in this transaction failed, so it is rolled back; start again with a new one"
-            )
-
-    async def _lock(self, key: TokenKey) -> SealedRecord | None:
-        return await self._rows().lock(key)
-
-    def _end(self) -> None:
-        self._open_rows = None
-
-
-class AuthTokenStore(_TokenOperations):
+class AuthTokenStore(TokenOperations):
     """The OAuth tokens that a server holds on behalf of its users, encrypted at rest.
 
     With a borrowed session the store takes part in the session's transaction and the caller commits; where a call of
@@ -334,10 +96,11 @@ class AuthTokenStore(_TokenOperations):
     ) -> None:
         if (db_session is None) == (backend is None):
             raise ConfigurationError("give either db_session or backend; open_store(url) makes a store by URL")
+        self._session: BorrowedSession | None = None
         if backend is None:
-            backend = backend_for_session(db_session, options)
+            backend = self._session = backend_for_session(db_session, options)
         elif options:
-            raise ConfigurationError(f"{', '.join(sorted(options))}: options go to the backend when it is made")
+            raise ConfigurationError(f"{', '.join(sorted(options))}: pass options to the backend's constructor")
         self._backend: Backend = backend
         self._keyring = Keyring.from_env() if keyring is None else keyring
         self._clock = clock
@@ -422,7 +185,7 @@ class AuthTokenStore(_TokenOperations):
         if lockable is None:
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
         async with lockable.transaction() as rows:
-            guarded = _UntilFailure(rows, backend, lockable.lock_timeout)
+            guarded = RowsUntilFailure(rows, backend, lockable.lock_timeout)
             transaction = Transaction(guarded, self._keyring, self._clock)
             try:
                 yield transaction
@@ -622,19 +385,14 @@ class AuthTokenStore(_TokenOperations):
     # What a backend can do is asked once: a look through a protocol takes as long as to open a row.
 
     @cached_property
-    def _session(self) -> BackendTransaction | None:
-        """The backend, if it is a borrowed session, which is a transaction already."""
-        return self._backend if isinstance(self._backend, BackendTransaction) else None
-
-    @cached_property
     def _lockable(self) -> SupportsRowLocks | None:
         """The backend, if it has row locks."""
         return self._backend if isinstance(self._backend, SupportsRowLocks) else None
 
     @cached_property
     def _engine(self) -> RefreshEngine:
-        from tokenstore.refresh.attempt import Settings
         from tokenstore.refresh.engine import RefreshEngine
+        from tokenstore.refresh.settings import Settings
         from tokenstore.refresh.telemetry import Telemetry
 
         settings = Settings(self._backend, self._keyring, Telemetry(), margin=self._margin, timeout=self._timeout)
@@ -720,11 +478,3 @@ def open_store(
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
     )
-
-
-def _field(record: object, name: str) -> Any:
-    if not isinstance(record, Mapping):
-        raise InvalidInputError(f"token_record must be a record from load_tokens, not {type(record).__name__}")
-    if name not in record:
-        raise InvalidInputError(f"token_record has no {name!r}; pass what load_tokens returned")
-    return record[name]

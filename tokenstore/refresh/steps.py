@@ -201,7 +201,7 @@ def after_call(step: Call, failure: Failure | None) -> Step:
 
 
 def after_save(step: Save, *, saved: bool) -> Step:
-    """If the write was refused, read the row: it has changed, another refresh holds its lease, or an answer was lost."""
+    """If the write was refused, read the row: it has changed, another refresh has its lease, or an answer was lost."""
     return End(Outcome.REFRESHED) if saved else Reread(step.generation)
 
 

@@ -16,7 +16,7 @@ from time import perf_counter
 from tokenstore.errors import RefreshError
 from tokenstore.records import TokenKey
 
-__all__ = ["OUTCOMES", "Report", "Telemetry"]
+__all__ = ["OUTCOMES", "RefreshReport", "Telemetry"]
 
 OUTCOMES = {
     "refreshed": (logging.INFO, "tokens refreshed"),
@@ -43,7 +43,7 @@ _logger.addHandler(logging.NullHandler())
 
 
 @dataclass(slots=True)
-class Report:
+class RefreshReport:
     """What one refresh did; the engine fills it in as it goes."""
 
     key: TokenKey
@@ -64,11 +64,11 @@ class Telemetry:
         with suppress(ImportError):
             self._otel = _OpenTelemetry()
 
-    def refresh(self, report: Report) -> AbstractContextManager[None]:
+    def refresh(self, report: RefreshReport) -> AbstractContextManager[None]:
         """Around a whole refresh: a span; when it ends, a log record and the metrics."""
         return self._around("tokenstore.refresh", "INTERNAL", report, self._end_refresh)
 
-    def provider_call(self, report: Report) -> AbstractContextManager[None]:
+    def provider_call(self, report: RefreshReport) -> AbstractContextManager[None]:
         """Around a call of the provider: a child span. Adds to ``report.provider_time``, also when the call raises."""
         return self._around("tokenstore.provider_call", "CLIENT", report, self._end_call)
 
@@ -79,7 +79,11 @@ class Telemetry:
 
     @contextmanager
     def _around(
-        self, name: str, kind: str, report: Report, end: Callable[[Report, str | None, float], _Attributes]
+        self,
+        name: str,
+        kind: str,
+        report: RefreshReport,
+        end: Callable[[RefreshReport, str | None, float], _Attributes],
     ) -> Iterator[None]:
         """A current span. ``end`` gets the name of what was raised and the seconds, and gives the last attributes."""
         end_span, raised, last, started = None, None, _Attributes(), perf_counter()
@@ -97,7 +101,7 @@ class Telemetry:
                 if end_span:
                     end_span(last)
 
-    def _end_refresh(self, report: Report, raised: str | None, _seconds: float) -> _Attributes:
+    def _end_refresh(self, report: RefreshReport, raised: str | None, _seconds: float) -> _Attributes:
         if report.outcome == "error" and raised in OUTCOMES:
             report.outcome = raised  # the code of RefreshTimeoutError and of TokensNotStoredError is their outcome
         level, text = OUTCOMES.get(report.outcome, OUTCOMES["error"])
@@ -109,7 +113,7 @@ class Telemetry:
         error = (code or report.outcome) if level >= logging.WARNING else None
         return {"tokenstore.outcome": report.outcome, "tokenstore.generation": report.generation, "error.type": error}
 
-    def _end_call(self, report: Report, raised: str | None, seconds: float) -> _Attributes:
+    def _end_call(self, report: RefreshReport, raised: str | None, seconds: float) -> _Attributes:
         report.provider_time = (report.provider_time or 0.0) + seconds
         if self._otel:
             self._otel.provider_time.record(seconds, {"tokenstore.provider": report.key.provider})
@@ -136,7 +140,7 @@ class _OpenTelemetry:
         self.lease_wait = histogram("tokenstore.lease_wait", "How long a refresh waited for somebody else's lease")
         self.provider_time = histogram("tokenstore.provider_time", "How long a call of the provider took")
 
-    def count(self, report: Report) -> None:
+    def count(self, report: RefreshReport) -> None:
         provider: _Attributes = {"tokenstore.provider": report.key.provider}
         ending: _Attributes = {"tokenstore.outcome": report.outcome, "tokenstore.background": report.background}
         self.refreshes.add(1, provider | ending)
@@ -145,7 +149,7 @@ class _OpenTelemetry:
         if report.waited:
             self.lease_wait.record(report.waited, provider)
 
-    def span(self, name: str, kind: str, report: Report) -> Callable[[_Attributes], None]:
+    def span(self, name: str, kind: str, report: RefreshReport) -> Callable[[_Attributes], None]:
         """Begin a span and make it the current one; what is returned ends it."""
         first: _Attributes = {"tokenstore.provider": report.key.provider, "tokenstore.background": report.background}
         span = self._tracer.start_span(name, kind=self._trace.SpanKind[kind], attributes=first)
