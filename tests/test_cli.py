@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from matrix import ROWS, Row, shared_rows
 from tokenstore import Keyring, TokenRecord, generate_key, open_store
-from tokenstore._commands import app
+from tokenstore.cli.app import app
 from tokenstore.keyring import KEYS_VARIABLE
 from tokenstore.store import AuthTokenStore
 
@@ -210,7 +210,7 @@ def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str
     shows_no_secret(unknown, namesake)
     rotated = f"{generate_key('k2')},{KEYS}"
     assert [entry["needs_reseal"] for entry in cli("list", "--json", url=url, keys=rotated).rows] == [True]
-    assert "k1 (not the first key)" in cli("list", url=url, keys=rotated).out
+    assert "k1 (not the primary key)" in cli("list", url=url, keys=rotated).out
     assert cli("show", "github", "u1", "--json", url=url, keys=rotated).rows[0]["needs_reseal"] is True
 
 
@@ -230,6 +230,9 @@ def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str
         pytest.param({"expires_at": "4102444800.0"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="unix-string"),
         pytest.param({"expires_at": "2100-01-01T02:00:00+02:00"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="iso"),
         pytest.param({"expires_at": "2100-01-01"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="naive-is-utc"),
+        pytest.param(
+            {"access_token_expires_at": "2100-01-01"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="as-show-prints-it"
+        ),
         pytest.param(
             {"expires_in": 5, "expires_at": 4102444800}, [], datetime(2100, 1, 1, tzinfo=UTC), id="absolute-wins"
         ),
@@ -450,7 +453,7 @@ def test_options_before_the_command_count_too(sqlite: str) -> None:
         (["list"], None, "TOKENSTORE_URL"),
         (["list"], "nonsense", "not a URL"),
         (["list"], "oracle://h/d", "no backend for oracle"),
-        (["list"], "memory://", "memory:// would be gone"),
+        (["list"], "memory://", "memory:// does not outlive this command"),
         (["demo", "--url", "memory://"], None, "could not share it"),
         (["list"], "sqlite:///x.db?tabel=t", "tabel"),
         (["list", "--provider", ""], "sqlite:///x.db", "provider must not be empty"),
@@ -580,7 +583,7 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     outcomes = {row["user_id"]: row["outcome"] for row in done.rows}
     assert outcomes == {"u0": "refreshed", "u1": "refreshed", "u2": "refreshed", "u-unlucky": "failed"}
     [error] = [row["error"] for row in done.rows if row["error"] is not None]
-    assert error.startswith("provider 'github', user 'u-unlucky': the provider could not be reached")
+    assert error.startswith("provider 'github', user 'u-unlucky': the provider was unreachable")
     plain = cli("refresh-due", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
     assert (plain.code, plain.out) == (5, "1 failed\n")
     assert plain.err.startswith("error: provider 'github', user 'u-unlucky'")
@@ -591,12 +594,12 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     ("arguments", "message"),
     [
         (["--within", "soon"], "--within must be a time such as 90s, 10m, 2h or 1d"),
-        ([], "who refreshes? Set TOKENSTORE_REFRESHERS or give --refreshers, as MODULE:NAME"),
-        (["--refreshers", "my_refreshers"], "who refreshes?"),
+        ([], "no refreshers: pass --refreshers MODULE:NAME or set TOKENSTORE_REFRESHERS"),
+        (["--refreshers", "my_refreshers"], "no refreshers: pass"),
         (["--refreshers", "nowhere:refreshers"], "nowhere:refreshers cannot be imported (ModuleNotFoundError)"),
         (["--refreshers", "my_refreshers:absent"], "my_refreshers:absent cannot be imported (AttributeError)"),
         (["--refreshers", "my_refreshers:secret"], "my_refreshers:secret must be a mapping"),
-        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "nobody to refresh the tokens of"),
+        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "no refresher for provider 'gitlab'"),
     ],
 )
 def test_refresh_due_says_what_is_missing(due: str, arguments: list[str], message: str) -> None:
