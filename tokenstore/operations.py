@@ -45,11 +45,11 @@ class TokenOperations(ABC):
 
     @abstractmethod
     def _rows(self) -> Rows:
-        """Where to read and write, or StoreClosedError."""
+        """The rows to read and write. Raises StoreClosedError if the store or transaction has ended."""
 
     @abstractmethod
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
-        """Lock and read a row, where that makes sense."""
+        """Lock and read a row. Raises an error where a lock cannot be held."""
 
     async def store_tokens(
         self,
@@ -64,21 +64,21 @@ class TokenOperations(ABC):
     ) -> None:
         """Insert or replace the tokens of one user at one provider, atomically.
 
-        What is passed is what is stored: nothing of an earlier row is kept. Tokens and ``extra`` are encrypted first.
+        The new row replaces all fields of an earlier one. Tokens and ``extra`` are encrypted first.
 
         Args:
             provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
             user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
             access_token: At most 256 KiB.
-            refresh_token: At most 256 KiB; None where none was issued (RFC 6749 section 5.1 makes it optional).
+            refresh_token: At most 256 KiB; None if none was issued (RFC 6749 section 5.1 makes it optional).
             access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
-            refresh_token_expires_at: Likewise for the refresh token.
+            refresh_token_expires_at: When the refresh token expires; a naive datetime is UTC; None means never.
             extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
                 at most 256 KiB as JSON.
 
         Raises:
             InvalidInputError: An argument is not acceptable; nothing was written.
-            LockTimeoutError: Somebody held the row's lock for too long; nothing was written.
+            LockTimeoutError: Another transaction held the row's lock for too long; nothing was written.
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
@@ -104,13 +104,13 @@ class TokenOperations(ABC):
         Args:
             provider: The provider's name.
             user_id: The user's id.
-            for_update: Also take the row's lock, until the transaction ends: a second caller waits, then reads what
-                the first one stored. Waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`, too. Needs
+            for_update: Also take the row's lock until the transaction ends: a second caller waits, then reads what the
+                first one stored. The lock also waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`. Needs
                 ``store.transaction()`` or a borrowed session.
 
         Returns:
-            A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None where
-            there is no row.
+            A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None if there
+            is no row.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
@@ -131,7 +131,7 @@ class TokenOperations(ABC):
         """Delete the tokens of one user at one provider.
 
         Returns:
-            Whether there were any.
+            Whether there was a row.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
@@ -140,14 +140,14 @@ class TokenOperations(ABC):
         return await self._rows().delete(token_key(provider, user_id))
 
     def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
-        """Whether the access token can still be used: now + skew is before its expiry.
+        """Whether the access token is valid: the time plus the skew is before its expiry.
 
         Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``access_token_expires_at``.
+            token_record: A record of ``load_tokens``, or another mapping with ``access_token_expires_at``.
             clock_skew_seconds: How long before its expiry a token counts as expired, in seconds.
 
         Raises:
-            InvalidInputError: The record lacks that key or holds no datetime there, or the skew is negative.
+            InvalidInputError: The record has no such key, or no datetime there, or the skew is negative.
         """
         skew = seconds("clock_skew_seconds", clock_skew_seconds)
         expires_at = optional_epoch_us("access_token_expires_at", _field(token_record, "access_token_expires_at"))
@@ -157,11 +157,11 @@ class TokenOperations(ABC):
         """Whether there is a refresh token that has not expired. One without an expiry does not expire.
 
         Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``refresh_token`` and
+            token_record: A record of ``load_tokens``, or another mapping with ``refresh_token`` and
                 ``refresh_token_expires_at``.
 
         Raises:
-            InvalidInputError: The record lacks one of the two, or holds no datetime.
+            InvalidInputError: The record has no such key, or no datetime there.
         """
         if _field(token_record, "refresh_token") is None:
             return False
@@ -169,7 +169,7 @@ class TokenOperations(ABC):
         return expires_at is None or self._clock() < expires_at / _US
 
     def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether a record, or an entry of ``list_tokens``, was sealed with another key than the one that seals now."""
+        """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key."""
         return bool(_field(token_record, "key_id") != self._keyring.primary)
 
 
