@@ -125,7 +125,7 @@ async def lock_unleased(
     lock: Callable[[], Awaitable[SealedRecord | None]],
     read: Callable[[], Awaitable[SealedRecord | None]],
     unlock: Callable[[], Awaitable[None]] | None,
-    backend: object,
+    wait: Callable[[SealedRecord, float], Awaitable[None]],
     lock_timeout: float,
 ) -> SealedRecord | None:
     """Lock a row that has no live lease; wait for the lease to end without the lock, which its holder needs to end it.
@@ -136,7 +136,7 @@ async def lock_unleased(
         read: Reads the row without its lock. Only called without ``unlock``.
         unlock: Gives the lock up again by a rollback. None if the transaction has other locks or writes, which a
             rollback would lose; then the row is read before it is locked.
-        backend: Watches the row for :func:`wait_for_lease`.
+        wait: Waits until a leased row is worth reading again, for at most so many seconds: :func:`wait_for_lease`.
         lock_timeout: The longest wait for the end of a lease, in seconds.
 
     Returns:
@@ -167,4 +167,4 @@ async def lock_unleased(
             raise LockTimeoutError(
                 f"{key}: a refresh held the row's lease for longer than {lock_timeout:g} s; repeat the call"
             )
-        await wait_for_lease(backend, row, left)
+        await wait(row, left)

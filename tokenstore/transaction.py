@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import TypeVar
 
 from tokenstore.errors import BackendError, StoreClosedError
 from tokenstore.keyring import Keyring
-from tokenstore.leases import lock_unleased
+from tokenstore.leases import lock_unleased, wait_for_lease
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.protocol import Backend, BackendTransaction
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
@@ -51,7 +52,7 @@ class RowsUntilFailure:
                 read=lambda: self._rows.get(key),
                 # A rollback would also give up the locks and writes of earlier calls.
                 unlock=None if self._begun else self._rows.rollback,
-                backend=self._backend,
+                wait=partial(wait_for_lease, self._backend),
                 lock_timeout=self._lock_timeout,
             )
         )
