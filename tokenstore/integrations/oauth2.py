@@ -365,7 +365,7 @@ class OAuth2Refresher:
 
 def _require_extra() -> None:
     try:
-        import authlib.oauth2.rfc7523  # noqa: F401 - looked for, as is the next
+        import authlib.oauth2.rfc7523  # noqa: F401 - imported to see whether it is installed
         import httpx  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
