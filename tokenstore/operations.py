@@ -13,7 +13,7 @@ from tokenstore.records import CLOCK_SKEW, SealedRecord, SealedTokens, TokenKey,
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.validation import extra_json, optional_epoch_us, seconds, token_key, token_text
 
-__all__ = ["Clock", "Rows", "TokenOperations"]
+__all__ = ["Clock", "RowOperations", "TokenOperations"]
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -21,7 +21,7 @@ Clock = Callable[[], float]
 _US = 1_000_000
 
 
-class Rows(Protocol):
+class RowOperations(Protocol):
     """The statements on one row that a store and its transactions need."""
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
@@ -44,7 +44,7 @@ class TokenOperations(ABC):
     _clock: Clock
 
     @abstractmethod
-    def _rows(self) -> Rows:
+    def _rows(self) -> RowOperations:
         """The rows to read and write. Raises StoreClosedError if the store or transaction has ended."""
 
     @abstractmethod

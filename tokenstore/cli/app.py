@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from tokenstore.cli.demo.command import demo
 from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, USAGE, exit_code_of
-from tokenstore.cli.options import CommonOptions, Json, Url
+from tokenstore.cli.options import CommonOptions, JsonOption, UrlOption
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
 from tokenstore.cli.setup import init, keygen
@@ -92,8 +92,8 @@ def _show_version(requested: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _main(
     ctx: typer.Context,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,

@@ -12,13 +12,13 @@ __all__ = [
     "EXIT_CODES",
     "INTERRUPTED",
     "NOT_FOUND",
-    "PROVIDER",
+    "PROVIDER_FAILED",
     "SEALING",
     "USAGE",
     "exit_code_of",
 ]
 
-NOT_FOUND, USAGE, DATABASE, SEALING, PROVIDER, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 5, 130, 141
+NOT_FOUND, USAGE, DATABASE, SEALING, PROVIDER_FAILED, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 5, 130, 141
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 no such row, or declined; 2 usage or configuration; 3 the database refused or cannot be "
     "reached; 4 a stored value does not open; 5 a provider failed; 130 interrupted; 141 output pipe closed."
@@ -28,7 +28,7 @@ EXIT_CODES: Final = (
 
 def exit_code_of(error: TokenStoreError) -> int:
     """The exit code of a command that ended with this error."""
-    for kind, code in ((BackendError, DATABASE), (SealingError, SEALING), (RefreshError, PROVIDER)):
+    for kind, code in ((BackendError, DATABASE), (SealingError, SEALING), (RefreshError, PROVIDER_FAILED)):
         if isinstance(error, kind):
             return code
     return USAGE

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "URL_VARIABLE",
     "CommonOptions",
-    "Json",
-    "Provider",
-    "Url",
-    "User",
+    "JsonOption",
+    "ProviderArgument",
+    "UrlOption",
+    "UserArgument",
     "common_options",
     "has_keys",
     "open_from_options",
@@ -34,7 +34,7 @@ T = TypeVar("T")
 URL_VARIABLE: Final = "TOKENSTORE_URL"
 """The environment variable with the database's URL."""
 
-Url = Annotated[
+UrlOption = Annotated[
     str | None,
     typer.Option(
         "--url",
@@ -46,13 +46,13 @@ Url = Annotated[
 ]
 """``--url``."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 """``--json``."""
 
-Provider = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name, such as github.")]
+ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name, such as github.")]
 """The first part of a row's key."""
 
-User = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
 """The second part of a row's key."""
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tokenstore.cli.exits import PROVIDER
-from tokenstore.cli.options import Json, Url, common_options, open_from_options, run_async
+from tokenstore.cli.exits import PROVIDER_FAILED
+from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import escaped, print_error, print_json, print_line, progress
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.store import AuthTokenStore
@@ -44,8 +44,8 @@ def refresh_due(
         ),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="The most refreshes at a time.")] = 8,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Refresh tokens that expire soon. Several machines may run this at once: one of them refreshes each row."""
     options = common_options(ctx, url, as_json)
@@ -72,7 +72,7 @@ def refresh_due(
         words = {"not_due": "refreshed by other processes", "busy": "left to other processes", "gone": "deleted"}
         counts = [f"{count} {words.get(name, name)}" for name, count in sorted(outcomes.items())]
         print_line(", ".join(counts) or "nothing due")
-    raise typer.Exit(PROVIDER if outcomes["failed"] else 0)
+    raise typer.Exit(PROVIDER_FAILED if outcomes["failed"] else 0)
 
 
 async def _count_due(

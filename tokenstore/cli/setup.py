@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokenstore.cli.options import Json, Url, common_options, open_from_options, run_async
+from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import print_json, print_line
 from tokenstore.keyring import generate_key
 
@@ -18,7 +18,7 @@ def keygen(
     name: Annotated[
         str, typer.Argument(metavar="[NAME]", show_default=False, help="The key's name; default: k1.")
     ] = "k1",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a new random key as an entry for TOKENSTORE_KEYS. Nothing is stored."""
     entry = generate_key(name)
@@ -28,7 +28,7 @@ def keygen(
         print_line(entry)
 
 
-def init(ctx: typer.Context, url: Url = None, as_json: Json = False) -> None:
+def init(ctx: typer.Context, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Create the token table if it is missing. Needs no keys."""
     options = common_options(ctx, url, as_json)
 

@@ -13,7 +13,16 @@ from typing import Annotated, Any, Final, Never
 import typer
 
 from tokenstore.cli.exits import NOT_FOUND
-from tokenstore.cli.options import Json, Provider, Url, User, common_options, has_keys, open_from_options, run_async
+from tokenstore.cli.options import (
+    JsonOption,
+    ProviderArgument,
+    UrlOption,
+    UserArgument,
+    common_options,
+    has_keys,
+    open_from_options,
+    run_async,
+)
 from tokenstore.cli.output import escaped, format_time, print_error, print_json, print_line, print_table
 from tokenstore.errors import InvalidInputError
 from tokenstore.records import optional_datetime
@@ -27,8 +36,8 @@ _NOT_PRIMARY: Final = " (not the primary key)"
 
 def put(
     ctx: typer.Context,
-    provider: Provider,
-    user: User,
+    provider: ProviderArgument,
+    user: UserArgument,
     expires_in: Annotated[float | None, typer.Option(metavar="SECONDS", help="The access token's lifetime.")] = None,
     expires_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The access token's expiry, ISO 8601; UTC if no zone.")
@@ -39,8 +48,8 @@ def put(
     refresh_expires_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The refresh token's expiry, ISO 8601; UTC if no zone.")
     ] = None,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Store a user's tokens, in place of earlier ones.
 
@@ -115,11 +124,11 @@ def _expiry(
 
 def show(
     ctx: typer.Context,
-    provider: Provider,
-    user: User,
+    provider: ProviderArgument,
+    user: UserArgument,
     reveal: Annotated[bool, typer.Option("--reveal", help="Print the tokens, too.")] = False,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a user's row; the tokens only with --reveal."""
     options = common_options(ctx, url, as_json)
@@ -168,8 +177,8 @@ def list_tokens(
     ctx: typer.Context,
     provider: Annotated[str | None, typer.Option(metavar="PROVIDER", help="Only this provider's rows.")] = None,
     user: Annotated[str | None, typer.Option(metavar="USER", help="Only this user's rows.")] = None,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List rows, without their tokens. Needs no keys; with keys it marks rows not sealed with the primary key."""
     options = common_options(ctx, url, as_json)
@@ -201,11 +210,11 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
 
 def delete(
     ctx: typer.Context,
-    provider: Provider,
-    user: User,
+    provider: ProviderArgument,
+    user: UserArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a prompt.")] = False,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete a user's tokens. Needs no keys."""
     options = common_options(ctx, url, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokenstore.cli.options import Json, Url, common_options
+from tokenstore.cli.options import JsonOption, UrlOption, common_options
 from tokenstore.cli.output import print_json
 
 __all__ = ["demo"]
@@ -17,8 +17,8 @@ def demo(
     processes: Annotated[int, typer.Option(min=2, max=16, help="Worker processes.")] = 8,
     tasks: Annotated[int, typer.Option(min=1, max=200, help="Tasks in each process.")] = 25,
     latency: Annotated[float, typer.Option(min=0.0, max=5.0, help="Seconds the provider takes to answer.")] = 0.5,
-    url: Url = None,
-    as_json: Json = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare three ways to refresh one expired token from many processes: load_fresh_tokens, a row lock, neither.
 
