@@ -11,10 +11,10 @@ from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenstore.errors import ConfigurationError, LockTimeoutError, StoreClosedError
+from tokenstore.leases import Row, claimed, completed, released, written
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
-from tokenstore.transitions import Row, claimed, completed, released, written
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 

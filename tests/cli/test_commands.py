@@ -97,5 +97,5 @@ def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str
     shows_no_secret(unknown, namesake)
     rotated = f"{generate_key('k2')},{KEYS}"
     assert [entry["needs_reseal"] for entry in cli("list", "--json", url=url, keys=rotated).rows] == [True]
-    assert "k1 (not the first key)" in cli("list", url=url, keys=rotated).out
+    assert "k1 (not the primary key)" in cli("list", url=url, keys=rotated).out
     assert cli("show", "github", "u1", "--json", url=url, keys=rotated).rows[0]["needs_reseal"] is True

@@ -68,7 +68,7 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     outcomes = {row["user_id"]: row["outcome"] for row in done.rows}
     assert outcomes == {"u0": "refreshed", "u1": "refreshed", "u2": "refreshed", "u-unlucky": "failed"}
     [error] = [row["error"] for row in done.rows if row["error"] is not None]
-    assert error.startswith("provider 'github', user 'u-unlucky': the provider could not be reached")
+    assert error.startswith("provider 'github', user 'u-unlucky': the provider was unreachable")
     plain = cli("refresh-due", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
     assert (plain.code, plain.out) == (5, "1 failed\n")
     assert plain.err.startswith("error: provider 'github', user 'u-unlucky'")
@@ -79,12 +79,12 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     ("arguments", "message"),
     [
         (["--within", "soon"], "--within must be a time such as 90s, 10m, 2h or 1d"),
-        ([], "who refreshes? Set TOKENSTORE_REFRESHERS or give --refreshers, as MODULE:NAME"),
-        (["--refreshers", "my_refreshers"], "who refreshes?"),
+        ([], "no refreshers: pass --refreshers MODULE:NAME or set TOKENSTORE_REFRESHERS"),
+        (["--refreshers", "my_refreshers"], "no refreshers: pass"),
         (["--refreshers", "nowhere:refreshers"], "nowhere:refreshers cannot be imported (ModuleNotFoundError)"),
         (["--refreshers", "my_refreshers:absent"], "my_refreshers:absent cannot be imported (AttributeError)"),
         (["--refreshers", "my_refreshers:secret"], "my_refreshers:secret must be a mapping"),
-        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "nobody to refresh the tokens of"),
+        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "no refresher for provider 'gitlab'"),
     ],
 )
 def test_refresh_due_says_what_is_missing(due: str, arguments: list[str], message: str) -> None:

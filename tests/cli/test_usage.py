@@ -36,7 +36,7 @@ def test_options_before_the_command_count_too(sqlite: str) -> None:
         (["list"], None, "TOKENSTORE_URL"),
         (["list"], "nonsense", "not a URL"),
         (["list"], "oracle://h/d", "no backend for oracle"),
-        (["list"], "memory://", "memory:// would be gone"),
+        (["list"], "memory://", "memory:// does not outlive this command"),
         (["demo", "--url", "memory://"], None, "could not share it"),
         (["list"], "sqlite:///x.db?tabel=t", "tabel"),
         (["list", "--provider", ""], "sqlite:///x.db", "provider must not be empty"),

@@ -25,7 +25,7 @@ DATABASE_PACKAGES = {
     "tokenstore_sql",
 }
 EXTRAS = {"authlib", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
-ENGINE = {"tokenstore.attempt", "tokenstore.refresh", "tokenstore.telemetry"}
+ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "telemetry")}
 
 
 def _runtime_imports(tree: ast.AST) -> Iterator[str]:
@@ -90,8 +90,8 @@ def test_a_store_loads_the_refresh_engine_when_it_is_wanted() -> None:
 def test_the_help_of_the_command_line_loads_no_store_in_use() -> None:
     """What shows help needs neither a database, nor a cipher, nor a provider."""
     loaded = _loaded_by(
-        "from tokenstore.cli import main; sys.argv[1:] = ['--help']; assert main() == 0; import tokenstore._commands"
+        "from tokenstore.cli import main; sys.argv[1:] = ['--help']; assert main() == 0; import tokenstore.cli.app"
     )
     assert "typer" in loaded
     assert not loaded & (DATABASE_PACKAGES | ENGINE | EXTRAS - {"rich", "typer"})
-    assert not loaded & {"cryptography", "tokenstore.demo"}
+    assert not loaded & {"cryptography", "tokenstore.cli.demo.rounds"}

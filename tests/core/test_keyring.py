@@ -49,7 +49,7 @@ def test_the_first_key_seals_and_all_open() -> None:
         ([("é", NORTH)], "1 to 32 of"),
         ([("k\n", NORTH)], "1 to 32 of"),
         ([(7, NORTH)], "1 to 32 of"),
-        ([("k", NORTH), ("k", SOUTH)], "'k' stands in the keyring twice"),
+        ([("k", NORTH), ("k", SOUTH)], "'k' is in the keyring twice"),
         ([("a", NORTH), ("b", NORTH)], "'a' and 'b' are the same key"),
     ],
 )

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import uvloop
 
-from tokenstore.protected_task import Protection
+from tokenstore.refresh.protected_task import Protection
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
 
 Work = Callable[[], Coroutine[Any, Any, Any]]

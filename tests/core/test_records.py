@@ -15,7 +15,8 @@ from rich.console import Console
 from support.fresh_store import on_every_row
 from support.store_calls import load
 from tokenstore import AuthTokenStore, Keyring, open_store
-from tokenstore.records import TokenKey, from_epoch_us, to_epoch_us
+from tokenstore.records import TokenKey, from_epoch_us
+from tokenstore.validation import to_epoch_us
 
 
 @given(st.datetimes())

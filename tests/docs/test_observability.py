@@ -17,7 +17,7 @@ import tokenstore
 from support.observer import KEY, REFRESH_PROGRAM, Observer, Provided, ended, observing, run_program
 from support.pages import codes
 from support.paths import DOCS
-from tokenstore.telemetry import _BUCKETS, OUTCOMES, Report, Telemetry
+from tokenstore.refresh.telemetry import _BUCKETS, OUTCOMES, RefreshReport, Telemetry
 
 PAGE = DOCS / "observability.md"
 FIELDS = {
@@ -56,14 +56,14 @@ def test_the_fields_are_those_of_the_code(seen: Observer) -> None:
     seen.records.clear()
     Telemetry().problem(KEY, "event", "words")
     assert sorted(told[:4]) == sorted(seen.record)
-    assert {f"tokenstore_{item.name}" for item in fields(Report)} - {*told} == {"tokenstore_key"}
+    assert {f"tokenstore_{item.name}" for item in fields(RefreshReport)} - {*told} == {"tokenstore_key"}
 
 
 def test_the_events_are_those_of_the_engine() -> None:
     """A callback's name is its event, and what ``_tell`` gets."""
     found = {
         str(call.args[1].value)
-        for module in Path(str(tokenstore.__file__)).parent.glob("*.py")
+        for module in Path(str(tokenstore.__file__)).parent.rglob("*.py")
         for call in ast.walk(ast.parse(module.read_text("utf-8")))
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
@@ -74,7 +74,7 @@ def test_the_events_are_those_of_the_engine() -> None:
 
 
 def test_the_metrics_and_spans_are_those_of_the_code(seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False, generation=1, waited=0.5, joined=1)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False, generation=1, waited=0.5, joined=1)
     with suppress(Provided), telemetry.refresh(report), telemetry.provider_call(report):
         raise Provided
     found = {}

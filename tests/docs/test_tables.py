@@ -28,9 +28,10 @@ from support.pages import (
     prose,
     table,
 )
-from tokenstore import _commands as commands
 from tokenstore import errors
 from tokenstore.cancellation import FINISH_GRACE
+from tokenstore.cli.app import app
+from tokenstore.cli.exits import EXIT_CODES
 from tokenstore.protocol import Backend
 from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
 from tokenstore.registry import _BUILT_IN
@@ -112,10 +113,10 @@ def test_the_table_of_options_is_the_code() -> None:
 
 
 def test_the_exit_codes_and_commands_are_those_of_the_command_line() -> None:
-    codes_of_the_help = re.findall(r"(\d+) [^;.]+", commands._EXIT_CODES)
+    codes_of_the_help = re.findall(r"(\d+) [^;.]+", EXIT_CODES)
     assert [code for code, _ in table(CLI, "exit code")] == codes_of_the_help
     # An attribute of Click's, which typer's types do not know.
-    names = list(getattr(typer.main.get_command(commands.app), "commands"))  # noqa: B009
+    names = list(getattr(typer.main.get_command(app), "commands"))  # noqa: B009
     assert [name.strip("`") for name, *_ in table(CLI, "command")] == names
 
 

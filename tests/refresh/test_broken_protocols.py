@@ -9,8 +9,10 @@ import pytest
 
 from support.refresh_model import FAULTS, FREEZE, LOSSES, URGENT, Protocol, Scenario, Statement
 from support.refresh_model_search import search, told
-from tokenstore import transitions
-from tokenstore.transitions import Claim, End, Goal, Outcome, Read, Reread, Row, Save, Settle, Step, View
+from tokenstore import leases
+from tokenstore.leases import Row
+from tokenstore.refresh import steps
+from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Reread, Save, Settle, Step, View
 
 # What neither loses tokens nor keeps a holder from acting in time.
 GENTLE = FAULTS - LOSSES - {FREEZE}
@@ -49,7 +51,7 @@ def released_by_anybody(
     row: Row[int], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
 ) -> Row[int] | None:
     held = replace(row, lease_holder=holder)
-    return transitions.released(held, generation=generation, holder=holder, failure=failure)
+    return leases.released(held, generation=generation, holder=holder, failure=failure)
 
 
 def released_without_a_look(
@@ -59,19 +61,19 @@ def released_without_a_look(
 
 
 def completed_beside_a_lease(row: Row[int], tokens: int, *, generation: int, holder: str, now: int) -> Row[int] | None:
-    return transitions.written(row, tokens) if row.generation == generation else None
+    return leases.written(row, tokens) if row.generation == generation else None
 
 
 def completed_by_the_last_holder(
     row: Row[int], tokens: int, *, generation: int, holder: str, now: int
 ) -> Row[int] | None:
     held = row.generation == generation and row.lease_holder == holder
-    return transitions.written(row, tokens) if held else None
+    return leases.written(row, tokens) if held else None
 
 
 def claimed_beside_a_lease(row: Row[int], *, generation: int, holder: str, now: int, duration: int) -> Row[int] | None:
     free = replace(row, lease_holder=None, lease_expires_at=None)
-    return transitions.claimed(free, generation=generation, holder=holder, now=now, duration=duration)
+    return leases.claimed(free, generation=generation, holder=holder, now=now, duration=duration)
 
 
 def claimed_despite_a_failure(
@@ -91,15 +93,15 @@ def written_in_place(row: Row[int], tokens: int) -> Row[int]:
 
 
 def sure_of_its_claim(step: Claim, *, granted: bool) -> Step:
-    return transitions.Call(step.generation)
+    return steps.Call(step.generation)
 
 
 def gives_its_tokens_up(step: Save, *, saved: bool) -> Step:
-    return transitions.after_save(step, saved=saved) if saved else Read()
+    return steps.after_save(step, saved=saved) if saved else Read()
 
 
 def yields_to_another_lease(goal: Goal, step: Reread, row: View | None) -> tuple[Goal, Step]:
-    goal, following = transitions.after_reread(goal, step, row)
+    goal, following = steps.after_reread(goal, step, row)
     return goal, Read() if isinstance(following, Reread) else following
 
 
@@ -120,14 +122,14 @@ LOGIN = Scenario(False, goals=TWO, faults=1, logins=1)
 LOGIN_ALONE = replace(LOGIN, faults=0)
 BROKEN = {
     "claim without the generation": Fault(
-        Protocol(claimed=unchecked(transitions.claimed)), LENIENT, "a_lease_sends_what_the_row_holds", 9
+        Protocol(claimed=unchecked(leases.claimed)), LENIENT, "a_lease_sends_what_the_row_holds", 9
     ),
     "completion without the generation": Fault(
-        Protocol(completed=unchecked(transitions.completed)), LOGIN_ALONE, "tokens_are_never_older", 8
+        Protocol(completed=unchecked(leases.completed)), LOGIN_ALONE, "tokens_are_never_older", 8
     ),
     # Where each lease has a name of its own, that alone tells them apart.
     "release without the generation, under an old name": Fault(
-        Protocol(released=unchecked(transitions.released), renames=False),
+        Protocol(released=unchecked(leases.released), renames=False),
         Scenario(False, goals=TWO, ageings=1),
         "marked_for_good_means_dead",
         18,

@@ -20,7 +20,7 @@ from tokenstore import (
     ReauthorizationRequiredError,
     TokenRecord,
 )
-from tokenstore import attempt as attempt_module
+from tokenstore.refresh import backoff
 
 HOUR = 3600.0
 
@@ -84,7 +84,7 @@ async def test_a_database_that_is_gone_is_an_error_before_the_call(
     world: World, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that can be read and not written, too: after some patience, and with its own error; nobody was called."""
-    monkeypatch.setattr(attempt_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(backoff, "_RETRY_TIMEOUT", 0.1)
     script = Script()
     store, meddler = await world.meddled(script, refresh_timeout=1)
     await world.expired(store)
@@ -117,7 +117,7 @@ async def test_a_failure_that_cannot_be_left_in_the_row(
     world: World, gone: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The callers of this process get it all the same, unless it is a verdict on a token that the row may not hold."""
-    monkeypatch.setattr(attempt_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(backoff, "_RETRY_TIMEOUT", 0.1)
     for failure, expected in (
         (ProviderUnavailableError("down"), ProviderUnavailableError),
         (ReauthorizationRequiredError("used"), BackendError if gone else BackendUnavailableError),

@@ -16,7 +16,7 @@ from support.refresh_world import settled
 from support.refreshers import pair
 from support.store_calls import fresh, load
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, TokenRecord, TokensNotStoredError
-from tokenstore.attempt import Settings
+from tokenstore.refresh.settings import Settings
 
 
 async def restarted(scene: Scene) -> None:

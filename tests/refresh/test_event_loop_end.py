@@ -24,8 +24,8 @@ from tokenstore import (
     TokenRecord,
     TokensNotStoredError,
 )
-from tokenstore import attempt as attempt_module
 from tokenstore.records import TokenKey
+from tokenstore.refresh import loop_end
 
 _KEY = TokenKey("github", "u1")
 
@@ -63,7 +63,7 @@ async def test_a_claim_is_released_again(world: World, carried_out: bool, at_eve
 async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt_module, "_LEAVE_GRACE", 0.05)
+    monkeypatch.setattr(loop_end, "_LEASE_GRACE", 0.05)
     script = Script()
     store, meddler = await world.meddled(script)
     await world.expired(store)
@@ -128,7 +128,7 @@ async def test_a_refresher_that_ignores_its_timeout_is_cancelled_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the event loop came before the timeout, and is not lost."""
-    monkeypatch.setattr(attempt_module, "_CALL_GRACE", 0.05)
+    monkeypatch.setattr(loop_end, "_CALL_GRACE", 0.05)
     called = asyncio.Event()
 
     async def stubborn(record: TokenRecord) -> Any:

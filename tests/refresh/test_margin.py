@@ -13,10 +13,10 @@ from support.refresh_world import World, on_every_row, on_memory, settled, until
 from support.refreshers import NEW, NEW_PAIR, OLD, Script, pair
 from support.store_calls import fresh, many
 from tokenstore import Keyring, ProviderUnavailableError, ReauthorizationRequiredError, open_store
-from tokenstore.attempt import Settings
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
-from tokenstore.telemetry import Telemetry
-from tokenstore.transitions import Validity
+from tokenstore.refresh.settings import Settings
+from tokenstore.refresh.steps import Validity
+from tokenstore.refresh.telemetry import Telemetry
 from tokenstore_memory import MemoryBackend
 
 HOUR = 3600.0

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from support.refresh_world import World, on_memory
 from support.refreshers import NEW
 from tokenstore import InvalidInputError, TokenRecord
-from tokenstore.records import from_epoch_us, to_epoch_us
-from tokenstore.responses import NewTokens, lifetime_of, read_response
+from tokenstore.records import from_epoch_us
+from tokenstore.refresh.responses import NewTokens, lifetime_of, read_response
+from tokenstore.validation import to_epoch_us
 
 NOW = to_epoch_us("now", datetime(2030, 1, 1, tzinfo=UTC))
 SECOND = 1_000_000

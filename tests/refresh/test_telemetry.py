@@ -21,7 +21,7 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.records import TokenKey
-from tokenstore.telemetry import OUTCOMES, Report, Telemetry
+from tokenstore.refresh.telemetry import OUTCOMES, RefreshReport, Telemetry
 
 # -- a refresh -------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ def test_what_is_raised_goes_on_and_names_the_outcome(
     error: BaseException, outcome: str, code: str, seen: Observer
 ) -> None:
     """Where the engine has not said another one."""
-    report = Report(KEY, background=True)
+    report = RefreshReport(KEY, background=True)
     with pytest.raises(type(error)) as caught, Telemetry().refresh(report):
         raise error
     assert caught.value is error
@@ -124,7 +124,7 @@ def test_a_code_is_shown(code: str, seen: Observer) -> None:
 )
 def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
     ended("provider_unavailable", code=code)
-    with suppress(ProviderRefusedError), Telemetry().provider_call(Report(KEY, background=False)):
+    with suppress(ProviderRefusedError), Telemetry().provider_call(RefreshReport(KEY, background=False)):
         raise ProviderRefusedError("no", code=code)
     assert seen.record["tokenstore_code"] == "other"
     assert [span.status.description for span in seen.spans.values()] == ["other", "other"]
@@ -134,7 +134,7 @@ def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
 def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
     """Neither in the message nor in a format that shows the fields."""
     telemetry = Telemetry()
-    with telemetry.refresh(Report(TokenKey(text, text), background=False)):
+    with telemetry.refresh(RefreshReport(TokenKey(text, text), background=False)):
         pass
     telemetry.problem(TokenKey(text, text), "event", "a problem")
     shape = logging.Formatter("%(message)s %(tokenstore_provider)s %(tokenstore_user_id)s")
@@ -146,7 +146,7 @@ def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
 
 
 def test_a_call_of_the_provider_is_a_child_and_timed(seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     with telemetry.refresh(report):
         with telemetry.provider_call(report):
             assert report.provider_time is None
@@ -172,7 +172,7 @@ def test_a_call_of_the_provider_is_a_child_and_timed(seen: Observer) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_call_that_raises_is_timed_too(error: BaseException, code: str, seen: Observer) -> None:
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     for _ in range(2):
         with pytest.raises(type(error)), telemetry.provider_call(report):
             raise error
@@ -189,7 +189,7 @@ def test_the_span_belongs_to_whoever_started_the_task(seen: Observer) -> None:
     telemetry = Telemetry()
 
     async def refresh() -> None:
-        with telemetry.refresh(Report(KEY, background=False)):
+        with telemetry.refresh(RefreshReport(KEY, background=False)):
             await asyncio.sleep(0)
 
     async def main() -> None:
@@ -249,7 +249,7 @@ def test_nothing_that_watches_costs_the_tokens(tracer: object, seen: Observer, m
     monkeypatch.setattr(metrics, "get_meter", lambda name: BreaksLater())
     monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
     monkeypatch.setattr(seen, "emit", Broken().emit)
-    telemetry, report = Telemetry(), Report(KEY, background=False)
+    telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     tokens = None
     with telemetry.refresh(report):
         with telemetry.provider_call(report):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.observer import KEY, Provided, observing
 from tokenstore.errors import ProviderRefusedError, ProviderUnavailableError, TokensNotStoredError
 from tokenstore.records import TokenRecord
-from tokenstore.telemetry import OUTCOMES, Report, Telemetry
+from tokenstore.refresh.telemetry import OUTCOMES, RefreshReport, Telemetry
 
 TOKENS = st.one_of(
     st.from_regex(r"gh[or]_[A-Za-z0-9]{36}", fullmatch=True),
@@ -44,7 +44,7 @@ def test_nothing_that_is_told_holds_a_token(token: str, which: int, outcome: str
     """Whatever an error's text, arguments, notes, causes, records and code hold."""
     error = errors_with(token)[which]
     with observing() as seen:
-        telemetry, report = Telemetry(), Report(KEY, background=False)
+        telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
         with suppress(type(error)), telemetry.refresh(report):
             report.outcome, report.code, report.waited, report.joined = outcome, token if in_code else None, 0.1, 1
             with telemetry.provider_call(report):

@@ -10,7 +10,7 @@ from opentelemetry.metrics import Histogram, Meter
 
 from support.observer import LOGGER, REFRESH_PROGRAM, Observer, ended, run_program
 from tokenstore.records import TokenKey
-from tokenstore.telemetry import _BUCKETS, Report, Telemetry
+from tokenstore.refresh.telemetry import _BUCKETS, RefreshReport, Telemetry
 
 
 @pytest.mark.parametrize("absent", ["opentelemetry", "opentelemetry.metrics", "opentelemetry.sdk"])
@@ -20,8 +20,8 @@ def test_a_package_is_absent(absent: str) -> None:
 
 
 def test_importing_the_store_loads_no_opentelemetry() -> None:
-    loaded = run_program("import sys, tokenstore, tokenstore.telemetry; print(*sys.modules)").split()
-    assert "tokenstore.telemetry" in loaded
+    loaded = run_program("import sys, tokenstore, tokenstore.refresh.telemetry; print(*sys.modules)").split()
+    assert "tokenstore.refresh.telemetry" in loaded
     assert not [name for name in loaded if name.startswith("opentelemetry")]
 
 
@@ -75,6 +75,6 @@ def test_a_log_that_is_off_costs_nothing(seen: Observer) -> None:
     logger = logging.getLogger(LOGGER)
     for level, expected in ((logging.WARNING, 0), (logging.DEBUG, 2)):
         logger.setLevel(level)
-        with Telemetry().refresh(report := Report(TokenKey(Watched("a"), Watched("b")), background=False)):
+        with Telemetry().refresh(report := RefreshReport(TokenKey(Watched("a"), Watched("b")), background=False)):
             report.outcome = "refreshed"
         assert len(looks) == expected

@@ -13,7 +13,7 @@ import pytest
 from support.refresh_model import BACKGROUND, FAULTS, FREEZE, LATE, LOSSES, URGENT, Scenario
 from support.refresh_model_invariants import INVARIANTS
 from support.refresh_model_search import crash_points, search, told
-from tokenstore.transitions import End, Outcome
+from tokenstore.refresh.steps import End, Outcome
 
 # What neither loses tokens nor keeps a holder from acting in time.
 GENTLE = FAULTS - LOSSES - {FREEZE}

@@ -17,8 +17,9 @@ from support.contract_example import CountingProvider, app, refresh_as_in_the_co
 from support.database import Place, app_engine
 from support.matrix import each_database
 from tokenstore import AuthTokenStore, ConflictError, Keyring, LockTimeoutError, UnsupportedOperationError, open_store
-from tokenstore.records import TokenKey, to_epoch_us
+from tokenstore.records import TokenKey
 from tokenstore.sealing import seal_tokens
+from tokenstore.validation import to_epoch_us
 
 # `datetime.utcnow()` is what the contract's users write, and deprecated since Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Executable, Select, text, update
 
+from tokenstore.leases import written
 from tokenstore.protocol import BackendTransaction
 from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
-from tokenstore.transitions import written
 from tokenstore_memory import MemoryBackend
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.dialect import LockScope

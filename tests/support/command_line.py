@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from typer.testing import CliRunner
 
 from tokenstore import Keyring, TokenRecord, generate_key, open_store
-from tokenstore._commands import app
+from tokenstore.cli.app import app
 from tokenstore.keyring import KEYS_VARIABLE
 from tokenstore.store import AuthTokenStore
 

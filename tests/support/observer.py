@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tokenstore.records import TokenKey
-from tokenstore.telemetry import Report, Telemetry
+from tokenstore.refresh.telemetry import RefreshReport, Telemetry
 
 LOGGER = "tokenstore.refresh"
 KEY = TokenKey("github", "user-123")
@@ -89,8 +89,8 @@ def observing() -> Iterator[Observer]:
 
 REFRESH_PROGRAM = """
 from tokenstore.records import TokenKey
-from tokenstore.telemetry import Report, Telemetry
-telemetry, report = Telemetry(), Report(TokenKey("github", "user-123"), background=False)
+from tokenstore.refresh.telemetry import RefreshReport, Telemetry
+telemetry, report = Telemetry(), RefreshReport(TokenKey("github", "user-123"), background=False)
 with telemetry.refresh(report):
     with telemetry.provider_call(report):
         pass
@@ -108,9 +108,9 @@ def run_program(program: str) -> str:
     return done.stdout + done.stderr
 
 
-def ended(outcome: str, **more: Any) -> Report:
+def ended(outcome: str, **more: Any) -> RefreshReport:
     """A refresh of a row, as the engine tells of it."""
-    report = Report(KEY, background=False)
+    report = RefreshReport(KEY, background=False)
     with Telemetry().refresh(report):
         report.outcome = outcome
         for name, value in more.items():

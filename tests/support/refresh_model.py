@@ -1,8 +1,9 @@
 """A model of refreshes of one row: every move that may come next, over the very functions that the engine runs.
 
-The row, the statements and the steps are those of ``tokenstore.transitions``; what is modelled here is the world around
-them: processes that crash or freeze, statements and responses that get lost, a provider that rotates refresh tokens,
-users who log in again. `refresh_model_invariants` says what must hold, and `refresh_model_search` visits every state.
+The row and the statements are those of ``tokenstore.leases``, and the steps are those of ``tokenstore.refresh.steps``.
+What is modelled here is the world around them: processes that crash or freeze, statements and responses that get lost,
+a provider that rotates refresh tokens, users who log in again. `refresh_model_invariants` says what must hold, and
+`refresh_model_search` visits every state.
 
 Time has no numbers. Now is 0 in every state; what lies ahead is 1, and passes by being set to 0.
 """
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from tokenstore import transitions
+from tokenstore import leases
+from tokenstore.leases import Row
 from tokenstore.records import Failure
-from tokenstore.transitions import (
+from tokenstore.refresh import steps
+from tokenstore.refresh.steps import (
     Call,
     Claim,
     End,
@@ -23,7 +26,6 @@ from tokenstore.transitions import (
     Outcome,
     Read,
     Reread,
-    Row,
     Save,
     Settle,
     Step,
@@ -78,16 +80,16 @@ class Protocol:
         renames: A refresh whose settling was refused goes on under a new name.
     """
 
-    written: Callable[[Row[int], int], Row[int]] = transitions.written
-    claimed: Statement = transitions.claimed
-    completed: Statement = transitions.completed
-    released: Statement = transitions.released
-    after_read: Callable[[Goal, View | None], tuple[Goal, Step]] = transitions.after_read
-    after_claim: Callable[..., Step] = transitions.after_claim
-    after_call: Callable[[Call, Failure | None], Step] = transitions.after_call
-    after_save: Callable[..., Step] = transitions.after_save
-    after_reread: Callable[[Goal, Reread, View | None], tuple[Goal, Step]] = transitions.after_reread
-    after_settle: Callable[..., Step] = transitions.after_settle
+    written: Callable[[Row[int], int], Row[int]] = leases.written
+    claimed: Statement = leases.claimed
+    completed: Statement = leases.completed
+    released: Statement = leases.released
+    after_read: Callable[[Goal, View | None], tuple[Goal, Step]] = steps.after_read
+    after_claim: Callable[..., Step] = steps.after_claim
+    after_call: Callable[[Call, Failure | None], Step] = steps.after_call
+    after_save: Callable[..., Step] = steps.after_save
+    after_reread: Callable[[Goal, Reread, View | None], tuple[Goal, Step]] = steps.after_reread
+    after_settle: Callable[..., Step] = steps.after_settle
     after_unsettled: Callable[[Settle], Step] = _after_unsettled
     renames: bool = True
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from support.refresh_model import FREEZE, LOSSES, NOW, PLACES, Crashed, Move, Scenario, State
 from tokenstore.records import Failure
-from tokenstore.transitions import End, Outcome
+from tokenstore.refresh.steps import End, Outcome
 
 Invariant = Callable[[Scenario, State, Move, State], bool]
 INVARIANTS: list[Invariant] = []

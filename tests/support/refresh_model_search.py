@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from support.refresh_model import CRASH, NOW, OUTAGE, URGENT, Crashed, Model, Protocol, Scenario, State, Successor
 from support.refresh_model_invariants import INVARIANTS
-from tokenstore.transitions import End, Row
+from tokenstore.leases import Row
+from tokenstore.refresh.steps import End
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 from zlib import crc32
 
 from tokenstore import Keyring
-from tokenstore.records import SealedTokens, TokenKey, TokenRecord, to_epoch_us
+from tokenstore.records import SealedTokens, TokenKey, TokenRecord
 from tokenstore.testing.history import Mixture, Version
+from tokenstore.validation import to_epoch_us
 
 _EPOCH = datetime(2100, 1, 1, tzinfo=UTC)
 

@@ -1,7 +1,7 @@
-"""What a refresh tells operators: log records, and OpenTelemetry's metrics and spans where its API is installed.
+"""Logs of a refresh, and OpenTelemetry's metrics and spans if its API is installed.
 
-``docs/observability.md`` lists all of it. An exception's text may hold a token, so only its type and its code are
-used. A log handler, meter or tracer that raises is ignored: what the provider has just issued must not be lost by it.
+``docs/observability.md`` lists them. An exception's text may contain a token, so only its type and its code are used.
+An exception of a log handler, meter or tracer is ignored: otherwise it could lose tokens that the provider has issued.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from time import perf_counter
 from tokenstore.errors import RefreshError
 from tokenstore.records import TokenKey
 
-__all__ = ["OUTCOMES", "Report", "Telemetry"]
+__all__ = ["OUTCOMES", "RefreshReport", "Telemetry"]
 
 OUTCOMES = {
     "refreshed": (logging.INFO, "tokens refreshed"),
-    "served": (logging.DEBUG, "tokens already refreshed by somebody else"),
+    "served": (logging.DEBUG, "tokens already refreshed by another process"),
     "missing": (logging.DEBUG, "no tokens to refresh"),
-    "left": (logging.DEBUG, "refresh left to somebody else"),
+    "left": (logging.DEBUG, "refresh left to another process"),
     "reauthorization_required": (logging.WARNING, "the user has to log in again"),
     "provider_unavailable": (logging.WARNING, "the provider is unavailable"),
     "provider_refused": (logging.WARNING, "the provider refuses this client"),
@@ -30,9 +30,9 @@ OUTCOMES = {
     "not_stored": (logging.ERROR, "new tokens could not be stored"),
     "error": (logging.ERROR, "the refresh failed"),
 }
-"""How a refresh ends: the level and the text of its log record. From a warning on, its span is an error, too."""
+"""For each outcome the level and the text of the log record. From WARNING on, the span is an error, too."""
 
-# Words and short numbers. Anything else, which might be a token, shows as "other".
+# Words and short numbers. Any other text might be a token, and is logged as "other".
 _CODE = re.compile(r"(?=.{1,64}\Z)[a-z]{1,24}(?:[_.-](?:[a-z]{1,24}|[0-9]{1,4}))*")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -43,45 +43,49 @@ _logger.addHandler(logging.NullHandler())
 
 
 @dataclass(slots=True)
-class Report:
-    """What one refresh did; the engine fills it in as it goes."""
+class RefreshReport:
+    """What one refresh did. The attempt fills it in."""
 
     key: TokenKey
-    background: bool  # nobody waits: the token was still valid
-    outcome: str = "error"  # one of OUTCOMES
+    background: bool  # no caller waited: the token was still valid
+    outcome: str = "error"  # a key of OUTCOMES
     code: str | None = None  # the OAuth error code, or another short name
     generation: int | None = None  # the row's at the end, where known
-    waited: float = 0.0  # seconds that it waited for somebody else's lease
-    provider_time: float | None = None  # seconds that the provider took, over all calls; None: it was not called
-    joined: int = 0  # further callers of this process that it served
+    waited: float = 0.0  # seconds that it waited for another process's lease
+    provider_time: float | None = None  # seconds of all calls of the provider; None: it was not called
+    joined: int = 0  # callers of this process that joined it
 
 
 class Telemetry:
-    """What the engine reports to."""
+    """Logs and measures refreshes."""
 
     def __init__(self) -> None:
         self._otel: _OpenTelemetry | None = None
         with suppress(ImportError):
             self._otel = _OpenTelemetry()
 
-    def refresh(self, report: Report) -> AbstractContextManager[None]:
+    def refresh(self, report: RefreshReport) -> AbstractContextManager[None]:
         """Around a whole refresh: a span; when it ends, a log record and the metrics."""
         return self._around("tokenstore.refresh", "INTERNAL", report, self._end_refresh)
 
-    def provider_call(self, report: Report) -> AbstractContextManager[None]:
+    def provider_call(self, report: RefreshReport) -> AbstractContextManager[None]:
         """Around a call of the provider: a child span. Adds to ``report.provider_time``, also when the call raises."""
         return self._around("tokenstore.provider_call", "CLIENT", report, self._end_call)
 
     def problem(self, key: TokenKey, event: str, message: str, error: BaseException | None = None) -> None:
-        """Log a warning, which names nothing of the error but its type; the rest is the caller's own words."""
+        """Log a warning with the message and the error's type; the error's text is not logged."""
         with suppress(Exception):
             _log(logging.WARNING, event, message, key, {"code": type(error).__name__ if error else None})
 
     @contextmanager
     def _around(
-        self, name: str, kind: str, report: Report, end: Callable[[Report, str | None, float], _Attributes]
+        self,
+        name: str,
+        kind: str,
+        report: RefreshReport,
+        end: Callable[[RefreshReport, str | None, float], _Attributes],
     ) -> Iterator[None]:
-        """A current span. ``end`` gets the name of what was raised and the seconds, and gives the last attributes."""
+        """A current span. ``end`` gets a raised exception's name and the seconds, and returns the last attributes."""
         end_span, raised, last, started = None, None, _Attributes(), perf_counter()
         with suppress(Exception):
             end_span = self._otel and self._otel.span(name, kind, report)
@@ -97,7 +101,7 @@ class Telemetry:
                 if end_span:
                     end_span(last)
 
-    def _end_refresh(self, report: Report, raised: str | None, _seconds: float) -> _Attributes:
+    def _end_refresh(self, report: RefreshReport, raised: str | None, _seconds: float) -> _Attributes:
         if report.outcome == "error" and raised in OUTCOMES:
             report.outcome = raised  # the code of RefreshTimeoutError and of TokensNotStoredError is their outcome
         level, text = OUTCOMES.get(report.outcome, OUTCOMES["error"])
@@ -109,7 +113,7 @@ class Telemetry:
         error = (code or report.outcome) if level >= logging.WARNING else None
         return {"tokenstore.outcome": report.outcome, "tokenstore.generation": report.generation, "error.type": error}
 
-    def _end_call(self, report: Report, raised: str | None, seconds: float) -> _Attributes:
+    def _end_call(self, report: RefreshReport, raised: str | None, seconds: float) -> _Attributes:
         report.provider_time = (report.provider_time or 0.0) + seconds
         if self._otel:
             self._otel.provider_time.record(seconds, {"tokenstore.provider": report.key.provider})
@@ -117,7 +121,7 @@ class Telemetry:
 
 
 class _OpenTelemetry:
-    """Instruments and spans, by the API alone: without an SDK all of it does nothing."""
+    """Instruments and spans. Only the API is needed; without an SDK it does nothing."""
 
     def __init__(self) -> None:
         from opentelemetry import context, metrics, trace
@@ -133,10 +137,10 @@ class _OpenTelemetry:
 
         self.refreshes = meter.create_counter("tokenstore.refreshes", "{refresh}", "Refreshes that ended")
         self.joined = meter.create_counter("tokenstore.joined_callers", "{caller}", "Callers that joined a refresh")
-        self.lease_wait = histogram("tokenstore.lease_wait", "How long a refresh waited for somebody else's lease")
+        self.lease_wait = histogram("tokenstore.lease_wait", "How long a refresh waited for another process's lease")
         self.provider_time = histogram("tokenstore.provider_time", "How long a call of the provider took")
 
-    def count(self, report: Report) -> None:
+    def count(self, report: RefreshReport) -> None:
         provider: _Attributes = {"tokenstore.provider": report.key.provider}
         ending: _Attributes = {"tokenstore.outcome": report.outcome, "tokenstore.background": report.background}
         self.refreshes.add(1, provider | ending)
@@ -145,8 +149,8 @@ class _OpenTelemetry:
         if report.waited:
             self.lease_wait.record(report.waited, provider)
 
-    def span(self, name: str, kind: str, report: Report) -> Callable[[_Attributes], None]:
-        """Begin a span and make it the current one; what is returned ends it."""
+    def span(self, name: str, kind: str, report: RefreshReport) -> Callable[[_Attributes], None]:
+        """Begin a span and make it the current one. Returns the function that ends it."""
         first: _Attributes = {"tokenstore.provider": report.key.provider, "tokenstore.background": report.background}
         span = self._tracer.start_span(name, kind=self._trace.SpanKind[kind], attributes=first)
         token = self._context.attach(self._trace.set_span_in_context(span))
@@ -165,7 +169,7 @@ def _log(level: int, event: str, text: str, key: TokenKey, fields: dict[str, obj
     if _logger.isEnabledFor(level):
         told = {name: value for name, value in fields.items() if value and name not in {"outcome", "background"}}
         facts = ", ".join(f"{k} {v:.3f} s" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
-        # What could end or overwrite a line of a log is escaped.
+        # Characters that could end or overwrite a line of a log are escaped.
         parts = {name: part if part.isprintable() else repr(part)[1:-1] for name, part in key._asdict().items()}
         extra = {f"tokenstore_{name}": value for name, value in {"event": event, **parts, **fields}.items()}
         _logger.log(level, "%s: %s%s", text, key, f" ({facts})" if facts else "", extra=extra)

@@ -2,8 +2,8 @@
 
 ``asyncio.run`` cancels every task when its coroutine has ended, and then waits for them. So do Flask's ``async def``
 views, asgiref's ``async_to_sync``, and many shutdown handlers. For a refresh that is harmful: the provider may have
-received the refresh token already. If the request is cancelled then, the provider issues a pair that nobody receives,
-the next refresh sends the used refresh token, and a strict provider revokes the grant.
+received the refresh token already. If the request is cancelled then, the provider issues new tokens that no process
+receives, the next refresh sends the used refresh token, and a strict provider revokes the grant.
 
 Catching ``CancelledError`` does not help, as by then the request is lost. Therefore a protected task refuses the
 cancellation itself: its ``cancel()`` returns False. The event loop then waits for the task, as it waits for every task

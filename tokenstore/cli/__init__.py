@@ -1,6 +1,8 @@
 """The console script ``tokenstore``.
 
-The commands stand in :mod:`tokenstore._commands`, which needs the extra ``[cli]``.
+The commands are in :mod:`tokenstore.cli.app` and the modules that it imports, which need the extra ``[cli]``. This
+module imports nothing else of the package, so that :func:`main` can report a missing extra, and so that the demo's
+worker processes, which import the console script, start fast.
 """
 
 from __future__ import annotations
@@ -13,9 +15,7 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line on ``sys.argv`` and return its exit code."""
     try:
-        # Here: without the extra there must be a line to read instead of a traceback; and the demo's processes, which
-        # import the console script anew, need none of it.
-        from tokenstore._commands import run
+        from tokenstore.cli.app import run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
