@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from matrix import ROWS, Row
+from support.matrix import ROWS, Row
 from tokenstore import Keyring
 from tokenstore.keyring import KEYS_VARIABLE
 
@@ -57,10 +57,15 @@ def _nothing_leaks() -> Iterator[None]:
     threads, sockets = set(threading.enumerate()), _sockets()
     yield
     deadline = time.monotonic() + _LEAK_GRACE
-    while (new_threads := set(threading.enumerate()) - threads) | (new_sockets := _sockets() - sockets):
-        gc.collect()  # what a cycle alone holds goes now, with a warning, an error here, if it should have been closed
-        if time.monotonic() > deadline:
+    while True:
+        # Read before the look: a collection on a busy machine may outlast the deadline, and what it freed is gone then.
+        late = time.monotonic() > deadline
+        new_threads, new_sockets = set(threading.enumerate()) - threads, _sockets() - sockets
+        if not new_threads | new_sockets:
+            return
+        if late:
             pytest.fail(f"left behind: threads {new_threads or 'none'}, sockets {new_sockets or 'none'}", pytrace=False)
+        gc.collect()  # what a cycle alone holds goes now, with a warning, an error here, if it should have been closed
         time.sleep(0.01)
 
 

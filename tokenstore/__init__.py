@@ -25,8 +25,10 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import RefreshResult, TokenEntry, TokenRecord
-from tokenstore.store import AuthTokenStore, Transaction, open_store
+from tokenstore.records import TokenEntry, TokenRecord
+from tokenstore.results import RefreshResult
+from tokenstore.store import AuthTokenStore, open_store
+from tokenstore.transaction import Transaction
 
 __all__ = [
     "AuthTokenStore",

@@ -7,36 +7,33 @@
     ├── ConfigurationError                          a URL, option or environment that cannot work
     │   ├── UnknownBackendError                     no backend for this URL's scheme
     │   ├── MissingDependencyError (also ImportError)   an extra is not installed
-    │   └── UnsupportedOperationError               the backend or its settings cannot do this
-    ├── TransactionRequiredError                    a row lock was asked for outside a transaction
+    │   └── UnsupportedOperationError               the backend or its settings do not support this
+    ├── TransactionRequiredError                    a row lock was requested outside a transaction
     ├── StoreClosedError                            the store or transaction has ended
     ├── SealingError                                a stored value cannot be opened
     │   ├── UnknownKeyError                         its key is not in the keyring
-    │   └── TamperedError                           it was altered, moved, or sealed by a namesake key
+    │   └── TamperedError                           it was altered, moved, or sealed by another key of that name
     ├── BackendError                                the database refused or failed
     │   ├── TableMissingError                       the table has not been created
     │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within ``lock_timeout``
-    │   ├── ConflictError                           a concurrent transaction won; repeat this one
+    │   ├── ConflictError                           a deadlock, or a serialization failure; repeat the transaction
     │   └── BackendUnavailableError                 no connection, a lost one, or a read-only server
-    └── RefreshError                                no valid access token could be had
-        ├── ReauthorizationRequiredError            only a new login of the user helps
-        ├── ProviderUnavailableError                an outage, or no sensible answer; try again later
+    └── RefreshError                                there is no valid access token
+        ├── ReauthorizationRequiredError            the user has to log in again
+        ├── ProviderUnavailableError                an outage, or no readable response; try again later
         ├── ProviderRefusedError                    the provider refuses this client; an operator has to act
-        ├── RefreshTimeoutError (also TimeoutError) somebody else's refresh did not end in time
+        ├── RefreshTimeoutError (also TimeoutError) another refresh of the row did not end in time
         └── TokensNotStoredError                    new tokens could not be written; the error carries them
 
-No message, cause or attribute holds a token, a key or a URL's password, but for the records of
-:class:`TokensNotStoredError`, whose ``repr`` shows none. Where a driver's own exception may carry row data, it is not
-chained.
+No message, cause or attribute contains a token, a key or a URL's password. One exception: ``TokensNotStoredError``
+carries records, whose ``repr`` shows no token. A driver's exception that may contain a row's data is not chained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tokenstore.records import TokenRecord
+from tokenstore.records import TokenRecord
 
 __all__ = [
     "BackendError",
@@ -69,7 +66,7 @@ class TokenStoreError(Exception):
 
 
 class InvalidInputError(TokenStoreError, ValueError):
-    """An argument is not acceptable. Raised before anything is written, identically on every backend."""
+    """An argument is not acceptable. Raised before anything is written, and in the same way on every backend."""
 
 
 class ConfigurationError(TokenStoreError):
@@ -85,11 +82,11 @@ class MissingDependencyError(ConfigurationError, ImportError):
 
 
 class UnsupportedOperationError(ConfigurationError):
-    """The backend, or the way its engine or session is set up, cannot do what was asked; the message says why."""
+    """The backend, or the configuration of its engine or session, does not support the call; the message says why."""
 
 
 class TransactionRequiredError(TokenStoreError):
-    """``for_update=True`` outside a transaction: the lock would be gone before the call returned."""
+    """``for_update=True`` outside a transaction: the lock would end before the call returned."""
 
 
 class StoreClosedError(TokenStoreError):
@@ -113,7 +110,10 @@ class UnknownKeyError(SealingError):
 
 
 class TamperedError(SealingError):
-    """The value does not open: altered, truncated, moved from another row or column, or sealed by a namesake key."""
+    """The value does not open: altered, truncated, moved from another row or column, or sealed by another key.
+
+    The last case: two keys had the same name at different times.
+    """
 
 
 class BackendError(TokenStoreError):
@@ -137,23 +137,27 @@ class LockTimeoutError(BackendError, TimeoutError):
 
 
 class ConflictError(BackendError):
-    """A deadlock or serialization failure: this transaction was undone; repeat it from its first statement."""
+    """A deadlock or serialization failure: the transaction was rolled back; repeat it from its first statement."""
 
 
 class BackendUnavailableError(BackendError):
-    """The database cannot be reached, went away, or accepts no writes. A write's outcome may be unknown."""
+    """The database is unreachable, closed the connection, or accepts no writes.
+
+    If a write raises this error, the database may or may not have carried it out.
+    """
 
 
 class RefreshError(TokenStoreError):
-    """No valid access token could be had.
+    """There is no valid access token.
 
-    A ``refresh`` callable raises one of the three subclasses that speak of the provider to tell what its answer means;
-    what callers of the store get names the provider and the user.
+    A ``refresh`` callable raises ``ReauthorizationRequiredError``, ``ProviderUnavailableError`` or
+    ``ProviderRefusedError`` to say what the provider's response means. The errors that callers of the store get name
+    the provider and the user.
 
     Attributes:
         code: The OAuth error code (RFC 6749 section 5.2), or another short name.
-        provider: Whose tokens; None where a ``refresh`` callable raised it.
-        user_id: Likewise.
+        provider: The row's provider; None in an error that a ``refresh`` callable raised.
+        user_id: The row's user id; None in an error that a ``refresh`` callable raised.
     """
 
     def __init__(self, message: str, *, code: str) -> None:
@@ -164,9 +168,9 @@ class RefreshError(TokenStoreError):
 
 
 class ReauthorizationRequiredError(RefreshError):
-    """The refresh token is missing, expired, used or revoked: only a new login of the user helps.
+    """The refresh token is missing, expired, used or revoked: the user has to log in again.
 
-    Kept with the row: every later caller gets it without a call of the provider, until new tokens are stored.
+    Stored with the row: later callers get this error without a call of the provider, until new tokens are stored.
     """
 
     def __init__(self, message: str, *, code: str = "invalid_grant") -> None:
@@ -174,11 +178,11 @@ class ReauthorizationRequiredError(RefreshError):
 
 
 class ProviderUnavailableError(RefreshError):
-    """The provider could not be reached, was too slow, too busy (429), failed (5xx), or gave no sensible answer.
+    """The provider was unreachable, too slow or too busy (429), failed (5xx), or sent no readable response.
 
     Attributes:
-        retry_after: Seconds until it is worth trying again, where known. Until then every caller gets this error
-            without a call of the provider.
+        retry_after: Seconds until the provider is called again, or None if unknown. Until then all callers get this
+            error without a call.
     """
 
     def __init__(
@@ -189,10 +193,10 @@ class ProviderUnavailableError(RefreshError):
 
 
 class ProviderRefusedError(RefreshError):
-    """The provider refuses this client, or the request as such (``invalid_client`` …): an operator has to act.
+    """The provider refuses this client or its requests (``invalid_client`` …): an operator has to act.
 
     Attributes:
-        retry_after: As with :class:`ProviderUnavailableError`.
+        retry_after: As in :class:`ProviderUnavailableError`.
     """
 
     def __init__(self, message: str, *, code: str = "invalid_client", retry_after: float | None = None) -> None:
@@ -201,17 +205,17 @@ class ProviderRefusedError(RefreshError):
 
 
 class RefreshTimeoutError(RefreshError, TimeoutError):
-    """A refresh, here or in another process, did not end in time. It goes on; the call may be repeated."""
+    """Another refresh of the row, in this or another process, did not end in time. It goes on; repeat the call."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="timeout")
 
 
 class TokensNotStoredError(RefreshError):
-    """The provider issued new tokens, and they could not be written. The store keeps trying until it is closed.
+    """The provider issued new tokens that could not be written. The store continues to write them until it is closed.
 
     Attributes:
-        records: The tokens, as ``load_tokens`` would return them: the only copy.
+        records: The tokens, as ``load_tokens`` would return them. No other copy exists.
     """
 
     def __init__(self, message: str, *, records: Sequence[TokenRecord]) -> None:

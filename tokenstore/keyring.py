@@ -1,4 +1,4 @@
-"""Keys, and the sealing of values with them.
+"""Keys, and sealing values with them.
 
 A sealed value is one self-describing byte string::
 
@@ -49,7 +49,7 @@ _FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_tok
 
 
 def place_of(key: TokenKey) -> bytes:
-    """A row's part of the associated data, the same for all of its fields."""
+    """The part of the associated data that is the same for all fields of a row."""
     return _part(key.provider) + _part(key.user_id)
 
 
@@ -67,9 +67,9 @@ def generate_key(name: str = "k1") -> str:
 
 
 class Keyring:
-    """Named 256-bit keys: the first one seals, all of them open.
+    """Named 256-bit keys. The first one, the primary key, seals; all of them open.
 
-    To change the key, put a new one in front; drop the old one once ``tokenstore list`` shows no row under its name.
+    To change the key, put a new one first. Remove the old one when ``tokenstore list`` shows no row with its name.
 
     Args:
         keys: Key names with their 32 bytes each, in order.
@@ -86,11 +86,11 @@ class Keyring:
             raise ConfigurationError(
                 f"the keyring is empty; make a key with `tokenstore keygen` and set {KEYS_VARIABLE}"
             )
-        # Here: to import it takes as long as all of the core, and what makes no keyring needs none of it.
+        # Imported here: this takes as long as importing the core, and a program without a keyring does not need it.
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-        self._ciphers: dict[bytes, AESGCMSIV] = {}  # by the first bytes of what they sealed
+        self._ciphers: dict[bytes, AESGCMSIV] = {}  # by the header of the values that they sealed
         self._names: list[str] = []
         seen: dict[bytes, str] = {}
         for name, key in pairs:
@@ -98,7 +98,7 @@ class Keyring:
             if not isinstance(key, bytes | bytearray) or len(key) != _KEY_BYTES:
                 raise ConfigurationError(f"key {name!r} must be {_KEY_BYTES} bytes long")
             if name in self._names:
-                raise ConfigurationError(f"key {name!r} stands in the keyring twice")
+                raise ConfigurationError(f"key {name!r} is in the keyring twice")
             if (twin := seen.setdefault(bytes(key), name)) != name:
                 raise ConfigurationError(f"keys {twin!r} and {name!r} are the same key under two names")
             try:
@@ -163,7 +163,7 @@ class Keyring:
         except OSError as error:
             text, reason = "", error.strerror
         except UnicodeDecodeError:
-            # Raised below, outside of this block: as its context, the decoding error would carry the file.
+            # Raised below, outside this block: otherwise the error's context, the decoding error, would show the file.
             text, reason = "", "not UTF-8 text"
         if reason is not None:
             raise ConfigurationError(f"the key file {os.fspath(path)!r} cannot be read: {reason}")
@@ -171,12 +171,12 @@ class Keyring:
 
     @property
     def primary(self) -> str:
-        """The name of the key that seals."""
+        """The name of the primary key, which seals."""
         return self._names[0]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every key's name, the sealing one first."""
+        """The names of all keys, the primary key first."""
         return tuple(self._names)
 
     def __repr__(self) -> str:
@@ -192,7 +192,7 @@ class Keyring:
             key: The row.
             field: The field's name.
             plaintext: Its value.
-            place: What :func:`place_of` gives for the row, for whoever seals several of its fields.
+            place: The result of :func:`place_of` for the row, so that it is computed once for all fields.
         """
         header, nonce = self._header, os.urandom(_NONCE_BYTES)
         associated = header + (place or place_of(key)) + (_FIELDS.get(field) or _part(field))
@@ -220,7 +220,7 @@ class Keyring:
             ) from None
 
     def _not_sealed(self, key: TokenKey, field: str, header: bytes, size: int) -> SealingError:
-        """Why no cipher is there for a value with this header."""
+        """The error for a value whose header names no key of this keyring."""
         if len(header) <= 2 or header[0] != _FORMAT or size <= len(header) + _NONCE_BYTES + _TAG_BYTES:
             return TamperedError(f"{field} of {key} is not a sealed value: truncated, or of an unknown format")
         name = header[2:].decode("ascii", "replace")

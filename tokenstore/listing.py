@@ -1,4 +1,4 @@
-"""Rows page by page, each of them one that was asked for."""
+"""Reads rows page by page, and checks that each of them was requested."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ async def scan_rows(
         backend: The rows.
         provider: Only this provider's rows.
         user_id: Only this user's rows.
-        page_size: Rows to a query.
+        page_size: Rows in each query.
 
     Raises:
         TamperedError: The database answered with a row of another provider or user, or with one that is not in order.
-            A refresher would otherwise be handed another provider's token, or the iteration never end.
+            Otherwise a refresher could get another provider's token, or the iteration might never end.
         BackendError: The database refused or failed.
     """
     after: TokenKey | None = None
     while True:
         page = await backend.scan(provider=provider, user_id=user_id, after=after, limit=page_size)
         for row in page:
-            # Code points are in the order of their UTF-8 bytes.
+            # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
             in_order = after is None or row.key > after
             if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
-                raise TamperedError(f"the database listed the row of {row.key}, which was not asked for at this place")
+                raise TamperedError(
+                    f"the database listed the row of {row.key}, which was not requested, or is not in order"
+                )
             after = row.key
             yield row
         if len(page) < page_size:

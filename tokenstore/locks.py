@@ -10,10 +10,10 @@ __all__ = ["KeyedLocks"]
 
 
 class KeyedLocks:
-    """One fair lock for each key in use; a key that nobody holds or awaits costs nothing."""
+    """One fair lock for each key. A key that no task holds or waits for uses no memory."""
 
     def __init__(self) -> None:
-        # Whoever waits for a key that somebody holds, the longest first.
+        # For each key that is held, the tasks that wait for it, in the order of their arrival.
         self._held: dict[Hashable, deque[asyncio.Future[None]]] = {}
 
     async def acquire(self, key: Hashable, timeout: float) -> None:
@@ -26,24 +26,24 @@ class KeyedLocks:
         if waiting is None:
             self._held[key] = deque()
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(granted)
         try:
             async with asyncio.timeout(timeout):
-                await turn
+                await granted
         except BaseException:
-            # What came in the same moment goes to the next in line.
-            if turn.done() and not turn.cancelled():
+            # The lock arrived at the same moment as the cancellation or the timeout: pass it on.
+            if granted.done() and not granted.cancelled():
                 self.release(key)
-            turn.cancel()
+            granted.cancel()
             raise
 
     def release(self, key: Hashable) -> None:
-        """Give a key's lock to the next in line."""
+        """Give a key's lock to the task that has waited longest."""
         waiting = self._held[key]
         while waiting:
-            turn = waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            granted = waiting.popleft()
+            if not granted.done():
+                granted.set_result(None)
                 return
         del self._held[key]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
-from tokenstore.records import seconds
+from tokenstore.validation import seconds
 
 __all__ = [
     "OptionParser",
@@ -39,8 +39,8 @@ class TableOptions(TypedDict, total=False):
 class StoreOptions(TableOptions, total=False):
     """Keyword options of a store by URL, for type checkers: those of every backend that ships with tokenstore.
 
-    Which of them a backend takes is checked when the store is opened. Another backend's own options go into the URL's
-    query, which no type checker reads.
+    Which of them a backend accepts is checked when the store is opened. Options of other backends have to be in the
+    URL's query, which type checkers do not read.
     """
 
     pool_size: int
@@ -86,7 +86,7 @@ def read_options(
             f"unknown: {', '.join(unknown)}; the options of {backend} are {', '.join(sorted(parsers))}"
         )
     if twice := sorted(query.keys() & keywords.keys()):
-        raise ConfigurationError(f"{', '.join(twice)} given both in the URL and by keyword; leave one out")
+        raise ConfigurationError(f"{', '.join(twice)} is in the URL and a keyword argument; pass it once")
     try:
         return {name: parsers[name](name, value) for name, value in (*query.items(), *keywords.items())}
     except InvalidInputError as error:
@@ -123,7 +123,7 @@ def identifier(name: str, value: object) -> str:
 
 
 def switch(name: str, value: object) -> bool:
-    """Yes or no; in a URL ``true`` or ``false``."""
+    """A bool; in a URL ``true`` or ``false``."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value in ("true", "false"):

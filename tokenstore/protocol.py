@@ -1,11 +1,11 @@
-"""What a storage backend must do: signatures and docstrings alone.
+"""What a storage backend must do: signatures and docstrings only.
 
-A backend sees sealed bytes; keys and plaintext stay in the core. Every method is one short operation that holds no
-connection after it returns; only :meth:`SupportsRowLocks.transaction` spans several. Arguments have been checked by
-:mod:`tokenstore.records` before they arrive. Errors are those of :mod:`tokenstore.errors`; a driver's own never
-escape.
+A backend receives sealed bytes; keys and plaintext stay in the core. Each method is one short operation, and holds no
+connection after it has returned; only :meth:`SupportsRowLocks.transaction` spans several operations. The core checks
+all arguments with :mod:`tokenstore.validation` before it passes them on. A backend raises errors of
+:mod:`tokenstore.errors` and no exceptions of its driver.
 
-:mod:`tokenstore.testing` has the conformance tests: a subclass of five lines runs them on any backend.
+:mod:`tokenstore.testing.conformance` has the conformance tests: a subclass of five lines runs them on any backend.
 """
 
 from __future__ import annotations
@@ -16,30 +16,38 @@ from typing import Protocol, runtime_checkable
 
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
-__all__ = ["Backend", "BackendFactory", "BackendTransaction", "SupportsRowLocks", "SupportsWatching"]
+__all__ = [
+    "Backend",
+    "BackendFactory",
+    "BackendTransaction",
+    "BorrowedSession",
+    "SupportsRowLocks",
+    "SupportsWatching",
+]
 
 
 @runtime_checkable
 class Backend(Protocol):
     """Storage with compare-and-set on each row's generation.
 
-    A row's *generation* names one version of its tokens. It changes with every write of tokens and with nothing else,
-    and no number comes back after the row was deleted (:func:`tokenstore.records.new_generation` starts a new row).
+    A row's *generation* is the number of one version of its tokens. It changes with every write of tokens and with no
+    other statement, and no number comes back after the row was deleted: :func:`tokenstore.records.new_generation` gives
+    a new row its first one.
 
-    A row's *lease* says who is refreshing it. It is granted, and expires, on the database's own clock, read after any
-    wait for a lock. The holder's name must be unique to each claim.
+    A row's *lease* is a claim on the row by one refresh, the lease holder. It is granted and expires by the database's
+    clock, which a statement reads after it has waited for locks. No two claims have the same holder's name.
     """
 
     async def setup(self) -> None:
-        """Create what is missing, in an idempotent way; safe to run from many processes at once."""
+        """Create what is missing. Idempotent, also when many processes call it at once."""
         ...
 
     async def aclose(self) -> None:
-        """Close what this backend opened, and nothing that it was given. Idempotent."""
+        """Close what this backend opened, but nothing that was passed to it. Idempotent."""
         ...
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
-        """Read one row, whole (never a mixture of two writes), without waiting for a lock.
+        """Read one complete row, never a mixture of two writes, without waiting for a lock.
 
         Returns:
             The row, or None if there is none.
@@ -54,7 +62,7 @@ class Backend(Protocol):
         ...
 
     async def delete(self, key: TokenKey) -> bool:
-        """Delete a row with whatever lease it has. Returns whether there was one."""
+        """Delete a row, with its lease if it has one. Returns whether there was a row."""
         ...
 
     async def scan(
@@ -71,15 +79,15 @@ class Backend(Protocol):
             provider: Only this provider's rows.
             user_id: Only this user's rows.
             after: Only rows after this key; it need not exist.
-            limit: The most rows to return; fewer mean that the end was reached.
+            limit: The most rows to return. Fewer rows mean that there are no more.
         """
         ...
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
-        """Take the lease of a row for ``duration`` seconds.
+        """Claim the lease of a row for ``duration`` seconds.
 
-        Granted if and only if the row has this generation, no lease that is still live, and no failure that still
-        holds. One statement; of many claims at once, one is granted.
+        Granted if and only if the row has this generation, no lease that has not expired, and no failure that still
+        forbids a refresh. This is one statement: of several claims at the same time, one is granted.
 
         Returns:
             Whether it was granted.
@@ -87,12 +95,12 @@ class Backend(Protocol):
         ...
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        """Write the tokens that a refresh of this generation brought, unless somebody else holds a live lease.
+        """Write the tokens that a refresh of this generation got, unless another holder has a live lease.
 
-        Written if and only if the row still has this generation, and its lease is this holder's, has expired, or is
-        gone. A holder that was frozen while another took over, and gave up, may have the only copy of a live pair: what
-        it refreshed from is still what the row holds. The row gets the next generation and loses lease and failure.
-        :func:`tokenstore.transitions.completed` is this rule as code.
+        Written if and only if the row still has this generation, and its lease is this holder's, has expired, or has
+        ended. An expired lease is no reason to refuse: if no later refresh has succeeded, these tokens may be the only
+        copy of what the provider issued last. The row gets the next generation, and loses its lease and failure.
+        :func:`tokenstore.leases.completed` is this rule as code.
 
         Returns:
             Whether the tokens were written.
@@ -107,18 +115,19 @@ class Backend(Protocol):
         Args:
             key: The row.
             generation: Its generation when the lease was claimed.
-            holder: Who claimed it.
-            failure: What to tell later callers of this generation, in place of what was there; None: nothing.
+            holder: The name under which it was claimed.
+            failure: The failure that later callers of this generation get, in place of an earlier one; None: no
+                failure.
 
         Returns:
-            Whether the lease was this holder's and has been ended.
+            Whether the lease was this holder's, and has ended.
         """
         ...
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        """Replace the sealed values by the same plaintext sealed anew, if the row still has this generation.
+        """Replace the sealed values with the same plaintext under another key, if the row still has this generation.
 
-        Changes the sealed fields and ``key_id`` alone: no generation, lease, failure or time.
+        Changes only the sealed fields and ``key_id``: no generation, lease, failure or time.
 
         Returns:
             Whether the row was rewrapped.
@@ -128,16 +137,17 @@ class Backend(Protocol):
 
 @runtime_checkable
 class BackendTransaction(Protocol):
-    """The rows as one open transaction sees and changes them, at the isolation level READ COMMITTED."""
+    """The rows in one open transaction, at the isolation level READ COMMITTED."""
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
-        """As :meth:`Backend.get`; sees this transaction's own writes."""
+        """As :meth:`Backend.get`; includes this transaction's own writes."""
         ...
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        """Take the row's lock, held until the transaction ends, and read the row as it then is.
+        """Take the row's lock until the transaction ends, then read the row.
 
-        Waits for another holder, and then sees what that one stored. Without a row nothing need be locked.
+        Waits for another transaction that has the lock, and then reads what that transaction stored. If there is no
+        row, nothing has to be locked.
 
         Raises:
             LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
@@ -153,17 +163,21 @@ class BackendTransaction(Protocol):
         ...
 
     async def rollback(self) -> None:
-        """Undo everything so far and give up all locks (and, where there is a pool, the connection).
+        """Undo all writes, and give up all locks and the connection.
 
-        The transaction goes on as if it had just begun. The core uses it where a locked row turns out to have a live
-        lease, whose holder needs the row's lock in order to end it.
+        Afterwards the transaction continues as if it had just begun. The core calls this if a row that it has locked
+        has a live lease, because the lease holder needs the row's lock to end the lease.
         """
         ...
 
 
+class BorrowedSession(Backend, BackendTransaction, Protocol):
+    """A backend in a session of the application's: every call takes part in the session's transaction."""
+
+
 @runtime_checkable
 class SupportsRowLocks(Protocol):
-    """The ability behind ``for_update=True``. A backend without it is whole otherwise."""
+    """Row locks, for ``for_update=True``. A backend without them supports everything else."""
 
     @property
     def lock_timeout(self) -> float:
@@ -173,37 +187,37 @@ class SupportsRowLocks(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[BackendTransaction]:
         """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
 
-        Nothing is taken from a pool before the first call inside, and nothing is left open, locked or altered after
-        the block, however it ends.
+        No connection is taken from a pool before the first call inside the block. After the block nothing is left open
+        or locked, and after an exception nothing has changed.
         """
         ...
 
 
 @runtime_checkable
 class SupportsWatching(Protocol):
-    """A better way to wait for a change of a row than reading it at a fixed pace.
+    """A better way to wait for a change of a row than reading it at fixed intervals.
 
-    A commit should be seen within 50 ms in a fleet of a few processes, and 100 processes that wait should cost the
-    database less than 500 statements a second in all.
+    In a fleet of a few processes a commit should be noticed within 50 ms. 100 waiting processes should send fewer than
+    500 statements a second in all.
     """
 
     async def watch(self, key: TokenKey) -> None:
-        """Return when it is worth reading the row again: it may have changed, or enough time has gone by.
+        """Return when the row may have changed, or when enough time has passed for another read.
 
-        Called between reads while somebody else holds the row's lease. Returns within two seconds, whatever happens,
-        and holds no connection while it waits. That the database cannot be watched is no reason to fail.
+        Called between two reads while another refresh holds the row's lease. It returns within two seconds in any case,
+        and holds no connection while it waits. It raises no error if the database cannot be watched.
         """
         ...
 
 
 class BackendFactory(Protocol):
-    """What the registry, or an entry point of the group ``tokenstore.backends``, names: usually a backend's class."""
+    """The target of an entry point of the group ``tokenstore.backends``: usually a backend's class."""
 
     def from_url(self, url: str, options: Mapping[str, object]) -> Backend:
         """Make a backend without connecting yet.
 
         Args:
-            url: The whole URL as the user gave it, scheme and query included.
+            url: The complete URL as the user passed it, with its scheme and query.
             options: Keyword options; :func:`tokenstore.options.read_options` merges them with the URL's query.
 
         Raises:

@@ -1,8 +1,8 @@
 """From a URL, an engine or a session to the backend that serves it.
 
-This table of lazy built-ins is the only place where the core names a backend. It wins over entry points of the group
-``tokenstore.backends`` (name: the URL's scheme; value: ``module:Class``, see
-:class:`tokenstore.protocol.BackendFactory`), so that no installed package can shadow a store of secrets.
+The table of built-in backends is the only place where the core names a backend. It comes before the entry points of the
+group ``tokenstore.backends`` (name: the URL's scheme; value: ``module:Class``, see
+:class:`tokenstore.protocol.BackendFactory`), so that an installed package cannot replace the backend of a scheme.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenstore.errors import ConfigurationError, UnknownBackendError
-from tokenstore.protocol import Backend, BackendFactory
+from tokenstore.protocol import Backend, BackendFactory, BorrowedSession
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -51,7 +51,7 @@ def backend_for_url(url: str, options: Mapping[str, object]) -> Backend:
     """
     scheme, separator, _ = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme, re.ASCII):
-        # The text is not shown: what is no URL may still hold a password.
+        # The text is not shown, as it may contain a password.
         raise ConfigurationError(f"not a URL of the form scheme://…; known schemes: {', '.join(schemes())}")
     scheme = scheme.lower()
     if target := _BUILT_IN.get(scheme.partition("+")[0]):
@@ -68,17 +68,17 @@ def backend_for_url(url: str, options: Mapping[str, object]) -> Backend:
 
 
 def backend_for_engine(engine: object, options: Mapping[str, object]) -> Backend:
-    """Wrap a SQLAlchemy ``AsyncEngine``, which stays its owner's to dispose of."""
+    """Wrap a SQLAlchemy ``AsyncEngine``, which the caller disposes of."""
     return cast(Backend, _load(_ENGINE)(engine, options))
 
 
-def backend_for_session(session: object, options: Mapping[str, object]) -> Backend:
+def backend_for_session(session: object, options: Mapping[str, object]) -> BorrowedSession:
     """Wrap a borrowed SQLAlchemy ``AsyncSession``."""
-    return cast(Backend, _load(_SESSION)(session, options))
+    return cast(BorrowedSession, _load(_SESSION)(session, options))
 
 
 def _installed(scheme: str | None = None) -> list[EntryPoint]:
-    # Here: to import it takes half as long as all of the core, and a built-in scheme does not need it.
+    # Imported here: this takes half as long as importing the core, and a built-in scheme does not need it.
     from importlib.metadata import entry_points
 
     return [point for point in entry_points(group=ENTRY_POINT_GROUP) if scheme in (None, point.name)]

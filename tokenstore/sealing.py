@@ -1,14 +1,14 @@
-"""Between what callers see and what backends see: a write is sealed, a row is opened."""
+"""Seals the tokens of one write, and opens the values of one row."""
 
 from __future__ import annotations
 
 import json
 
-from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
+from tokenstore.validation import requested_row
 
-__all__ = ["asked_row", "open_record", "seal_tokens"]
+__all__ = ["open_record", "seal_tokens"]
 
 
 def seal_tokens(
@@ -21,16 +21,16 @@ def seal_tokens(
     access_token_expires_at: int | None,
     refresh_token_expires_at: int | None,
 ) -> SealedTokens:
-    """Seal one write with the keyring's first key.
+    """Seal one write with the keyring's primary key.
 
     Args:
         keyring: The keys.
-        key: Whose tokens these are; bound to every value.
-        access_token: Checked by :func:`tokenstore.records.token_text`.
-        refresh_token: Likewise, or None.
-        extra: What :func:`tokenstore.records.extra_json` made.
+        key: The row's key, which is bound to every value.
+        access_token: Checked by :func:`tokenstore.validation.token_text`.
+        refresh_token: Checked in the same way, or None.
+        extra: The JSON that :func:`tokenstore.validation.extra_json` made, or None.
         access_token_expires_at: Microseconds since the epoch, or None for "never".
-        refresh_token_expires_at: Likewise.
+        refresh_token_expires_at: Microseconds since the epoch, or None for "never".
     """
     seal, place = keyring.seal, place_of(key)
     return SealedTokens(
@@ -43,30 +43,19 @@ def seal_tokens(
     )
 
 
-def asked_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
-    """The backend's answer, if it is the row that was asked for, or no row.
-
-    Raises:
-        TamperedError: The database answered with another row.
-    """
-    if row is not None and row.key != key:
-        raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
-    return row
-
-
 def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenRecord:
     """Open every value of a row.
 
     Args:
         keyring: The keys.
-        key: The row that was asked for. The values open for this row alone, whatever key the answer bears.
+        key: The requested row. The values open for this key only, whatever key the answer has.
         row: The database's answer.
 
     Raises:
         UnknownKeyError: The row was sealed with a key that is not in the keyring.
-        TamperedError: The row was altered outside the store, or is not the one that was asked for.
+        TamperedError: The row was altered outside the store, or is not the requested one.
     """
-    asked_row(key, row)
+    requested_row(key, row)
     tokens = row.tokens
     unseal, place = keyring.open, place_of(key)
     access_token = unseal(key, "access_token", tokens.access_token, place)

@@ -1,320 +1,78 @@
-"""The store itself: what is sealed, what is opened, and when tokens count as valid."""
+"""The store: the public methods, and the function that opens a store."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from tokenstore.errors import (
-    BackendError,
     ConfigurationError,
-    ConflictError,
     InvalidInputError,
-    LockTimeoutError,
     StoreClosedError,
     TransactionRequiredError,
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring
 from tokenstore.listing import scan_rows
+from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
-from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
+from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
 from tokenstore.records import (
-    CLOCK_SKEW,
-    RefreshResult,
     SealedRecord,
-    SealedTokens,
     TokenEntry,
     TokenKey,
     TokenRecord,
-    extra_json,
     from_epoch_us,
-    is_leased,
     optional_datetime,
-    optional_epoch_us,
-    seconds,
-    token_key,
-    token_text,
 )
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
-from tokenstore.sealing import asked_row, open_record, seal_tokens
+from tokenstore.results import RefreshResult
+from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.transaction import RowsUntilFailure, Transaction
+from tokenstore.validation import extra_json, requested_row, seconds, token_key
 
 if TYPE_CHECKING:
-    # For annotations alone: the core imports no database package, and a store that refreshes nothing no engine.
+    # For annotations only: the core imports no database package, and a store that never refreshes no refresh engine.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from tokenstore.attempt import Refresh
-    from tokenstore.protected_task import Protection
-    from tokenstore.refresh import OnReauthorizationRequired, OnRefreshed, RefreshEngine, SupportsRevocation
+    from tokenstore.refresh.attempt import Refresh
+    from tokenstore.refresh.engine import OnReauthorizationRequired, OnRefreshed, RefreshEngine
+    from tokenstore.refresh.protected_task import Protection
+    from tokenstore.refresh.revoke import SupportsRevocation
 
-__all__ = ["AuthTokenStore", "Transaction", "open_store"]
+__all__ = ["AuthTokenStore", "open_store"]
 
-T = TypeVar("T")
-Clock = Callable[[], float]
-_US = 1_000_000
-# How long the end of an event loop waits for connections to be closed, in seconds.
+# The end of an event loop waits this long for connections to be closed, in seconds.
 _CLOSE_GRACE = 10.0
 
 
-class _Rows(Protocol):
-    async def get(self, key: TokenKey) -> SealedRecord | None: ...
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None: ...
-    async def delete(self, key: TokenKey) -> bool: ...
-
-
-class _TokenOperations(ABC):
-    """What a store and its transactions have in common."""
-
-    _keyring: Keyring
-    _clock: Clock
-
-    @abstractmethod
-    def _rows(self) -> _Rows:
-        """Where to read and write, or StoreClosedError."""
-
-    @abstractmethod
-    async def _lock(self, key: TokenKey) -> SealedRecord | None:
-        """Lock and read a row, where that makes sense."""
-
-    async def store_tokens(
-        self,
-        provider: str,
-        user_id: str,
-        access_token: str,
-        refresh_token: str | None,
-        access_token_expires_at: datetime | None,
-        refresh_token_expires_at: datetime | None = None,
-        *,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Insert or replace the tokens of one user at one provider, atomically.
-
-        What is passed is what is stored: nothing of an earlier row is kept. Tokens and ``extra`` are encrypted first.
-
-        Args:
-            provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
-            user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
-            access_token: At most 256 KiB.
-            refresh_token: At most 256 KiB; None where none was issued (RFC 6749 section 5.1 makes it optional).
-            access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
-            refresh_token_expires_at: Likewise for the refresh token.
-            extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
-                at most 256 KiB as JSON.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable; nothing was written.
-            LockTimeoutError: Somebody held the row's lock for too long; nothing was written.
-            BackendError: The database refused or failed.
-        """
-        key = token_key(provider, user_id)
-        access_token = token_text("access_token", access_token)
-        if refresh_token is not None:
-            refresh_token = token_text("refresh_token", refresh_token)
-        expires_at = optional_epoch_us("access_token_expires_at", access_token_expires_at)
-        refresh_expires_at = optional_epoch_us("refresh_token_expires_at", refresh_token_expires_at)
-        sealed = seal_tokens(
-            self._keyring,
-            key,
-            access_token=access_token,
-            refresh_token=refresh_token,
-            extra=extra_json(extra),
-            access_token_expires_at=expires_at,
-            refresh_token_expires_at=refresh_expires_at,
-        )
-        await self._rows().put(key, sealed)
-
-    async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
-        """Read the tokens of one user at one provider.
-
-        Args:
-            provider: The provider's name.
-            user_id: The user's id.
-            for_update: Also take the row's lock, until the transaction ends: a second caller waits, then reads what
-                the first one stored. Waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`, too. Needs
-                ``store.transaction()`` or a borrowed session.
-
-        Returns:
-            A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None where
-            there is no row.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable.
-            TransactionRequiredError: ``for_update=True`` outside a transaction.
-            LockTimeoutError: The lock was not free within ``lock_timeout``.
-            UnknownKeyError: The row was sealed with a key that is not in the keyring.
-            TamperedError: The row was altered outside the store, or the database answered with another row.
-            BackendError: The database refused or failed.
-        """
-        key = token_key(provider, user_id)
-        if for_update:
-            row = await self._lock(key)
-        else:
-            row = await self._rows().get(key)
-        return None if row is None else open_record(self._keyring, key, row)
-
-    async def delete_tokens(self, provider: str, user_id: str) -> bool:
-        """Delete the tokens of one user at one provider.
-
-        Returns:
-            Whether there were any.
-
-        Raises:
-            InvalidInputError: An argument is not acceptable.
-            BackendError: The database refused or failed.
-        """
-        return await self._rows().delete(token_key(provider, user_id))
-
-    def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
-        """Whether the access token can still be used: now + skew is before its expiry.
-
-        Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``access_token_expires_at``.
-            clock_skew_seconds: How long before its expiry a token counts as expired, in seconds.
-
-        Raises:
-            InvalidInputError: The record lacks that key or holds no datetime there, or the skew is negative.
-        """
-        skew = seconds("clock_skew_seconds", clock_skew_seconds)
-        expires_at = optional_epoch_us("access_token_expires_at", _field(token_record, "access_token_expires_at"))
-        return expires_at is None or self._clock() + skew < expires_at / _US
-
-    def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether there is a refresh token that has not expired. One without an expiry does not expire.
-
-        Args:
-            token_record: What ``load_tokens`` returned, or any mapping with ``refresh_token`` and
-                ``refresh_token_expires_at``.
-
-        Raises:
-            InvalidInputError: The record lacks one of the two, or holds no datetime.
-        """
-        if _field(token_record, "refresh_token") is None:
-            return False
-        expires_at = optional_epoch_us("refresh_token_expires_at", _field(token_record, "refresh_token_expires_at"))
-        return expires_at is None or self._clock() < expires_at / _US
-
-    def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether a record, or an entry of ``list_tokens``, was sealed with another key than the one that seals now."""
-        return bool(_field(token_record, "key_id") != self._keyring.primary)
-
-
-class _UntilFailure:
-    """A transaction's rows, until a call fails: databases disagree on what is left of the transaction then."""
-
-    def __init__(self, rows: BackendTransaction, backend: Backend, lock_timeout: float) -> None:
-        self._rows = rows
-        self._backend = backend
-        self._lock_timeout = lock_timeout
-        self._begun = False
-        self.failure: BackendError | None = None
-
-    async def get(self, key: TokenKey) -> SealedRecord | None:
-        return await self._note_failure(self._rows.get(key))
-
-    async def lock(self, key: TokenKey) -> SealedRecord | None:
-        return await self._note_failure(self._lock_unleased(key))
-
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        self._begun = True
-        await self._note_failure(self._rows.put(key, tokens))
-
-    async def delete(self, key: TokenKey) -> bool:
-        self._begun = True
-        return await self._note_failure(self._rows.delete(key))
-
-    async def _lock_unleased(self, key: TokenKey) -> SealedRecord | None:
-        """Lock a row that nobody is refreshing under a lease, whose holder needs the row's lock in order to end."""
-        deadline = time.monotonic() + self._lock_timeout
-        while True:
-            if not self._begun:
-                row = asked_row(key, await self._rows.lock(key))
-                if not is_leased(row):
-                    self._begun = True
-                    return row
-                await self._rows.rollback()
-            else:
-                # What the transaction has locked and written so far must not be given up, so look before locking.
-                row = asked_row(key, await self._rows.get(key))
-                if not is_leased(row):
-                    row = asked_row(key, await self._rows.lock(key))
-                    if is_leased(row):
-                        raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
-                    return row
-            if time.monotonic() > deadline:
-                raise LockTimeoutError(
-                    f"{key}: a refresh held the row's lease for longer than {self._lock_timeout:g} s; repeat the call"
-                )
-            from tokenstore.attempt import pause
-
-            await pause(self._backend, row)
-
-    async def _note_failure(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except BackendError as failure:
-            self.failure = failure
-            raise
-
-
-class Transaction(_TokenOperations):
-    """One open transaction of a store: what ``async with store.transaction() as tx`` gives.
-
-    It is an object, not a context variable, so that tasks started inside the block do not slip into it. After a
-    :class:`BackendError` it can only be left: it is rolled back, and leaving it as if nothing had happened is an error.
-    """
-
-    def __init__(self, rows: _UntilFailure, keyring: Keyring, clock: Clock) -> None:
-        self._open_rows: _UntilFailure | None = rows
-        self._keyring = keyring
-        self._clock = clock
-
-    def _rows(self) -> _UntilFailure:
-        if self._open_rows is None:
-            raise StoreClosedError("this transaction has ended; open another with `async with store.transaction()`")
-        self._check()
-        return self._open_rows
-
-    def _check(self) -> None:
-        if self._open_rows is not None and self._open_rows.failure is not None:
-            raise StoreClosedError(
-                "a call in this transaction failed, so it is rolled back; start again with a new one"
-            )
-
-    async def _lock(self, key: TokenKey) -> SealedRecord | None:
-        return await self._rows().lock(key)
-
-    def _end(self) -> None:
-        self._open_rows = None
-
-
-class AuthTokenStore(_TokenOperations):
+class AuthTokenStore(TokenOperations):
     """The OAuth tokens that a server holds on behalf of its users, encrypted at rest.
 
-    With a borrowed session the store takes part in the session's transaction and the caller commits; where a call of
-    the store's own began the transaction, ``store_tokens`` commits it. A store over its own connections comes from
-    :func:`open_store`.
+    With a borrowed session the store takes part in the session's transaction, and the caller commits. If a call of the
+    store began the transaction, ``store_tokens`` commits it. :func:`open_store` opens a store with its own connections.
 
     Args:
-        db_session: A SQLAlchemy ``AsyncSession`` on PostgreSQL, MySQL/MariaDB or SQLite. It stays the caller's to
-            close, and like any session serves one task at a time.
-        backend: Instead of a session: a backend, which the store closes.
+        db_session: A SQLAlchemy ``AsyncSession`` on PostgreSQL, MySQL/MariaDB or SQLite. The caller closes it. Like any
+            session, it serves one task at a time.
+        backend: Instead of a session: a backend. The store closes it.
         keyring: The keys; default: :meth:`Keyring.from_env`.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
-        refreshers: For each provider a callable that refreshes its tokens, for ``load_fresh_tokens``.
-        refresh_margin: How long before its expiry a token is refreshed in the background, in seconds. Each row has a
-            margin of its own below this one, so that tokens which were issued together are not refreshed together.
-            At most 60, the clock skew: no token is refreshed while it is valid.
-        refresh_timeout: The longest call of a provider, in seconds. A lease lasts 1.5 times as long, and so does the
-            attempt to write new tokens before callers get an error; ``load_fresh_tokens`` waits 3 times as long.
+        refreshers: For each provider a refresher, the callable that refreshes its tokens, for ``load_fresh_tokens``.
+        refresh_margin: How long before its expiry a token is refreshed in the background, in seconds. Each row has its
+            own, shorter margin, so that tokens that were issued together are not refreshed together. With a value of up
+            to 60, the clock skew, no token is refreshed while it is valid.
+        refresh_timeout: The longest call of a provider, in seconds. A lease, a refresh's claim on a row, lasts 1.5
+            times as long. The write of new tokens is tried for 1.5 times as long before callers get an error.
+            ``load_fresh_tokens`` waits 3 times as long for other processes.
         on_refreshed: Called with the new record, in the process that refreshed.
-        on_reauthorization_required: Called with the error when a refresh finds that a refresh token is no longer good.
-            Both may be coroutine functions; what they raise is logged.
+        on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable. Both
+            callbacks may be coroutine functions. Their exceptions are logged.
         options: With a session: ``table``, ``schema``, ``lock_timeout``.
 
     Raises:
@@ -337,11 +95,12 @@ class AuthTokenStore(_TokenOperations):
         **options: Unpack[TableOptions],
     ) -> None:
         if (db_session is None) == (backend is None):
-            raise ConfigurationError("give either db_session or backend; open_store(url) makes a store by URL")
+            raise ConfigurationError("pass either db_session or backend; open_store(url) opens a store by URL")
+        self._session: BorrowedSession | None = None
         if backend is None:
-            backend = backend_for_session(db_session, options)
+            backend = self._session = backend_for_session(db_session, options)
         elif options:
-            raise ConfigurationError(f"{', '.join(sorted(options))}: options go to the backend when it is made")
+            raise ConfigurationError(f"{', '.join(sorted(options))}: pass options to the backend's constructor")
         self._backend: Backend = backend
         self._keyring = Keyring.from_env() if keyring is None else keyring
         self._clock = clock
@@ -352,7 +111,7 @@ class AuthTokenStore(_TokenOperations):
         self._on_reauthorization_required = on_reauthorization_required
         self._closed = False
         if refreshers:
-            _ = self._engine  # it will be wanted: its modules are better loaded now than in the event loop
+            _ = self._engine  # imports the modules of the refresh now, and not in the event loop
 
     def __repr__(self) -> str:
         return f"<AuthTokenStore on {self._backend!r}{' closed' if self._closed else ''}>"
@@ -366,21 +125,21 @@ class AuthTokenStore(_TokenOperations):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let refreshes end, then close what the store opened: never a borrowed session or engine. Idempotent.
+        """Wait for refreshes to end, then close what the store opened, but no borrowed session or engine. Idempotent.
 
-        If the caller is cancelled, closing goes on without it, and the end of the event loop waits for that.
+        If the caller is cancelled, the store is closed nevertheless, and the end of the event loop waits for that.
 
         Raises:
             TokensNotStoredError: A provider has issued new tokens that cannot be written; the error carries them.
         """
-        # Here: to load asyncio takes most of the time of `import tokenstore`, and whoever awaits this has loaded it.
+        # Imported here: asyncio makes up most of the time of `import tokenstore`, and the caller has imported it.
         import asyncio
 
-        from tokenstore.protected_task import Protection
+        from tokenstore.refresh.protected_task import Protection
 
         self._closed = True
         protection = Protection()
-        # New tokens may be on their way into the database, so this goes on although the caller is cancelled or the
+        # In a protected task: new tokens may be in the course of being written, also if the caller is cancelled or the
         # event loop ends.
         try:
             await asyncio.shield(protection.start(self._close(protection)))
@@ -403,7 +162,7 @@ class AuthTokenStore(_TokenOperations):
             await self._backend.aclose()
 
     async def setup(self) -> None:
-        """Create the token table where it is missing; safe to run from many processes at once.
+        """Create the token table if it is missing; many processes may call this at once.
 
         Raises:
             ConfigurationError: A table of that name exists and is not a token table.
@@ -415,8 +174,8 @@ class AuthTokenStore(_TokenOperations):
         """One connection and one transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            UnsupportedOperationError: The backend has no row locks, or the store borrows a session, which is a
-                transaction itself.
+            UnsupportedOperationError: The backend has no row locks, or the store has a borrowed session, whose
+                transaction the application begins.
         """
         return self._transaction()
 
@@ -426,7 +185,7 @@ class AuthTokenStore(_TokenOperations):
         if lockable is None:
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
         async with lockable.transaction() as rows:
-            guarded = _UntilFailure(rows, backend, lockable.lock_timeout)
+            guarded = RowsUntilFailure(rows, backend, lockable.lock_timeout)
             transaction = Transaction(guarded, self._keyring, self._clock)
             try:
                 yield transaction
@@ -443,46 +202,47 @@ class AuthTokenStore(_TokenOperations):
         force: bool = False,
         generation: int | None = None,
     ) -> TokenRecord | None:
-        """Read tokens whose access token is valid now, after a refresh at the provider if that is needed.
+        """Read tokens whose access token is valid now; if it has expired, refresh it at the provider first.
 
-        Of all tasks, processes and machines that find an expired token, one calls the provider, holding no connection
-        or lock meanwhile; the others wait and read what it stored. A token within ``refresh_margin`` of its expiry is
-        returned at once, and refreshed in the background. A caller may be cancelled; its refresh goes on. The end of
-        the event loop waits for a refresh that has called the provider. Validity is judged on the database's clock,
+        Of all tasks, processes and machines that find an expired token, one calls the provider, and holds no connection
+        or lock meanwhile; the others wait, then read what it stored. A token within ``refresh_margin`` of its expiry is
+        returned at once, and refreshed in the background. If the caller is cancelled, its refresh goes on. The end of
+        the event loop waits for a refresh that has called the provider. Validity is judged by the database's clock,
         with the skew of :meth:`is_access_token_valid`.
 
         Args:
             provider: The provider's name.
             user_id: The user's id.
-            refresh: An async callable that gets the record, uses its ``refresh_token`` and returns the token response
-                (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, where
-                there are any, ``refresh_token`` and ``refresh_token_expires_in``; what else it holds goes to
+            refresh: An async callable that gets the record, uses its ``refresh_token``, and returns the token response
+                (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, if they
+                were issued, ``refresh_token`` and ``refresh_token_expires_in``. All other fields are stored in
                 ``extra``. It raises :class:`ReauthorizationRequiredError`, :class:`ProviderUnavailableError` or
-                :class:`ProviderRefusedError` to say what went wrong; anything else counts as unavailable. Callers of
-                one process that wait for the same row share the first one's. Default: the provider's in
-                ``refreshers``.
-            force: Refresh although the token looks valid, as after a 401. Callers at the same time share one refresh.
-            generation: With ``force``: the ``generation`` of the record that was refused. If the row has another one by
-                now, that is returned as it is, however many callers come with the old one.
+                :class:`ProviderRefusedError` to say what went wrong; any other exception counts as unavailable. If
+                several callers in one process wait for the same row, the first one's callable is used. Default: the
+                provider's entry in ``refreshers``.
+            force: Refresh a token that looks valid, for example after a 401. Concurrent callers share one refresh.
+            generation: With ``force``: the ``generation`` of the refused record, the number of one version of the row.
+                If the row has another generation by now, it is returned without a refresh. So many callers with the
+                same refused token cause one refresh.
 
         Returns:
-            As :meth:`load_tokens`; None where there is no row.
+            As :meth:`load_tokens`; None if there is no row.
 
         Raises:
-            ReauthorizationRequiredError: There is no refresh token that is still good; the user has to log in again.
-            ProviderUnavailableError: The provider failed; ``retry_after`` says when it is asked again.
+            ReauthorizationRequiredError: There is no usable refresh token; the user has to log in again.
+            ProviderUnavailableError: The provider failed; ``retry_after`` says when it is called again.
             ProviderRefusedError: The provider refuses this client.
-            RefreshTimeoutError: Others kept the row's lease or lock for three times ``refresh_timeout``.
-            TokensNotStoredError: New tokens could not be written for 1.5 times ``refresh_timeout``: it carries them.
-            ConfigurationError: Nobody is there to refresh this provider's tokens.
-            UnsupportedOperationError: The store borrows a session.
+            RefreshTimeoutError: Another process held the row's lease or lock for three times ``refresh_timeout``.
+            TokensNotStoredError: New tokens could not be written for 1.5 times ``refresh_timeout``; it carries them.
+            ConfigurationError: There is no refresher for this provider.
+            UnsupportedOperationError: The store has a borrowed session.
             InvalidInputError: An argument is not acceptable.
             SealingError: The row does not open with the keyring.
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
         if generation is not None and (not force or isinstance(generation, bool) or not isinstance(generation, int)):
-            raise InvalidInputError("generation is the `generation` of a record, and goes with force=True")
+            raise InvalidInputError("generation must be the `generation` of a record, and needs force=True")
         return await self._refreshes().load(key, refresh, force=force, generation=generation)
 
     async def refresh_due(
@@ -494,23 +254,23 @@ class AuthTokenStore(_TokenOperations):
         concurrency: int = 8,
         page_size: int = 500,
     ) -> AsyncGenerator[RefreshResult, None]:
-        """Refresh what expires soon, and iterate over what became of each row, in the order in which they end.
+        """Refresh tokens that expire soon, and iterate over the results in the order in which the refreshes end.
 
-        Several machines may do so at once: a row that another one is refreshing is left to it. Rows without a refresh
-        token are passed over. Ending the iteration early leaves begun refreshes to end by themselves.
+        Several machines may do this at once: a row that one machine is refreshing is skipped by the others. Rows
+        without a refresh token are skipped. If the iteration ends early, refreshes in progress go on.
 
         Args:
             within: Refresh tokens that expire within this time, in seconds or as a timedelta.
-            provider: Only this provider's; default: all that have a refresher.
-            refresh: As for :meth:`load_fresh_tokens`; goes with ``provider``.
+            provider: Only this provider's rows; default: those of all providers that have a refresher.
+            refresh: As for :meth:`load_fresh_tokens`; needs ``provider``.
             concurrency: The most refreshes at a time.
-            page_size: Rows to a query.
+            page_size: Rows in each query.
 
         Raises:
             ConfigurationError: There is no refresher.
-            UnsupportedOperationError: The store borrows a session.
+            UnsupportedOperationError: The store has a borrowed session.
             InvalidInputError: An argument is not acceptable.
-            BackendError: The rows could not be listed; what happens to one row is in its result.
+            BackendError: The rows could not be listed. An error of one row is in its result.
         """
         if isinstance(within, timedelta):
             within = within.total_seconds()
@@ -526,22 +286,22 @@ class AuthTokenStore(_TokenOperations):
                 yield result
 
     async def revoke_tokens(self, provider: str, user_id: str, *, refresher: SupportsRevocation | None = None) -> bool:
-        """Revoke a user's tokens at the provider (RFC 7009), then delete them. Nobody refreshes them meanwhile.
+        """Revoke a user's tokens at the provider (RFC 7009), then delete them. No process refreshes them meanwhile.
 
         Args:
             provider: The provider's name.
             user_id: The user's id.
-            refresher: What has the method ``revoke``; default: the provider's in ``refreshers``.
+            refresher: An object with a method ``revoke``; default: the provider's entry in ``refreshers``.
 
         Returns:
-            Whether there were any. Tokens that were stored while this went on, by a new login, stay.
+            Whether there was a row. Tokens that a new login has stored meanwhile are not deleted.
 
         Raises:
             ProviderUnavailableError: The provider failed; nothing was deleted.
             ProviderRefusedError: The provider refuses this client; nothing was deleted.
-            RefreshTimeoutError: Others kept refreshing the row.
+            RefreshTimeoutError: Other refreshes kept the row's lease.
             ConfigurationError: The refresher cannot revoke, or there is none.
-            UnsupportedOperationError: The provider has no way to revoke, or the store borrows a session.
+            UnsupportedOperationError: The provider has no revocation endpoint, or the store has a borrowed session.
             InvalidInputError: An argument is not acceptable.
             SealingError: The row does not open with the keyring.
             BackendError: The database refused or failed.
@@ -551,22 +311,22 @@ class AuthTokenStore(_TokenOperations):
     async def list_tokens(
         self, *, provider: str | None = None, user_id: str | None = None, page_size: int = 500
     ) -> AsyncIterator[TokenEntry]:
-        """Iterate over rows by provider, by user or all, ordered by provider and user id; no token is read.
+        """Iterate over all rows, or those of one provider or user, ordered by provider and user id, without tokens.
 
-        Pages are read one after the other, each by one short query: no connection or snapshot is held in between, so
-        rows that change meanwhile show up in their old or their new state.
+        Each page is one short query, and no connection or snapshot is held between two pages. So a row that changes
+        meanwhile appears in its old or its new state.
 
         Args:
             provider: Only this provider's rows.
             user_id: Only this user's rows.
-            page_size: Rows to a query.
+            page_size: Rows in each query.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
-            TamperedError: The database answered with a row that was not asked for.
+            TamperedError: The database answered with a row that was not requested.
             BackendError: The database refused or failed.
         """
-        # An absent part is checked with a stand-in, so that both parts go through the one check.
+        # token_key checks both parts of a key, so a missing part is replaced by a valid one.
         checked = token_key("-" if provider is None else provider, "-" if user_id is None else user_id)
         page_size = positive_int("page_size", page_size)
         rows = scan_rows(
@@ -590,12 +350,12 @@ class AuthTokenStore(_TokenOperations):
                 )
 
     async def reseal_tokens(self, provider: str, user_id: str) -> bool:
-        """Seal a row's values anew with the keyring's first key, if another one sealed them.
+        """Seal a row's values with the keyring's primary key, if they are not sealed with it.
 
-        The tokens, times and generation stay; a newer write, or a refresh in progress, is never disturbed.
+        The tokens, times and generation do not change. This does not affect a newer write or a refresh in progress.
 
         Returns:
-            Whether the row was resealed; False where there is none, it needed nothing, or a newer write won.
+            Whether the row was resealed. False: there is no row, it has the primary key, or a newer write came first.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
@@ -603,7 +363,7 @@ class AuthTokenStore(_TokenOperations):
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id)
-        row = asked_row(key, await self._rows().get(key))
+        row = requested_row(key, await self._rows().get(key))
         if row is None or row.tokens.key_id == self._keyring.primary:
             return False
         record = open_record(self._keyring, key, row)
@@ -623,12 +383,7 @@ class AuthTokenStore(_TokenOperations):
             raise StoreClosedError("this store is closed")
         return self._backend
 
-    # What a backend can do is asked once: a look through a protocol takes as long as to open a row.
-
-    @cached_property
-    def _session(self) -> BackendTransaction | None:
-        """The backend, if it is a borrowed session, which is a transaction already."""
-        return self._backend if isinstance(self._backend, BackendTransaction) else None
+    # Cached: an isinstance check with a protocol takes as long as opening a row.
 
     @cached_property
     def _lockable(self) -> SupportsRowLocks | None:
@@ -637,9 +392,9 @@ class AuthTokenStore(_TokenOperations):
 
     @cached_property
     def _engine(self) -> RefreshEngine:
-        from tokenstore.attempt import Settings
-        from tokenstore.refresh import RefreshEngine
-        from tokenstore.telemetry import Telemetry
+        from tokenstore.refresh.engine import RefreshEngine
+        from tokenstore.refresh.settings import Settings
+        from tokenstore.refresh.telemetry import Telemetry
 
         settings = Settings(self._backend, self._keyring, Telemetry(), margin=self._margin, timeout=self._timeout)
         return RefreshEngine(
@@ -653,7 +408,7 @@ class AuthTokenStore(_TokenOperations):
         self._rows()
         if self._session is not None:
             raise UnsupportedOperationError(
-                "a refresh outlives its caller and needs connections of its own, so not a borrowed session: "
+                "a refresh may continue after its caller, so it cannot use a borrowed session: "
                 "use a store on the session's engine, `open_store(engine)`, or on a URL"
             )
         return self._engine
@@ -663,7 +418,7 @@ class AuthTokenStore(_TokenOperations):
         if self._session is not None:
             return await self._session.lock(key)
         if self._lockable is None:
-            raise UnsupportedOperationError(f"{backend!r} has no row locks, so for_update=True cannot be served")
+            raise UnsupportedOperationError(f"{backend!r} has no row locks, so for_update=True is not possible")
         raise TransactionRequiredError(
             "load_tokens(for_update=True) needs a transaction to hold the lock: "
             "`async with store.transaction() as tx: record = await tx.load_tokens(…, for_update=True)`"
@@ -682,20 +437,20 @@ def open_store(
     on_reauthorization_required: OnReauthorizationRequired | None = None,
     **options: Unpack[StoreOptions],
 ) -> AuthTokenStore:
-    """Make a store over connections of its own. Nothing is connected before the first call.
+    """Open a store with its own connections. Nothing is connected before the first call.
 
     Args:
         target: A URL (``sqlite:///tokens.db``, ``postgresql://…``, ``mysql://…``, ``memory://``), a SQLAlchemy
-            ``AsyncEngine`` (which stays the caller's to dispose of), or a backend.
+            ``AsyncEngine`` (which the caller disposes of), or a backend.
         keyring: The keys; default: :meth:`Keyring.from_env`.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
-        refreshers: See :class:`AuthTokenStore`, as for the next four.
+        refreshers: See :class:`AuthTokenStore`, also for the next four arguments.
         refresh_margin: In seconds; default: 300.
         refresh_timeout: In seconds; default: 20.
-        on_refreshed: Default: nobody is told.
-        on_reauthorization_required: Likewise.
-        options: The backend's options, which a URL's query can hold too: ``table``, ``schema``, ``lock_timeout``,
-            ``pool_size`` … An unknown one is an error that lists the known ones. See ``docs/options.md``.
+        on_refreshed: Default: no callback.
+        on_reauthorization_required: Default: no callback.
+        options: The backend's options, which may also be in the URL's query: ``table``, ``schema``, ``lock_timeout``,
+            ``pool_size`` … The error for an unknown option lists the known ones. See ``docs/options.md``.
 
     Returns:
         A store; close it with ``aclose()`` or use it in ``async with``.
@@ -704,13 +459,13 @@ def open_store(
         ConfigurationError: The URL, an option or the keys are not acceptable, or a driver is missing.
         InvalidInputError: A refresh setting is not acceptable.
     """
-    # Keys first: a store that could not seal must not have opened anything.
+    # Before the backend: without keys nothing should be opened.
     keyring = Keyring.from_env() if keyring is None else keyring
     if isinstance(target, str):
         backend = backend_for_url(target, options)
     elif isinstance(target, Backend):
         if options:
-            raise ConfigurationError(f"{', '.join(sorted(options))}: options go to the backend when it is made")
+            raise ConfigurationError(f"{', '.join(sorted(options))}: pass options to the backend's constructor")
         backend = target
     else:
         backend = backend_for_engine(target, options)
@@ -724,11 +479,3 @@ def open_store(
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
     )
-
-
-def _field(record: object, name: str) -> Any:
-    if not isinstance(record, Mapping):
-        raise InvalidInputError(f"token_record must be a record from load_tokens, not {type(record).__name__}")
-    if name not in record:
-        raise InvalidInputError(f"token_record has no {name!r}; pass what load_tokens returned")
-    return record[name]

@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tokenstore.errors import ConfigurationError, LockTimeoutError, StoreClosedError
 from tokenstore.event_loops import HomeLoop
+from tokenstore.leases import Row, claimed, completed, released, written
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
-from tokenstore.transitions import Row, claimed, completed, released, written
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 

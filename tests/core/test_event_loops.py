@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trio
 
-from matrix import Row, every_row, params
+from support.matrix import Row, every_row, params
 from tokenstore import AuthTokenStore, Keyring, UnsupportedOperationError, open_store
 
 _THREADS = 8

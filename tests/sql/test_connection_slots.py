@@ -8,9 +8,9 @@ import itertools
 import pytest
 from sqlalchemy import make_url
 
-from matrix import Row, params
+from support.database import Place, source_of
+from support.matrix import Row, params
 from tokenstore import BackendUnavailableError, Keyring, open_store
-from watch import Place, source_of
 
 server_rows = pytest.mark.parametrize(
     "row", params(names=["postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql", "mariadb+asyncmy"])

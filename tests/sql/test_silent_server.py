@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from faults import Faults, faulty
-from matrix import Row, params
+from support.connection_faults import Faults, faulty
+from support.database import connection_of, source_of
+from support.matrix import Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, LockTimeoutError, open_store
-from watch import connection_of, source_of
 
 main_rows = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "mariadb+asyncmy"]))
 server_rows = pytest.mark.parametrize(

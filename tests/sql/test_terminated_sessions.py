@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from matrix import Row, params
+from support.database import Place, app_engine, source_of
+from support.matrix import Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
-from watch import Place, app_engine, source_of
 
 server_rows = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
 Call = Callable[[AuthTokenStore], Awaitable[Any]]

@@ -1,3 +1,3 @@
-"""Ready-made parts that connect the store with other libraries; each names the extra that it needs."""
+"""Ready-made refreshers. Each module's docstring names the extra that it needs."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What comes back from a token endpoint: read with limits, and understood without trust."""
+"""Reads and parses the response of a token endpoint. The endpoint is not trusted: everything has a limit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 FORM: Final = "application/x-www-form-urlencoded"
 MAX_BYTES: Final = 1024 * 1024
-"""The longest answer, decompressed: a real one has a few KiB, and a JWT may have 64."""
+"""The longest response, decompressed. Usual responses have a few KiB, and a JWT may have 64."""
 
 _MAX_RETRY_AFTER: Final = 3600.0
 
 
 class Answer(NamedTuple):
-    """An answer as it came, but for its coding."""
+    """A response, decompressed."""
 
     status: int
     headers: httpx.Headers
@@ -30,13 +30,13 @@ class Answer(NamedTuple):
 
 
 class NoAnswer(NamedTuple):
-    """Why there is no answer.
+    """Why there is no response.
 
     Attributes:
         code: A short name.
         why: Completes a sentence about the endpoint.
         sent: Whether the request may have reached the endpoint.
-        repeatable: Whether a second attempt may fare better.
+        repeatable: Whether a second attempt may succeed.
     """
 
     code: str
@@ -46,11 +46,11 @@ class NoAnswer(NamedTuple):
 
 
 async def read_answer(response: httpx.Response) -> Answer | NoAnswer:
-    """Read a streamed answer, at most :data:`MAX_BYTES` of it, whatever its length or its compression claims."""
+    """Read a streamed response of at most :data:`MAX_BYTES`, whatever its headers say about its length."""
     too_long = NoAnswer("invalid_response", f"answered with more than {MAX_BYTES} bytes")
     unreadable = NoAnswer("invalid_response", "answered in a coding that was not asked for")
     body = bytearray()
-    raw: Any = response.aiter_raw()  # a generator, which httpx's types do not say
+    raw: Any = response.aiter_raw()  # a generator, although httpx's types do not say so
     async with aclosing(raw) as chunks:
         async for chunk in chunks:
             body += chunk
@@ -58,7 +58,7 @@ async def read_answer(response: httpx.Response) -> Answer | NoAnswer:
                 return too_long
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding in ("gzip", "x-gzip", "deflate"):
-        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either format, by its header
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # recognizes both formats by their header
         try:
             body = bytearray(inflater.decompress(body, MAX_BYTES + 1))
         except zlib.error:
@@ -71,7 +71,7 @@ async def read_answer(response: httpx.Response) -> Answer | NoAnswer:
 
 
 def fields_of(answer: Answer) -> dict[str, Any]:
-    """The fields of the answer: of a JSON object, or of a form; none if it is neither."""
+    """The fields of a response that is a JSON object or a form; otherwise none."""
     with suppress(ValueError, RecursionError):
         value = json.loads(answer.body)
         return value if isinstance(value, dict) else {}
@@ -82,13 +82,13 @@ def fields_of(answer: Answer) -> dict[str, Any]:
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds (RFC 9110 section 10.2.3), from zero to an hour; None if not given or unreadable."""
+    """The seconds of Retry-After (RFC 9110 section 10.2.3), at most an hour; None if missing or unreadable."""
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+", value):
         return min(float(value), _MAX_RETRY_AFTER)
     if (due := _http_date(value)) is None:
         return None
-    # By the server's own clock, where it is shown.
+    # By the server's clock, if the response states it.
     now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
     return min(max((due - now).total_seconds(), 0.0), _MAX_RETRY_AFTER)
 

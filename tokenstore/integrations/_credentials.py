@@ -12,7 +12,7 @@ from urllib.parse import quote_plus, urlencode
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._answers import FORM
 from tokenstore.integrations.providers import AuthMethod
-from tokenstore.records import token_text
+from tokenstore.validation import token_text
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key
@@ -22,14 +22,14 @@ _ALGORITHMS: Final = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384", "P-521
 
 
 class ClientCredentials:
-    """A client's id and what proves it; the arguments are those of ``OAuth2Refresher``.
+    """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``.
 
     Attributes:
-        method: The method in use.
-        secrets: The secret in every form in which it is sent.
+        method: The authentication method.
+        secrets: The secret, in all forms in which it is sent.
 
     Raises:
-        ConfigurationError: They do not go together.
+        ConfigurationError: The arguments do not go together.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ClientCredentials:
             self._try_key()
 
     def sign(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
-        """The headers and the body of an authenticated request; an assertion is made afresh for each."""
+        """The headers and the body of an authenticated request, with a new assertion for each request."""
         from authlib.oauth2.auth import ClientAuth
 
         headers, body = {"Content-Type": FORM}, urlencode(form)
@@ -75,19 +75,21 @@ class ClientCredentials:
         method: Any = self.method
         if self.method == "private_key_jwt":
             method = self._assertion()
-            body = urlencode({**form, "client_id": self._id})  # RFC 7521 section 4.2: optional, but some insist
+            body = urlencode(
+                {**form, "client_id": self._id}
+            )  # RFC 7521 section 4.2: optional, but some providers require it
         _, headers, body = ClientAuth(self._id, self._proof, method).prepare("POST", url, headers, body)
         return headers, body
 
     def _assertion(self) -> Any:
-        """RFC 7523 section 3. One for each request: Authlib keeps the ``jti`` in the claims that it is given."""
+        """RFC 7523 section 3. A new one for each request: Authlib stores the ``jti`` in the claims that it gets."""
         from authlib.oauth2.rfc7523 import PrivateKeyJWT
 
         claims = {"exp": int(time.time()) + _ASSERTION_LIFETIME}
         return PrivateKeyJWT(self._audience, claims, dict(self._jwt_headers), self._jwt_headers["alg"])
 
     def _try_key(self) -> None:
-        with suppress(Exception):  # whatever it is, it is about the key or the headers, and may carry them
+        with suppress(Exception):  # the exception's text may contain the key
             self.sign(self._audience, {})
             return
         raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
@@ -106,7 +108,7 @@ def _imported(private_key: str | bytes | Mapping[str, Any]) -> Key:
 
     data = private_key if isinstance(private_key, str | bytes) else dict(private_key)
     for kind in ("RSA", "EC", "OKP"):
-        with suppress(Exception):  # about the other kinds, or about a broken key: may carry it
+        with suppress(Exception):  # the key has another kind or is broken; the exception's text may contain it
             key: Key = import_key(data, kind)
             if key.is_private:
                 return key

@@ -1,11 +1,11 @@
-"""A ready-made ``refresh`` callable for token endpoints that follow RFC 6749, and RFC 7009 to revoke.
+"""A ready-made refresher for token endpoints that follow RFC 6749, and revocation endpoints that follow RFC 7009.
 
 ::
 
     refresher = OAuth2Refresher.for_provider("github", client_id=..., client_secret=...)
     store = open_store(url, refreshers={"github": refresher})
 
-Needs the extra ``oauth``: Authlib authenticates the client, httpx talks to the endpoint.
+Needs the extra ``oauth``: Authlib authenticates the client, httpx sends the requests.
 """
 
 from __future__ import annotations
@@ -34,16 +34,20 @@ from tokenstore.errors import (
 from tokenstore.integrations._answers import Answer, NoAnswer, fields_of, read_answer, retry_after
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
-from tokenstore.records import TokenRecord, seconds, token_text
+from tokenstore.records import TokenRecord
+from tokenstore.validation import seconds, token_text
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["OAuth2Refresher", "RefresherOptions"]
 
-_PAUSE: Final = (0.1, 0.4)  # seconds before the second attempt; spread, as a fleet sees an outage at once
+_PAUSE: Final = (
+    0.1,
+    0.4,
+)  # seconds before the second attempt; random, because all processes notice an outage at the same time
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# Not compressed: the size of the answer is then what arrives.
+# Without compression the received bytes are the response's size.
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _RESERVED: Final = frozenset(
     {"client_assertion", "client_assertion_type", "client_id", "client_secret", "grant_type", "refresh_token", "scope"}
@@ -52,7 +56,7 @@ _TRANSIENT: Final = frozenset({"server_error", "temporarily_unavailable"})  # RF
 
 
 class RefresherOptions(TypedDict, total=False):
-    """What ``for_provider`` passes on; the arguments of :class:`OAuth2Refresher`."""
+    """Arguments of :class:`OAuth2Refresher` that ``for_provider`` passes on."""
 
     private_key: str | bytes | Mapping[str, Any] | None
     auth_method: AuthMethod | None
@@ -69,32 +73,34 @@ class RefresherOptions(TypedDict, total=False):
 class OAuth2Refresher:
     """Refreshes at a token endpoint (RFC 6749 section 6), and revokes (RFC 7009).
 
-    An instance is called with the record whose tokens are to be renewed, and returns the token response; it keeps
-    nothing between calls, needs no closing, and works from any number of tasks and event loops. It follows no redirect
-    and logs nothing. Whatever it raises holds no token, secret or key.
+    An instance is called with a record, and returns the token response. It stores nothing between calls, need not be
+    closed, and may be used in any number of tasks and event loops. It follows no redirect and logs nothing. Its errors
+    contain no token, secret or key.
 
     Args:
         token_url: The token endpoint: https, or http on a loopback host.
         client_id: The client's id.
-        client_secret: The client's secret, of confidential clients.
+        client_secret: The client's secret, for confidential clients.
         private_key: The client's key instead of a secret: a PEM or a JWK (RSA, P-256, P-384, P-521 or Ed25519).
         auth_method: Default: ``client_secret_basic`` (or the preset's) with a secret, ``private_key_jwt`` (RFC 7523)
             with a key, ``none`` without either.
-        scope: Asks for a part of what was granted. Default: all of it.
+        scope: Requests only a part of the granted scope. Default: all of it.
         extra_parameters: More fields of the refresh request.
-        rotation: What becomes of a used refresh token. Under ``strict``, the default, a request that may have reached
-            the endpoint is never repeated; otherwise one without a clear outcome is repeated once.
+        rotation: What happens to a used refresh token. With ``strict``, the default, a request that may have reached
+            the endpoint is never repeated; otherwise a request with an unknown result is repeated once.
         revocation_url: The revocation endpoint. Default: none.
-        provider: The vendor's peculiarities. Default: none.
+        provider: How the vendor differs from the RFCs. Default: not at all.
         jwt_algorithm: Signs the assertion of ``private_key_jwt``. Default: by the key, ``RS256`` for RSA.
         jwt_headers: More headers of the assertion, such as ``kid`` or ``x5t#S256``.
-        timeout: Seconds that a call may take in all, with its second attempt.
-        http_client: Used as it is, with its own proxies and certificates, and left open. Default: one for each call.
-        trust_env: Whether proxies and certificates of the environment count. A proxy is never used on loopback.
+        timeout: The longest call, with its second attempt, in seconds.
+        http_client: The client to use, with its own proxies and certificates. It is not closed. Default: a new one for
+            each call.
+        trust_env: Whether proxies and certificates of the environment are used. A loopback host is called without a
+            proxy.
 
     Raises:
-        ConfigurationError: An URL, a key or a combination of arguments that cannot work.
-        InvalidInputError: ``timeout`` is no positive number of seconds.
+        ConfigurationError: A URL, a key or a combination of arguments that cannot work.
+        InvalidInputError: ``timeout`` is not a positive number of seconds.
         MissingDependencyError: The extra ``oauth`` is not installed.
     """
 
@@ -147,7 +153,7 @@ class OAuth2Refresher:
         self._http_client = http_client
         self._trust_env = trust_env and not loopback
         if http_client is None:
-            _tls_context(self._trust_env)  # now, as loading the certificates would block the event loop
+            _tls_context(self._trust_env)  # loads the certificates now, which would block the event loop later
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._provider.name} {self._client.method} rotation={self._rotation}>"
@@ -169,9 +175,9 @@ class OAuth2Refresher:
             provider: The preset's name, or a description of the same kind.
             client_id: The client's id.
             client_secret: The client's secret, of confidential clients.
-            base_url: Where a self-hosted instance (GitHub Enterprise Server, GitLab) runs.
+            base_url: The URL of a self-hosted instance (GitHub Enterprise Server, GitLab).
             tenant: Microsoft's tenant. Default: ``common``.
-            options: Further arguments of the class; they win over the preset.
+            options: Further arguments of the class; they override the preset.
 
         Raises:
             ConfigurationError: There is no such preset, or it takes no ``base_url`` or ``tenant``; and as the class.
@@ -195,8 +201,8 @@ class OAuth2Refresher:
         """Refresh: the token response (RFC 6749 section 5.1), with every field that the provider sent.
 
         Raises:
-            ReauthorizationRequiredError: There is no refresh token, or the provider takes it no longer.
-            ProviderUnavailableError: No answer in time, HTTP 429 or 5xx, or no sensible answer.
+            ReauthorizationRequiredError: There is no refresh token, or the provider no longer accepts it.
+            ProviderUnavailableError: No response in time, HTTP 429 or 5xx, or no readable response.
             ProviderRefusedError: The provider refuses the client or the request.
         """
         label = f"the token endpoint of {self._provider.name}"
@@ -220,7 +226,7 @@ class OAuth2Refresher:
         )
 
     async def revoke(self, record: TokenRecord) -> None:
-        """Revoke the refresh token, or where there is none the access token. An unknown token counts as revoked.
+        """Revoke the refresh token, or the access token if there is none. An unknown token counts as revoked.
 
         Raises:
             UnsupportedOperationError: The provider has no revocation endpoint; the message says what to do.
@@ -239,8 +245,8 @@ class OAuth2Refresher:
         form = {name: token_text(kind, record[kind])} | ({"token_type_hint": kind} if name == "token" else {})
         answer = await self._ask(label, self._revocation_url, form, repeatable=True)
         fields = fields_of(answer)
-        # RFC 7009 section 2.2: the body of a success means nothing. Against it, some refuse an unknown token, which is
-        # as dead as was asked for.
+        # RFC 7009 section 2.2: the body of a success means nothing. Against the RFC, some providers refuse an unknown
+        # token, which needs no revocation.
         if 200 <= answer.status < 300 or fields.get("error") == "invalid_token":
             return
         if error := self._error(label, answer, fields, record):
@@ -249,7 +255,7 @@ class OAuth2Refresher:
     # -- one call: at most two attempts ----------------------------------------------------------
 
     async def _ask(self, label: str, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer:
-        """The endpoint's answer, whatever it is; ProviderUnavailableError where there is none."""
+        """Send a request. Returns any response; raises ProviderUnavailableError if there is none."""
         too_late = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
         outcome: Answer | NoAnswer = too_late
         with suppress(TimeoutError):
@@ -257,10 +263,10 @@ class OAuth2Refresher:
                 outcome = await self._attempt(url, form, repeatable=repeatable)
                 if self._worth_repeating(outcome, repeatable=repeatable):
                     await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
-                    outcome = too_late  # from here on the first attempt tells nothing
+                    outcome = too_late  # from here on the result of the first attempt does not count
                     outcome = await self._attempt(url, form, repeatable=repeatable)
         if isinstance(outcome, NoAnswer):
-            # Here, outside of the handlers: httpx's exceptions carry the request, with its secrets.
+            # Raised outside the handlers: otherwise the context would be httpx's exception, which has the request.
             raise ProviderUnavailableError(f"{label} {outcome.why}: try again later", code=outcome.code)
         return outcome
 
@@ -272,7 +278,7 @@ class OAuth2Refresher:
     async def _attempt(self, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer | NoAnswer:
         import httpx
 
-        # Where another attempt may follow, it has to fit in, too.
+        # If a second attempt may follow, it has to fit into the time, too.
         short = self._timeout * 0.4
         timeout = httpx.Timeout(short if repeatable else self._timeout, connect=short, pool=short)
         headers, body = self._client.sign(url, form)
@@ -302,10 +308,10 @@ class OAuth2Refresher:
         except httpx.TimeoutException:
             return NoAnswer("timeout", "gave no answer in time", repeatable=True)
         except (httpx.NetworkError, httpx.RemoteProtocolError):
-            return NoAnswer("network_error", "hung up without an answer", repeatable=True)
+            return NoAnswer("network_error", "closed the connection without an answer", repeatable=True)
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError):
             # Proxy settings, a closed client and the like.
-            return NoAnswer("http_client", "could not be asked: check the HTTP client and its proxy settings")
+            return NoAnswer("http_client", "could not be called: check the HTTP client and its proxy settings")
         finally:
             # httpcore 1.0 forgets a connection whose TLS handshake is cancelled or takes too long.
             for stream in opened:
@@ -321,11 +327,11 @@ class OAuth2Refresher:
     # -- what an answer means --------------------------------------------------------------------
 
     def _error(self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord) -> RefreshError | None:
-        """The error that an answer stands for; None for a success."""
+        """The error for a response; None for a success."""
         status, provider = answer.status, self._provider
         given = fields.get("error")
         error = given if isinstance(given, str) else ""
-        # A provider might echo a token as its error code.
+        # A provider might send a token back as the error code.
         tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
         hidden = any(
             isinstance(secret, str) and secret and secret in error for secret in (*self._client.secrets, *tokens)
@@ -346,7 +352,7 @@ class OAuth2Refresher:
             return ProviderUnavailableError(
                 f"{label} answered HTTP {status} ({code}): try again later", code=code, retry_after=wait
             )
-        # Some answer HTTP 200 with an error, and Slack with `"ok": false`.
+        # Some providers send errors with HTTP 200, and Slack sends `"ok": false`.
         if error or status >= 400 or fields.get("ok") is False:
             return ProviderRefusedError(
                 f"{label} refuses the request with HTTP {status} ({code}): check the client's registration, id and"
@@ -359,7 +365,7 @@ class OAuth2Refresher:
 
 def _require_extra() -> None:
     try:
-        import authlib.oauth2.rfc7523  # noqa: F401 - looked for, as is the next
+        import authlib.oauth2.rfc7523  # noqa: F401 - imported to see whether it is installed
         import httpx  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
@@ -369,7 +375,7 @@ def _require_extra() -> None:
 
 def _checked_url(name: str, url: str) -> tuple[str, bool]:
     """The host, and whether it is a loopback one."""
-    import httpx  # parses as it connects: no second opinion on what the host is
+    import httpx  # the parser of the connection itself, so that both see the same host
 
     parsed = None
     with suppress(httpx.InvalidURL, TypeError, ValueError):

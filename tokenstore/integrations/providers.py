@@ -1,7 +1,7 @@
-"""What the vendors document about their token endpoints, as data.
+"""What vendors document about their token endpoints, as data.
 
-:class:`~tokenstore.integrations.oauth2.OAuth2Refresher` reads it. Where a vendor's documentation leaves a rule open,
-the entry has the safe one. ``docs/providers.md`` shows the table, and a test compares the two.
+:class:`~tokenstore.integrations.oauth2.OAuth2Refresher` uses it. If a vendor's documentation does not state a rule, the
+entry has the safe one. ``docs/providers.md`` shows the table, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ AuthMethod = Literal["client_secret_basic", "client_secret_post", "none", "priva
 """How a client authenticates, by its name in the IANA registry (RFC 8414 section 2)."""
 
 Rotation = Literal["grace", "none", "strict"]
-"""What becomes of a refresh token that was used.
+"""What happens to a refresh token that was used.
 
-``strict``: it is dead at once, and its reuse may revoke the grant, so a refresh whose outcome is unknown is not
-repeated. ``grace``: its reuse is forgiven for a while. ``none``: it stays good.
+``strict``: it is invalid at once, and using it again may revoke the grant, so a refresh whose result is unknown is not
+repeated. ``grace``: it can be used again for a while. ``none``: it remains valid.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A vendor's endpoints and peculiarities.
+    """A vendor's endpoints, and how they differ from the RFCs.
 
     Attributes:
         name: The vendor's name, for messages.
-        token_url: The token endpoint; may hold placeholders, such as ``{tenant}``.
+        token_url: The token endpoint; may contain placeholders, such as ``{tenant}``.
         revocation_url: The revocation endpoint, with the same placeholders; None: there is none.
         placeholders: The placeholders' names and default values.
         auth_method: How a client with a secret authenticates.
-        rotation: What becomes of a used refresh token.
-        invalid_grant: Error codes that mean ``invalid_grant``: only a new login of the user helps. A ``code:
-            description`` counts with that ``error_description`` alone.
-        transient: Error codes of a passing failure.
-        wrapper: A field of the answer that may hold the tokens instead of its top level.
+        rotation: What happens to a used refresh token.
+        invalid_grant: Error codes that mean ``invalid_grant``: the user has to log in again. A ``code: description``
+            means this only with that ``error_description``.
+        transient: Error codes of a temporary failure.
+        wrapper: A field of the response that may contain the tokens, in place of its top level.
         revocation_fields: The form's field for a refresh token and for an access token that is revoked. The default is
             the one of RFC 7009.
-        otherwise: What to do where there is no revocation endpoint.
-        rule: The documented rule in a line.
-        documentation: Where it is documented.
+        otherwise: What to do if there is no revocation endpoint.
+        rule: The documented rule in one line.
+        documentation: The URL of the documentation.
     """
 
     name: str

@@ -1,0 +1,191 @@
+"""The benchmarks run, their file has the form that it says, and two files can be compared. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from support.matrix import Row, params
+from support.paths import ROOT
+
+SHORT = ("--quick", "--rounds", "2", "--seconds", "0.01", "--rows", "50", "--most-rows", "1000", "--no-peers")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An import path with the benchmarks, and without the checkout: what is under test is what is installed."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+def benchmarks(path: str, *arguments: str | Path, code: int = 0, module: str = "benchmarks") -> str:
+    """Run the program, and give what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "160"},
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A short run's folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    chosen = [word for name in ("load", "store", "rows", "list", "seal") for word in ("--workload", name)]
+    output = ("--json", folder / "run.json", "--plots", folder / "plots")
+    url = f"sqlite:///{folder}/t.db"
+    return folder, benchmarks(path, url, *chosen, "--callers", "1,8", *SHORT, *output)
+
+
+def cells(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "run.json").read_text("utf-8"))["cells"]
+    return found
+
+
+@pytest.mark.sqlite
+def test_a_run_measures_ours_beside_the_floors(measured: tuple[Path, str]) -> None:
+    """In every place there is a cell for each contender, with a number for each round."""
+    folder, _ = measured
+    found = {(cell["workload"], cell["callers"], cell["rows"], cell["contender"]) for cell in cells(folder)}
+    for workload in ("load/hot", "load/cold", "load/missing", "store/update", "store/insert"):
+        for callers in (1, 8):
+            here = {name for what, many, _, name in found if (what, many) == (workload, callers)}
+            both = {"tokenstore", "one-hop", "aiosqlite", "core"}
+            assert here == both | ({"calling-thread"} if callers == 1 else set())
+    assert {("rows", 1, 1000, name) for name in ("tokenstore", "one-hop")} <= found
+    assert {("list", 1, 1000, name) for name in ("tokenstore", "keyset-scan")} <= found
+    assert {(f"seal/{what}", 1, 0, name) for what in ("seal", "open") for name in ("tokenstore", "aead")} <= found
+
+
+@pytest.mark.sqlite
+def test_the_file_has_every_round_and_where_it_comes_from(measured: tuple[Path, str]) -> None:
+    folder, _ = measured
+    document = json.loads((folder / "run.json").read_text("utf-8"))
+    assert document.keys() == {"schema", "environment", "settings", "cells"}
+    assert document["schema"] == 1
+    assert {"python", "platform", "cpus", "versions", "servers"} <= document["environment"].keys()
+    assert document["environment"]["servers"]["sqlite"]["version"].startswith("3.")
+    assert document["settings"]["rounds"] == 2
+    for cell in document["cells"]:
+        assert cell["kind"] in {"ours", "floor", "reference"}
+        assert len(cell["rounds"]) == 2
+        assert all(numbers["us"] > 0 for numbers in cell["rounds"])
+        if cell["workload"].startswith(("load", "store")):
+            assert {"us", "p50", "p99", "operations"} == cell["rounds"][0].keys()
+            assert cell["floor"] == ("" if cell["contender"] == "one-hop" else "one-hop")
+
+
+@pytest.mark.sqlite
+def test_the_tables_name_the_floor_and_the_targets(measured: tuple[Path, str]) -> None:
+    _, printed = measured
+    assert "\N{MULTIPLICATION SIGN} sqlite3, one hop to its thread" in printed
+    assert "Targets" in printed
+    assert "list_tokens: growth" in printed
+
+
+@pytest.mark.sqlite
+def test_nothing_is_left_in_the_database(measured: tuple[Path, str]) -> None:
+    import sqlite3
+
+    folder, _ = measured
+    connection = sqlite3.connect(folder / "t.db")
+    try:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    finally:
+        connection.close()
+
+
+@pytest.mark.sqlite
+def test_plots_are_drawn(measured: tuple[Path, str]) -> None:
+    folder, printed = measured
+    for name in ("callers-sqlite-asyncio", "rows"):
+        assert str(folder / "plots" / f"{name}.svg") in printed
+        text = "".join(ET.parse(folder / "plots" / f"{name}.svg").getroot().itertext())
+        assert "tokenstore" in text
+        assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.memory
+def test_a_backend_that_nobody_knows_is_measured_alone(path: str, tmp_path: Path) -> None:
+    """There is no floor and no peer for its scheme; whatever needs none of them runs."""
+    chosen = [word for name in ("load", "lock", "refresh", "list") for word in ("--workload", name)]
+    benchmarks(path, "memory://", *chosen, "--callers", "1,8", *SHORT, "--json", tmp_path / "run.json")
+    found = cells(tmp_path)
+    assert {cell["contender"] for cell in found} == {"tokenstore"}
+    assert {"load/cold", "lock", "refresh", "list"} <= {cell["workload"] for cell in found}
+    [refresh] = [cell for cell in found if cell["workload"] == "refresh"]
+    assert [numbers["calls"] for numbers in refresh["rounds"]] == [1, 1]
+
+
+def made_up(file: Path, ours: float, floor: float = 100.0, noise: float = 0.02) -> Path:
+    """A file with one workload: µs an operation of ours and of a floor, on a machine of some noise."""
+    dice = random.Random(ours * floor)
+    place = {"database": "d", "loop": "asyncio", "workload": "load/cold", "callers": 1, "rows": 10}
+    whose = (("tokenstore", "ours", "held", ours), ("held", "floor", "", floor))
+    made = [
+        {
+            **place,
+            "contender": name,
+            "kind": kind,
+            "title": name,
+            "floor": against,
+            "rounds": [{"us": us * dice.gauss(1, noise), "p50": us, "p99": us} for _ in range(9)],
+        }
+        for name, kind, against, us in whose
+    ]
+    file.write_text(json.dumps({"schema": 1, "environment": {}, "settings": {}, "cells": made}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("ours", "floor", "noise", "code", "word"),
+    [
+        (150, 100, 0.02, 0, "1 same"),
+        (195, 100, 0.02, 1, "1 slower"),
+        (120, 100, 0.02, 0, "1 faster"),
+        pytest.param(300, 200, 0.02, 0, "1 same", id="a slower machine"),
+        pytest.param(165, 100, 0.5, 0, "1 same", id="within the noise"),
+    ],
+)
+def test_two_runs_are_compared(
+    ours: float, floor: float, noise: float, code: int, word: str, path: str, tmp_path: Path
+) -> None:
+    """What became slower by more than the noise fails; what the floor did as well does not count."""
+    before = made_up(tmp_path / "before.json", 150)
+    after = made_up(tmp_path / "after.json", ours, floor, noise)
+    assert word in benchmarks(path, "compare", before, after, code=code)
+
+
+def test_a_file_of_something_else_is_refused(path: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"schema": 999}')
+    for wrong in (other, tmp_path / "none.json"):
+        benchmarks(path, "compare", wrong, wrong, code=1)
+
+
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg"]))
+def test_what_a_refresh_costs_others_is_seen(row: Row, tmp_path: Path, path: str) -> None:
+    """No connection is in use while the provider answers under a lease, one is under the lock; statements count."""
+    url = row.url_for(tmp_path).partition("?")[0]
+    printed = benchmarks(path, url, "--quick", module="benchmarks.refresh")
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+    in_use = {(line[2], line[3]): int(line[4]) for line in cells if line[2] in ("lease", "row lock")}
+    assert in_use["lease", "call"] == 0 < in_use["lease", "all"]
+    assert in_use["row lock", "call"] == 1
+    [[_, _, _, _, reads, _]] = [line for line in cells if line[2] == "call" and len(line) == 6]
+    assert int(reads) > 0

@@ -1,0 +1,101 @@
+"""A row's life on every database, from `init` to `delete`."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+
+from support.command_line import ACCESS, KEYS, NESTED, REFRESH, RESPONSE, SECRETS, cli, shows_no_secret
+from support.matrix import Row, shared_rows
+from tokenstore import generate_key
+
+
+@shared_rows
+def test_a_row_from_init_to_delete(row: Row, url: str) -> None:
+    """Each command does its work in text and in JSON, and shows no token unless told to."""
+    assert cli("init", url=url, keys=None) == (0, "the token table is ready\n", "")
+    assert cli("init", "--json", url=url).rows == [{"ready": True}]
+    stored = cli("put", "github", "u1", "--json", url=url, stdin=json.dumps(RESPONSE))
+    [summary] = stored.rows
+    assert summary["has_refresh_token"]
+    assert summary["extra_fields"] == ["id_token", "token_type"]
+
+    shown = cli("show", "github", "u1", "--json", url=url)
+    [record] = shown.rows
+    stamps = {name: datetime.fromisoformat(record.pop(name)) for name in list(record) if name.endswith("_at")}
+    assert all(stamp.utcoffset() == timedelta(0) for stamp in stamps.values())
+    assert set(stamps) == {"access_token_expires_at", "refresh_token_expires_at", "created_at", "updated_at"}
+    assert stamps["refresh_token_expires_at"] - stamps["access_token_expires_at"] >= timedelta(seconds=3599)
+    assert isinstance(record.pop("generation"), int)
+    assert record == {
+        "provider": "github",
+        "user_id": "u1",
+        "access_token_valid": True,
+        "refresh_token_valid": True,
+        "has_refresh_token": True,
+        "extra_fields": ["id_token", "token_type"],
+        "key_id": "k1",
+        "needs_reseal": False,
+    }
+    text, table = cli("show", "github", "u1", url=url), cli("list", url=url)
+    [entry] = cli("list", "--json", url=url).rows
+    assert set(entry) == {
+        "provider",
+        "user_id",
+        "access_token_expires_at",
+        "refresh_token_expires_at",
+        "has_refresh_token",
+        "generation",
+        "key_id",
+        "created_at",
+        "updated_at",
+        "needs_reseal",
+    }
+    shows_no_secret(stored, shown, text, table, cli("list", "--json", url=url))
+    assert "valid" in text.out
+
+    revealed = cli("show", "github", "u1", "--reveal", "--json", url=url).rows[0]
+    assert (revealed["access_token"], revealed["refresh_token"]) == (ACCESS, REFRESH)
+    assert revealed["extra"] == {"id_token": NESTED, "token_type": "Bearer"}
+    assert all(secret in cli("show", "github", "u1", "--reveal", url=url).out for secret in SECRETS)
+
+    deleted = {"provider": "github", "user_id": "u1", "deleted": True}
+    assert cli("delete", "github", "u1", "--yes", "--json", url=url).rows == [deleted]
+    assert cli("delete", "github", "u1", "--yes", url=url).code == 1
+    assert cli("show", "github", "u1", url=url).code == 1
+    assert cli("list", url=url) == (0, "", "no rows\n")
+
+
+@shared_rows
+def test_a_table_that_is_missing_is_a_database_error_that_names_init(row: Row, url: str) -> None:
+    done = cli("list", url=url)
+    assert (done.code, done.out) == (3, "")
+    assert re.fullmatch(r"error: .*tokenstore init.*\n", done.err)
+
+
+@shared_rows
+def test_init_list_and_delete_need_no_keys_put_and_show_do(row: Row, url: str) -> None:
+    assert cli("init", url=url, keys=None).code == 0
+    assert cli("put", "github", "u1", url=url, stdin=json.dumps(RESPONSE)).code == 0
+    [entry] = cli("list", "--json", url=url, keys=None).rows
+    assert entry["needs_reseal"] is None  # nobody can tell
+    for command in (["show", "github", "u1"], ["put", "github", "u1"]):
+        done = cli(*command, url=url, keys=None, stdin=json.dumps(RESPONSE))
+        assert done.code == 2
+        assert "tokenstore keygen" in done.err
+    assert cli("delete", "github", "u1", "--yes", url=url, keys=None).code == 0
+
+
+@shared_rows
+def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str) -> None:
+    cli("init", url=url)
+    cli("put", "github", "u1", url=url, stdin=json.dumps(RESPONSE))
+    unknown = cli("show", "github", "u1", url=url, keys=generate_key("other"))
+    namesake = cli("show", "github", "u1", "--reveal", url=url, keys=generate_key("k1"))
+    assert unknown.code == namesake.code == 4
+    shows_no_secret(unknown, namesake)
+    rotated = f"{generate_key('k2')},{KEYS}"
+    assert [entry["needs_reseal"] for entry in cli("list", "--json", url=url, keys=rotated).rows] == [True]
+    assert "k1 (not the primary key)" in cli("list", url=url, keys=rotated).out
+    assert cli("show", "github", "u1", "--json", url=url, keys=rotated).rows[0]["needs_reseal"] is True

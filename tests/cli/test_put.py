@@ -1,0 +1,104 @@
+"""`put`: expiries, what is no token response, and a terminal."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from support.command_line import ACCESS, REFRESH, RESPONSE, cli, load, shows_no_secret
+from support.terminal import Terminal
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        pytest.param({"expires_in": 600}, [], 600, id="number"),
+        pytest.param({"expires_in": "600"}, [], 600, id="string"),
+        pytest.param({"expires_in": 600.5}, [], 600.5, id="fraction"),
+        pytest.param({}, [], None, id="none"),
+        pytest.param({"expires_in": None}, [], None, id="null"),
+        pytest.param({"expires_in": 5}, ["--expires-in", "600"], 600, id="option-wins"),
+        pytest.param({"expires_at": 4102444800}, [], datetime(2100, 1, 1, tzinfo=UTC), id="unix-time"),
+        pytest.param({"expires_at": "4102444800.0"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="unix-string"),
+        pytest.param({"expires_at": "2100-01-01T02:00:00+02:00"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="iso"),
+        pytest.param({"expires_at": "2100-01-01"}, [], datetime(2100, 1, 1, tzinfo=UTC), id="naive-is-utc"),
+        pytest.param(
+            {"expires_in": 5, "expires_at": 4102444800}, [], datetime(2100, 1, 1, tzinfo=UTC), id="absolute-wins"
+        ),
+        pytest.param(
+            {"expires_in": 5}, ["--expires-at", "2100-01-01T00:00Z"], datetime(2100, 1, 1, tzinfo=UTC), id="option"
+        ),
+    ],
+)
+def test_put_understands_an_expiry(
+    sqlite: str, fields: dict[str, Any], options: list[str], expected: float | datetime | None
+) -> None:
+    before = datetime.now(UTC)
+    done = cli("put", "github", "u1", *options, url=sqlite, stdin=json.dumps({"access_token": ACCESS, **fields}))
+    assert done.code == 0, done.err
+    record = load(sqlite)
+    assert record is not None
+    found = record["access_token_expires_at"]
+    if isinstance(expected, int | float):
+        assert before <= found - timedelta(seconds=expected) <= datetime.now(UTC)
+    else:
+        assert found == expected
+    assert (record["refresh_token"], record["extra"]) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("document", "options"),
+    [
+        pytest.param(f"{{'access_token': '{ACCESS}'}}", [], id="not-json"),
+        pytest.param(json.dumps([ACCESS]), [], id="array"),
+        pytest.param("[" * 200_000 + ACCESS, [], id="deep"),
+        pytest.param("", [], id="empty"),
+        pytest.param(json.dumps({"refresh_token": REFRESH}), [], id="no-access-token"),
+        pytest.param(json.dumps({"access_token": ""}), [], id="empty-access-token"),
+        pytest.param(json.dumps({"access_token": [ACCESS]}), [], id="not-text"),
+        pytest.param(json.dumps({**RESPONSE, "expires_in": ACCESS}), [], id="expires_in-text"),
+        pytest.param(json.dumps({**RESPONSE, "expires_in": -1}), [], id="expires_in-negative"),
+        pytest.param(json.dumps({**RESPONSE, "expires_in": True}), [], id="expires_in-bool"),
+        pytest.param(json.dumps({**RESPONSE, "expires_in": 1e300}), [], id="expires_in-huge"),
+        pytest.param(json.dumps({**RESPONSE, "expires_in": float("nan")}), [], id="expires_in-nan"),
+        pytest.param(json.dumps({**RESPONSE, "expires_at": ACCESS}), [], id="expires_at-text"),
+        pytest.param(json.dumps({**RESPONSE, "expires_at": [1]}), [], id="expires_at-array"),
+        pytest.param(json.dumps({**RESPONSE, "refresh_token_expires_in": {}}), [], id="refresh-object"),
+        pytest.param(json.dumps({**RESPONSE, "id_token": float("inf")}), [], id="extra-inf"),
+        pytest.param(json.dumps({**RESPONSE, "pad": "x" * 5_000_000}), [], id="too-long"),
+        pytest.param(json.dumps(RESPONSE), ["--expires-in", "5", "--expires-at", "2100-01-01"], id="both-options"),
+        pytest.param(json.dumps(RESPONSE), ["--expires-at", "tomorrow"], id="bad-option"),
+        pytest.param(json.dumps(RESPONSE), ["--refresh-expires-in", "soon"], id="no-number"),
+    ],
+)
+def test_put_refuses_what_is_no_token_response_without_repeating_it(
+    sqlite: str, document: str, options: list[str]
+) -> None:
+    done = cli("put", "github", "u1", *options, url=sqlite, stdin=document)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    shows_no_secret(done)
+    assert load(sqlite) is None
+
+
+def test_put_replaces_the_whole_row(sqlite: str) -> None:
+    cli("put", "github", "u1", url=sqlite, stdin=json.dumps(RESPONSE))
+    cli("put", "github", "u1", url=sqlite, stdin=json.dumps({"access_token": "new"}))
+    record = load(sqlite)
+    assert record is not None
+    assert (record["access_token"], record["refresh_token"], record["refresh_token_expires_at"]) == ("new", None, None)
+
+
+def test_put_at_a_terminal_asks_without_echo(sqlite: str) -> None:
+    terminal = Terminal("put", "github", "u1", "--expires-in", "60", url=sqlite)
+    terminal.answer("Access token: ", ACCESS)
+    terminal.answer("Refresh token (empty: none): ", REFRESH)
+    done = terminal.finish()
+    assert done.code == 0
+    shows_no_secret(done)
+    record = load(sqlite)
+    assert record is not None
+    assert (record["access_token"], record["refresh_token"]) == (ACCESS, REFRESH)

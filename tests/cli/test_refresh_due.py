@@ -1,0 +1,95 @@
+"""`refresh-due`: what it refreshes, and what it says."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from support.command_line import ACCESS, NESTED, REFRESH, cli, load, on_store, shows_no_secret
+from tokenstore.store import AuthTokenStore
+
+REFRESHERS = f"""
+from tokenstore import ProviderUnavailableError
+
+async def refresh(record):
+    if record["user_id"] == "u-unlucky":
+        raise ProviderUnavailableError("down", retry_after=60)
+    return {{"access_token": "{ACCESS}", "refresh_token": "{REFRESH}", "expires_in": 3600}}
+
+refreshers = {{"github": refresh}}
+secret = "{NESTED}"
+broken = None
+"""
+
+
+@pytest.fixture
+def due(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store with three rows that are due and three that are not; the folder has the refreshers."""
+
+    async def fill(store: AuthTokenStore) -> None:
+        soon, later = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (5, 60))
+        for number in range(3):
+            await store.store_tokens("github", f"u{number}", "old", "ghr", soon)
+        await store.store_tokens("github", "u-later", "old", "ghr", later)
+        await store.store_tokens("github", "u-none", "old", None, soon)
+        await store.store_tokens("gitlab", "u-other", "old", "ghr", soon)
+
+    on_store(sqlite, fill)
+    module = tmp_path / "my_refreshers.py"
+    module.write_text(REFRESHERS, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the folder
+    return sqlite
+
+
+def test_refresh_due_refreshes_what_expires_soon(due: str) -> None:
+    """What has a refresher and a refresh token and expires in time, once; nothing else."""
+    done = cli("refresh-due", "--within", "10m", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (done.code, done.out, done.err) == (0, "3 refreshed\n", "")
+    again = cli("refresh-due", "--within", "600", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (again.code, again.out) == (0, "nothing due\n")
+    for user, expected in (("u0", ACCESS), ("u-later", "old"), ("u-none", "old")):
+        record = load(due, user=user)
+        assert record is not None
+        assert record["access_token"] == expected
+    shows_no_secret(done, again)
+
+
+def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due: str) -> None:
+    async def fill(store: AuthTokenStore) -> None:
+        await store.store_tokens("github", "u-unlucky", "old", "ghr", datetime.now(UTC))
+
+    on_store(due, fill)
+    done = cli("refresh-due", "--json", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
+    assert done.code == 5
+    outcomes = {row["user_id"]: row["outcome"] for row in done.rows}
+    assert outcomes == {"u0": "refreshed", "u1": "refreshed", "u2": "refreshed", "u-unlucky": "failed"}
+    [error] = [row["error"] for row in done.rows if row["error"] is not None]
+    assert error.startswith("provider 'github', user 'u-unlucky': the provider was unreachable")
+    plain = cli("refresh-due", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
+    assert (plain.code, plain.out) == (5, "1 failed\n")
+    assert plain.err.startswith("error: provider 'github', user 'u-unlucky'")
+    shows_no_secret(done, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--within", "soon"], "--within must be a time such as 90s, 10m, 2h or 1d"),
+        ([], "no refreshers: pass --refreshers MODULE:NAME or set TOKENSTORE_REFRESHERS"),
+        (["--refreshers", "my_refreshers"], "no refreshers: pass"),
+        (["--refreshers", "nowhere:refreshers"], "nowhere:refreshers cannot be imported (ModuleNotFoundError)"),
+        (["--refreshers", "my_refreshers:absent"], "my_refreshers:absent cannot be imported (AttributeError)"),
+        (["--refreshers", "my_refreshers:secret"], "my_refreshers:secret must be a mapping"),
+        (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "no refresher for provider 'gitlab'"),
+    ],
+)
+def test_refresh_due_says_what_is_missing(due: str, arguments: list[str], message: str) -> None:
+    done = cli("refresh-due", *arguments, url=due)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    shows_no_secret(done)

@@ -1,0 +1,36 @@
+"""What the tests of the strict provider share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from support.provider_requests import Clock
+from tokenstore.testing.provider import StrictRotatingProvider
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def provider(clock: Clock) -> Iterator[StrictRotatingProvider]:
+    with StrictRotatingProvider(clock=clock) as provider:
+        yield provider
+
+
+@pytest.fixture
+def http(provider: StrictRotatingProvider) -> Iterator[httpx.Client]:
+    auth = (provider.client_id, provider.client_secret)
+    with httpx.Client(base_url=provider.base_url, auth=auth, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[StrictRotatingProvider]:
+    """A provider for all examples of a property."""
+    with StrictRotatingProvider() as provider:
+        yield provider

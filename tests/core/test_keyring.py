@@ -1,0 +1,117 @@
+"""Keys: which one seals, where they are read from, and which mistakes are found when a keyring is built."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+
+from support.keys import NORTH, SOUTH, keyring_of
+from tokenstore import ConfigurationError, Keyring, TamperedError, UnknownKeyError, generate_key
+from tokenstore.keyring import KEYS_VARIABLE
+from tokenstore.records import TokenKey
+
+KEY = TokenKey("github", "user-123")
+
+
+def _entry(name: str, key: bytes) -> str:
+    return f"{name}:{base64.urlsafe_b64encode(key).decode()}"
+
+
+def test_the_first_key_seals_and_all_open() -> None:
+    """A new key in front seals; values of the old one go on opening; without it, the error names it and the remedy."""
+    old = keyring_of("north").seal(KEY, "access_token", "gho_abc")
+    both = keyring_of("south", "north")
+    assert (both.primary, both.names) == ("south", ("south", "north"))
+    assert both.open(KEY, "access_token", old) == "gho_abc"
+    assert both.seal(KEY, "access_token", "x")[2:7] == b"south"
+    with pytest.raises(
+        UnknownKeyError, match=r"sealed with key 'north', which is not in the keyring \(south\); add"
+    ) as e:
+        keyring_of("south").open(KEY, "access_token", old)
+    assert e.value.key_id == "north"
+    with pytest.raises(TamperedError, match="another key had that name"):
+        Keyring({"north": SOUTH}).open(KEY, "access_token", old)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([], "the keyring is empty"),
+        ([("k", b"short")], "must be 32 bytes long"),
+        ([("k", "x" * 32)], "must be 32 bytes long"),
+        ([("", NORTH)], "1 to 32 of"),
+        ([("a" * 33, NORTH)], "1 to 32 of"),
+        ([("k:1", NORTH)], "1 to 32 of"),
+        ([("é", NORTH)], "1 to 32 of"),
+        ([("k\n", NORTH)], "1 to 32 of"),
+        ([(7, NORTH)], "1 to 32 of"),
+        ([("k", NORTH), ("k", SOUTH)], "'k' is in the keyring twice"),
+        ([("a", NORTH), ("b", NORTH)], "'a' and 'b' are the same key"),
+    ],
+)
+def test_a_keyring_is_checked_when_it_is_built(keys: list[tuple[str, bytes]], message: str) -> None:
+    """Every mistake is found before anything is sealed, and no key is shown."""
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Keyring(keys)
+    assert "\\x" not in str(caught.value)
+
+
+def test_reading_entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commas, line ends and comments separate entries; padding is optional; environment and file read alike."""
+    text = f"# the new one\n{_entry('south', SOUTH)},{_entry('north', NORTH).rstrip('=')}\n"
+    (tmp_path / "keys").write_text(text)
+    monkeypatch.setenv(KEYS_VARIABLE, text)
+    monkeypatch.setenv("OTHER", _entry("north", NORTH))
+    for keyring in (Keyring.from_string(text), Keyring.from_env(), Keyring.from_file(tmp_path / "keys")):
+        assert keyring.names == ("south", "north")
+    assert Keyring.from_env("OTHER").names == ("north",)
+    made = generate_key("k2")
+    assert Keyring.from_string(made).names == ("k2",)
+    assert made != generate_key("k2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no key"),
+        ("# nothing\n", "holds no key"),
+        ("supersecretvalue", "entry 1 of .* is not of the form"),
+        (f"{_entry('a', NORTH)},bad name:supersecretvalue", "entry 2 of"),
+        ("k:supersecretvalue!", "key 'k' of .* is not base64url"),
+        ("k:supersecretvalue", "has .* bytes; 32 are needed"),
+        ("k:" + base64.b64encode(b"\xff" * 32).decode(), "not base64url"),
+        ("k:ünïcode", "not base64url"),
+    ],
+)
+def test_malformed_entries_are_not_shown(text: str, message: str) -> None:
+    """An error names an entry by its position or its key's name, never by its content."""
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Keyring.from_string(text)
+    error = caught.value
+    assert "supersecret" not in f"{error}{error.__cause__}"
+
+
+def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
+    """An unset variable and an unreadable file are errors with a remedy; no key is made up."""
+    with pytest.raises(ConfigurationError, match="TOKENSTORE_KEYS is not set; `tokenstore keygen`"):
+        Keyring.from_env()
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        Keyring.from_file(tmp_path / "keys")
+    (tmp_path / "latin").write_bytes(b"k:\xff")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        Keyring.from_file(tmp_path / "latin")
+    with pytest.raises(ConfigurationError, match="1 to 32 of"):
+        generate_key("no good")
+
+
+def test_a_keyring_does_not_leave_the_process() -> None:
+    """Its repr shows names alone; it can be neither pickled nor copied."""
+    keyring = keyring_of("north", "south")
+    assert repr(keyring) == "<Keyring north, south>"
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            leave(keyring)

@@ -1,0 +1,96 @@
+"""Sealing: the format byte by byte, and everything that must not open."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.keys import NORTH, keyring_of
+from tokenstore import SealingError, TamperedError
+from tokenstore.records import TokenKey
+
+KEY = TokenKey("github", "user-123")
+# AES-256-GCM-SIV of "gho_abc" with the key 00 01 … 1f, the nonce a0 … ab, and the associated data of the format.
+PINNED = bytes.fromhex("01056e6f727468a0a1a2a3a4a5a6a7a8a9aaab")
+
+
+def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version, key id, nonce, ciphertext and tag lie where the documentation says; the whole is known in advance."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+    nonce = bytes(range(0xA0, 0xAC))
+    monkeypatch.setattr("tokenstore.keyring.os.urandom", lambda size: nonce[:size])
+    sealed = keyring_of("north").seal(KEY, "access_token", "gho_abc")
+    assert sealed[:19] == PINNED
+    associated = b"\x01\x05north\x00\x06github\x00\x08user-123\x00\x0caccess_token"
+    assert sealed[19:] == AESGCMSIV(NORTH).encrypt(nonce, b"gho_abc", associated)
+    assert sealed.hex() == PINNED.hex() + "db1c61b040f9cae36e10a9f610bd24dffd672ab258b756"
+    assert len(sealed) == 2 + 5 + 12 + len("gho_abc") + 16
+
+
+def test_the_cipher_is_the_standard_one() -> None:
+    """A test vector of RFC 8452, appendix C.2: the library's AES-256-GCM-SIV is the published one."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+    cipher = AESGCMSIV(bytes.fromhex("01" + "00" * 31))
+    nonce = bytes.fromhex("03" + "00" * 11)
+    sealed = cipher.encrypt(nonce, bytes.fromhex("0100000000000000"), None)
+    assert sealed.hex() == "c2ef328e5c71c83b843122130f7364b761e0b97427e3df28"
+
+
+@given(text=st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
+def test_what_is_sealed_opens(text: str) -> None:
+    """Any text comes back as it was, and two seals of it differ."""
+    keyring = keyring_of("north")
+    first, second = (keyring.seal(KEY, "access_token", text) for _ in range(2))
+    assert first != second
+    assert keyring.open(KEY, "access_token", first) == keyring.open(KEY, "access_token", second) == text
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    """No bit of a sealed value can change without an error."""
+    keyring = keyring_of("north", "south")
+    sealed = keyring.seal(KEY, "access_token", "gho_abc")
+    for position in range(len(sealed)):
+        for bit in range(8):
+            changed = bytearray(sealed)
+            changed[position] ^= 1 << bit
+            with pytest.raises(SealingError):
+                keyring.open(KEY, "access_token", bytes(changed))
+
+
+def test_every_truncation_and_extension_is_noticed() -> None:
+    """A value cut short at either end, or with a byte too many, does not open."""
+    keyring = keyring_of("north")
+    sealed = keyring.seal(KEY, "access_token", "gho_abc")
+    pieces = [sealed[:end] for end in range(len(sealed))] + [sealed[start:] for start in range(1, len(sealed))]
+    for piece in [*pieces, sealed + b"\0", b"\0" + sealed, sealed + sealed]:
+        with pytest.raises(SealingError):
+            keyring.open(KEY, "access_token", piece)
+
+
+@given(st.binary(max_size=80))
+def test_noise_does_not_open(noise: bytes) -> None:
+    """Bytes that nobody sealed are an error of ours, whatever they are."""
+    with pytest.raises(SealingError):
+        keyring_of("north").open(KEY, "access_token", noise)
+
+
+def test_a_value_opens_in_its_own_place_alone() -> None:
+    """Another user, provider or field, and the same letters split otherwise, do not open."""
+    keyring = keyring_of("north")
+    sealed = keyring.seal(TokenKey("ab", "cd"), "access_token", "gho_abc")
+    places = [
+        (TokenKey("ab", "ce"), "access_token"),
+        (TokenKey("ac", "cd"), "access_token"),
+        (TokenKey("cd", "ab"), "access_token"),
+        (TokenKey("a", "bcd"), "access_token"),
+        (TokenKey("abc", "d"), "access_token"),
+        (TokenKey("ab", "cdaccess"), "_token"),
+        (TokenKey("ab", "cd"), "refresh_token"),
+        (TokenKey("ab", "cd"), "extra"),
+    ]
+    for key, field in places:
+        with pytest.raises(TamperedError, match="altered or moved"):
+            keyring.open(key, field, sealed)

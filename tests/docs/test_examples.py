@@ -1,0 +1,75 @@
+"""The examples run, and the example backend is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from support.page_reader import PYTHONPATH, Reader, follow
+from support.pages import BACKENDS, EXAMPLE, Block
+from support.paths import ROOT
+from tokenstore import ConfigurationError, Keyring, errors, open_store
+from tokenstore.registry import schemes
+from tokenstore.testing import conformance
+
+
+def install_example(site: Path, **more: str) -> None:
+    """The example backend as an installer would leave it in ``site``; with further entry points."""
+    site.mkdir()
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
+    shutil.copy(EXAMPLE / "tokenstore_jsonfile.py", site)
+    metadata = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir()
+    metadata.joinpath("METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in {**points, **more}.items())
+        for group, points in project["entry-points"].items()
+    ]
+    metadata.joinpath("entry_points.txt").write_text("\n".join(lines))
+
+
+def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> None:
+    """The guide's programs, and the five lines that are the example's whole test."""
+    install_example(tmp_path / "site")
+    reader = Reader(tmp_path, {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *PYTHONPATH])})
+    shutil.copytree(EXAMPLE, tmp_path / "work" / EXAMPLE.relative_to(ROOT))
+    *_, tested, _ = follow(BACKENDS, reader, "python", "console")
+    passed = re.search(r"^(\d+) passed in", tested, re.MULTILINE)
+    assert passed, tested
+    tests = {name for name in dir(conformance.BackendConformance) if name.startswith("test_")}
+    assert int(passed[1]) == len(tests)
+
+
+@pytest.mark.sqlite
+def test_the_example_backend_is_found_and_shadows_nothing(
+    tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scheme is known once it is installed; a scheme that tokenstore ships stays tokenstore's."""
+    with pytest.raises(errors.UnknownBackendError):
+        open_store("jsonfile:///x.json", keyring=keyring)
+    install_example(tmp_path / "site", sqlite="tokenstore_jsonfile:JsonFileBackend")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    try:
+        assert "jsonfile" in schemes()
+        assert "JsonFileBackend" in repr(open_store(f"jsonfile:///{tmp_path}/x.json", keyring=keyring))
+        with pytest.raises(ConfigurationError, match=r"unknown: colour; the options of jsonfile:// are sync"):
+            open_store("jsonfile:///x.json?colour=red", keyring=keyring)
+        assert "SQLiteBackend" in repr(open_store(f"sqlite:///{tmp_path}/x.db", keyring=keyring))
+    finally:
+        sys.modules.pop("tokenstore_jsonfile", None)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("name", ["refresh.py", "row_lock.py"])
+def test_the_examples_of_a_refresh_run(name: str, tmp_path: Path) -> None:
+    program = (ROOT / "examples" / name).read_text("utf-8")
+    printed = Reader(tmp_path).run(Block(f"examples/{name}", "python", "", program))
+    assert printed == "50 tasks, 1 token, 1 refresh, 0 reuses\n"

@@ -1,0 +1,255 @@
+"""The programs and commands of the pages run."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import shlex
+import warnings
+from codeop import compile_command
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from support import servers
+from support.matrix import Row, params, shared_rows
+from support.page_reader import Reader, follow
+from support.pages import (
+    CLI,
+    KEYS,
+    KINDS,
+    LOCKING,
+    PAGES,
+    PROJECT,
+    PROVIDERS,
+    README,
+    REFRESH,
+    SCHEMA,
+    SEALING,
+    Block,
+    blocks,
+    named,
+    of_kind,
+)
+from support.paths import ROOT
+from tokenstore import AuthTokenStore, Keyring, generate_key, open_store
+from tokenstore.keyring import KEYS_VARIABLE
+
+# -- reading the pages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_block_is_of_a_known_kind(page: Path) -> None:
+    for block in blocks(page):
+        assert block.kind in KINDS, f"{block.place}: {block.kind!r}"
+        assert bool(block.path) is block.kind.endswith("="), block.place
+        assert block.text.strip(), block.place
+
+
+# -- running them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_programs_can_be_pasted_at_the_prompt(page: Path) -> None:
+    """A blank line ends an indented block there, so a blank line inside of one would break the program."""
+    for block in of_kind(page, "python", "python file="):
+        statement: list[str] = []
+        for number, line in enumerate([*block.text.splitlines(), ""], start=1):
+            statement.append(line)
+            try:
+                complete = compile_command("\n".join(statement))
+            except SyntaxError as error:
+                pytest.fail(f"{block.place}, line {number}: {error.msg}")
+            if complete is not None:
+                statement.clear()
+        assert not statement, block.place
+
+
+@pytest.mark.sqlite
+def test_the_quick_start_runs_and_prints_no_token(tmp_path: Path) -> None:
+    *_, printed = follow(README, Reader(tmp_path), "console", "python file=")
+    assert "'access_token': <redacted>" in printed
+    assert not re.search(r"gh[our]_(abc|xyz)", printed)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("page", [LOCKING, REFRESH, PROVIDERS, SEALING], ids=named)
+def test_a_page_runs(page: Path, tmp_path: Path) -> None:
+    assert follow(page, Reader(tmp_path), "console", "python")
+
+
+@pytest.mark.sqlite
+def test_the_page_of_the_command_line_runs_and_prints_no_token(tmp_path: Path) -> None:
+    printed = follow(CLI, Reader(tmp_path), "console", "python file=")
+    assert "nothing due" in printed[-1]
+    assert "deleted" in printed[-1]
+    assert not re.search(r"gh[our]_(abc|xyz)", "".join(printed))
+
+
+@pytest.mark.sqlite
+def test_the_page_of_the_keys_changes_the_key_in_the_order_that_it_gives(tmp_path: Path) -> None:
+    """The new key is added behind the old one first; at the end it is the only key, and opens every row."""
+    reader = Reader(tmp_path)
+    rings, printed = [], ""
+    for block in of_kind(KEYS, "console", "python"):
+        printed = reader.run(block)
+        rings.append(Keyring.from_string(reader.environment[KEYS_VARIABLE]).names)
+    assert list(dict.fromkeys(rings)) == [("k1",), ("k1", "k2"), ("k2", "k1"), ("k2",)]
+    assert "k2" in printed
+    assert "k1" not in printed
+
+
+@contextmanager
+def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
+    """An empty database of its own, as an asynchronous driver's URL and as a synchronous one's."""
+    if row.mark == "sqlite":
+        yield f"sqlite:///{folder}/own.db", f"sqlite:///{folder}/own.db"
+        return
+    start: dict[str, Callable[[], servers.Server | None]] = {
+        "postgresql": servers.postgres,
+        "mariadb": servers.mariadb,
+        "mysql9": servers.mysql,
+    }
+    kind, _, driver = row.name.partition("+")
+    server = start[kind]()
+    assert server is not None
+    name = f"docs_{token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server.url(driver, name), server.url("psycopg" if kind == "postgresql" else "pymysql", name)
+    finally:
+        server.execute(f"DROP DATABASE {name}{' WITH (FORCE)' * (kind == 'postgresql')}")
+
+
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+psycopg", "mariadb+aiomysql"]))
+def test_alembic_creates_the_table(row: Row, tmp_path: Path) -> None:
+    """Autogenerate finds the table, finds nothing more to do once it is there, and the store uses it."""
+    with new_database(row, tmp_path) as (url, synchronous):
+        reader = Reader(tmp_path, {"TOKENSTORE_URL": url, "DATABASE_URL": synchronous})
+        [own_urls, *rest] = of_kind(SCHEMA, "console", "python file=")
+        assert own_urls.text.startswith("export DATABASE_URL=sqlite:///")
+        if row.mark == "sqlite":
+            reader.run(own_urls)
+        *_, migrated, used = [reader.run(block) for block in rest]
+        assert "No new upgrade operations detected" in migrated
+        assert "user-123" in used
+
+
+def test_the_contract_is_the_contract() -> None:
+    """The example stands in the README word for word."""
+    [block] = of_kind(README, "python contract")
+    assert block.text == CONTRACT
+
+
+CONTRACT = """\
+store = AuthTokenStore(db_session=session)
+await store.store_tokens(provider="github", user_id="user-123", access_token="gho_abc", refresh_token="ghr_xyz",
+                         access_token_expires_at=datetime.utcnow() + timedelta(hours=8),
+                         refresh_token_expires_at=datetime.utcnow() + timedelta(days=180))
+record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
+if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
+    new = await provider.refresh(record["refresh_token"])
+    await store.store_tokens(provider="github", user_id="user-123", access_token=new["access_token"],
+                             refresh_token=new["refresh_token"], access_token_expires_at=new["expires_at"])
+"""
+
+
+class NineHoursAgo(datetime):
+    """A clock by which the example's access token has expired since."""
+
+    @classmethod
+    def utcnow(cls) -> datetime:  # type: ignore[override]
+        return datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=9)
+
+
+class Provider:
+    """Refreshes once."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def refresh(self, refresh_token: str) -> dict[str, Any]:
+        self.seen.append(refresh_token)
+        return {"access_token": "new", "refresh_token": "next", "expires_at": datetime.now(UTC) + timedelta(hours=8)}
+
+
+@pytest.mark.parametrize("clock", [datetime, NineHoursAgo], ids=["valid", "expired"])
+@shared_rows
+def test_the_contract_runs_in_a_session(
+    row: Row, clock: type[datetime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every database: the token is there from another connection, and no lock remains."""
+    [block] = of_kind(README, "python contract")
+    program = compile(block.text, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    monkeypatch.setenv(KEYS_VARIABLE, generate_key())
+    provider = Provider()
+
+    async def main(url: str) -> dict[str, Any] | None:
+        engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
+        async with open_store(url, lock_timeout=1) as other:
+            await other.setup()
+            async with AsyncSession(engine) as session:
+                names = {"AuthTokenStore": AuthTokenStore, "session": session, "provider": provider}
+                await eval(program, {**names, "datetime": clock, "timedelta": timedelta})
+                assert session.in_transaction() is (clock is datetime)  # a lock that nothing was stored under
+            async with other.transaction() as tx:
+                record = await tx.load_tokens("github", "user-123", for_update=True)
+        await engine.dispose()
+        return record
+
+    with new_database(row, tmp_path) as (url, _), warnings.catch_warnings():
+        # Deprecated since Python 3.12, and still what is passed.
+        warnings.filterwarnings("ignore", r"datetime.datetime.utcnow", DeprecationWarning)
+        record = asyncio.run(main(url))
+    assert record is not None
+    expected = ("gho_abc", "ghr_xyz", []) if clock is datetime else ("new", "next", ["ghr_xyz"])
+    assert (record["access_token"], record["refresh_token"], provider.seen) == expected
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """The README's lines are the demo's; a smaller demo here, so other numbers."""
+
+    def shape(text: str) -> set[str]:
+        lines = (re.sub(r"─+", "─", re.sub(r"\d+(\.\d+)?", "0", line)) for line in text.splitlines())
+        return {" ".join(line.split()) for line in lines} - {""}
+
+    [block] = of_kind(README, "text demo")
+    smaller = Block(block.place, "console", "", "tokenstore demo --processes 2 --tasks 4 --latency 0.2\n")
+    assert shape(block.text) <= shape(Reader(tmp_path).run(smaller))
+
+
+def test_what_is_to_be_installed_can_be() -> None:
+    """The lines that need the package index: known commands, extras of the project, paths that exist."""
+    extras = PROJECT["optional-dependencies"].keys()
+    for page in PAGES:
+        for block in of_kind(page, "console install"):
+            for command in " && ".join(block.text.splitlines()).split(" && "):
+                installed = re.fullmatch(r"(?:\.venv/bin/)?pip install (.+)", command)
+                if installed is None:
+                    known = ("python3 -m venv .venv", ".venv/bin/tox", ".venv/bin/tokenstore demo")
+                    assert command in known, block.place
+                    continue
+                for argument in shlex.split(installed[1]):
+                    name, _, wanted = argument.removesuffix("]").partition("[")
+                    if name.startswith("."):
+                        assert (ROOT / name / "pyproject.toml").is_file(), block.place
+                        assert {*wanted.split(",")} - {""} <= extras, block.place
+                    else:  # tokenstore itself is on no package index
+                        assert name in {"tox", "alembic"}, block.place
+    assert PROJECT["scripts"].keys() == {"tokenstore"}
+
+
+# -- examples/ -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_excerpts_are_word_for_word(page: Path) -> None:
+    for block in of_kind(page, "python from=", "toml from="):
+        assert block.text in (ROOT / block.path).read_text("utf-8"), block.place

@@ -1,0 +1,59 @@
+"""Links, pictures, terms and length of the pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from support.pages import LINKED, PAGES, README, named, prose
+from support.paths import ROOT
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the usual renderers of Markdown make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.is_relative_to(ROOT), target
+        assert there.exists(), target
+        if anchor:
+            assert anchor in slugs(there), target
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=named)
+def test_a_picture_is_small_shown_and_refers_to_nothing(picture: Path) -> None:
+    assert picture.stat().st_size < 6000
+    root = ET.fromstring(picture.read_text("utf-8"))
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
+    assert not [name for element in root.iter() for name in element.attrib if name.endswith(("href", "src"))]
+    assert any(f"{picture.name})" in page.read_text("utf-8") for page in PAGES)
+
+
+def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.split()) <= 900
+    assert not re.search(r"!\[|<img", text), "a package index shows no picture with a relative address"
+    if (ROOT / ".ci" / "run").is_file():
+        *_, command = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+        assert command in text.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_defines_the_terms_that_it_uses(page: Path) -> None:
+    """The first use is in italics, where the page says what the term means."""
+    text = prose(page)
+    for term in ("pair", "generation", "lease", "margin"):
+        first = re.search(rf"\*?(?<![\w`-]){term}s?(?![\w`-])\*?", text)
+        assert first is None or first[0].startswith("*"), f"{named(page)}: {text[first.start() - 60 : first.end()]}"

@@ -1,0 +1,38 @@
+"""What the tests of the integrations share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.oauth2_calls import ID, SECRET
+from support.scripted_endpoint import Endpoint
+from tokenstore.integrations import oauth2
+from tokenstore.testing.provider import StrictRotatingProvider
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.stop()
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Endpoint]:
+    """One endpoint for all examples of a property."""
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.stop()
+
+
+@pytest.fixture
+def provider() -> Iterator[StrictRotatingProvider]:
+    with StrictRotatingProvider(client_id=ID, client_secret=SECRET, clock=lambda: 1_700_000_000.0) as provider:
+        yield provider
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oauth2, "_PAUSE", (0.0, 0.0))

@@ -1,0 +1,149 @@
+"""What a refresher cannot be made of, and that it shows no secret."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import traceback
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from joserfc.jwk import OctKey, OKPKey, RSAKey
+
+from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, refresh, show_no_secret
+from support.scripted_endpoint import Endpoint, answer
+from tokenstore import ConfigurationError, InvalidInputError, MissingDependencyError
+from tokenstore.integrations import oauth2
+from tokenstore.integrations.oauth2 import OAuth2Refresher
+
+RSA = RSAKey.generate_key(2048)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://example.com/token", "https"),
+        ("http://localhost.example.com/token", "https"),
+        ("http://127.0.0.1.example.com/token", "https"),
+        ("http://10.0.0.1/token", "https"),
+        ("ftp://localhost/token", "https"),
+        ("https://user:s3cr3t@example.com/token", "password"),
+        ("https://user@example.com/token", "password"),
+        ("http://localhost@example.com/token", "password"),
+        ("https://example.com/token#part", "fragment"),
+        ("https://example.com/token#", "fragment"),
+        ("https:///token", "no URL"),
+        ("https://exa mple.com", "no URL"),
+        ("https://example.com\n/token", "no URL"),
+        ("https://[::1", "no URL"),
+        ("https://example.com:port/", "no URL"),
+        ("/token", "no URL"),
+        ("", "empty"),
+    ],
+)
+def test_an_unsafe_url_is_refused(url: str, why: str) -> None:
+    """What goes there are secrets. The error does not show the URL, which may hold one, too."""
+    for token_url, revocation_url in ((url, None), ("https://example.com", url)):
+        with pytest.raises(ConfigurationError, match=why) as caught:
+            OAuth2Refresher(token_url, ID, revocation_url=revocation_url)
+        assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/token?x=1", "http://localhost:8080/", "http://127.9.9.9/", "http://[::1]:80/token"]
+)
+def test_a_safe_url_is_taken(url: str) -> None:
+    """With https anywhere, and http on this machine."""
+    assert not OAuth2Refresher(url, ID).can_revoke
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"client_secret": ""}, "client_secret must not be empty"),
+        ({"client_secret": "\ud800"}, "surrogate"),
+        ({"client_secret": 7}, "client_secret must be a str"),
+        ({"client_id": ""}, "client_id must not be empty"),
+        ({"auth_method": "client_secret_basic"}, "do not go together"),
+        ({"auth_method": "client_secret_jwt"}, "auth_method must be one of"),
+        ({"client_secret": "x", "auth_method": "none"}, "do not go together"),
+        ({"client_secret": "x", "auth_method": "private_key_jwt"}, "do not go together"),
+        ({"auth_method": "private_key_jwt"}, "do not go together"),
+        ({"client_secret": "x", "private_key": RSA.as_pem(private=True)}, "do not go together"),
+        ({"private_key": "no key"}, "private_key must be"),
+        ({"private_key": RSA.as_pem(private=False)}, "private_key must be"),
+        ({"private_key": RSA.as_pem(private=True, password="x")}, "private_key must be"),
+        ({"private_key": OctKey.generate_key(256).as_dict()}, "private_key must be"),
+        ({"private_key": {"kty": "RSA"}}, "private_key must be"),
+        ({"private_key": OKPKey.generate_key("X25519").as_pem(private=True)}, "do not go together"),
+        ({"private_key": RSA.as_pem(private=True), "jwt_algorithm": "ES256"}, "do not go together"),
+        ({"private_key": RSA.as_pem(private=True), "jwt_algorithm": "none"}, "do not go together"),
+        ({"private_key": RSA.as_pem(private=True), "jwt_headers": {"unheard_of": "x"}}, "do not go together"),
+        ({"rotation": "sometimes"}, "rotation must be one of"),
+        ({"extra_parameters": {"client_secret": "x"}}, "extra_parameters cannot hold client_secret"),
+        ({"extra_parameters": {"scope": "x", "grant_type": "y"}}, "cannot hold grant_type, scope"),
+        ({"extra_parameters": {"x": ""}}, "x must not be empty"),
+        ({"extra_parameters": {1: "x"}}, "extra_parameters must be a str"),
+        ({"scope": ""}, "scope must not be empty"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: Mapping[str, Any], why: str) -> None:
+    """At once, not at the first refresh; no key is shown."""
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        OAuth2Refresher("https://example.com/token", **{"client_id": ID, **arguments})
+    show_no_secret(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "10", True])
+def test_the_timeout_is_a_positive_number_of_seconds(timeout: Any) -> None:
+    with pytest.raises(InvalidInputError, match="timeout"):
+        OAuth2Refresher("https://example.com/token", ID, timeout=timeout)
+
+
+def test_unloadable_certificates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When the refresher is made."""
+    (tmp_path / "bad.pem").write_text("no certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bad.pem"))
+    oauth2._tls_context.cache_clear()
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
+        OAuth2Refresher("https://example.com/token", ID)
+    OAuth2Refresher("https://example.com/token", ID, trust_env=False)
+
+
+def test_nothing_shows_a_secret(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither its repr, nor what anybody logs on the way."""
+    endpoint.script(answer({}, 500), answer(GOOD))
+    basic = b64encode(f"{quote_plus(ID)}:{quote_plus(SECRET)}".encode()).decode()
+    with caplog.at_level(logging.DEBUG):
+        for method in ("client_secret_basic", "client_secret_post"):
+            refresher = OAuth2Refresher(endpoint.url, ID, SECRET, auth_method=method, rotation="none")
+            refresh(refresher)
+            caplog.records.append(logging.makeLogRecord({"msg": repr(refresher)}))
+    assert "<OAuth2Refresher 127.0.0.1 client_secret_post rotation=none>" in caplog.records[-1].getMessage()
+    text = "".join(found.getMessage() for found in caplog.records)
+    for secret in (SECRET, quote_plus(SECRET), basic, REFRESH, "gho_new", "ghr_next"):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("missing", ["authlib", "httpx", "joserfc"])
+def test_without_the_extra(missing: str) -> None:
+    """The modules can be imported; to make a refresher says what to install."""
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+from tokenstore import MissingDependencyError
+from tokenstore.integrations import providers
+from tokenstore.integrations.oauth2 import OAuth2Refresher
+try:
+    OAuth2Refresher("https://example.com/token", "id")
+except MissingDependencyError as error:
+    print(error)
+"""
+    printed = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+    assert 'pip install "tokenstore[oauth]"' in printed.stdout
+    assert issubclass(MissingDependencyError, ImportError)

@@ -1,0 +1,106 @@
+"""The README's commands and its Quick start, as a newcomer types them: a new copy, an empty home, no environment.
+
+The commands install the project from the package index, so these tests run once, with the other tests of this folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+
+pytestmark = pytest.mark.packaging
+
+# What a clone of the repository does not have.
+NOT_CLONED = (".git", ".venv", ".tox", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.db*")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fenced block of the README: its line, its info string and its text."""
+
+    line: int
+    info: str
+    text: str
+
+
+def steps(readme: str) -> list[Step]:
+    """What the reader types, in order. The command that runs the tests is left out: it runs this test."""
+    found = []
+    for match in re.finditer(r"^```([^\n]+)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+        info, text = match.groups()
+        typed = info.startswith(("console", "python")) and info != "python contract"
+        if typed and ".venv/bin/tox" not in text:
+            found.append(Step(readme.count("\n", 0, match.start()) + 1, info, text))
+    return found
+
+
+class Newcomer:
+    """A user in a new copy of the project, with an empty home and none of this process's Python settings.
+
+    Args:
+        folder: An empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.clone = folder / "clone"
+        shutil.copytree(ROOT, self.clone, ignore=shutil.ignore_patterns(*NOT_CLONED))
+        self._state = folder / "environment"
+        home, programs = folder / "home", folder / "bin"
+        home.mkdir()
+        programs.mkdir()
+        # The Python under test. pyenv's own `python3` needs files in the real home.
+        python3 = programs / "python3"
+        python3.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).resolve()}" "$@"\n')
+        python3.chmod(0o755)
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "PYTEST", "TOKENSTORE", "TOX", "VIRTUAL_ENV", "XDG"))
+        }
+        self.environment = {**kept, "HOME": str(home), "PATH": f"{programs}{os.pathsep}{kept['PATH']}"}
+
+    def type(self, step: Step) -> str:
+        """Do what a block says, and return what it printed; the exit code of every command must be 0."""
+        if step.info.startswith("python file="):
+            (self.clone / step.info.removeprefix("python file=")).write_text(step.text, "utf-8")
+            return ""
+        if step.info.startswith("python"):
+            return self._run(step, "python", "-c", step.text)
+        script = f'set -eo pipefail\n{step.text}env -0 > "{self._state}"\n'
+        printed = self._run(step, "bash", "-c", script)
+        self.environment = dict(line.split("=", 1) for line in self._state.read_text().split("\0") if line)
+        return printed
+
+    def _run(self, step: Step, *command: str) -> str:
+        program = shutil.which(command[0], path=self.environment["PATH"])
+        assert program is not None, f"README.md:{step.line}: {command[0]} is not on PATH"
+        done = subprocess.run(
+            [program, *command[1:]],
+            cwd=self.clone,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, f"README.md:{step.line}\n{step.text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+def test_the_readme_can_be_typed_from_top_to_bottom(tmp_path: Path) -> None:
+    """Each command and program ends with exit code 0, and the Quick start prints a record without its tokens."""
+    newcomer = Newcomer(tmp_path)
+    printed = [newcomer.type(step) for step in steps((ROOT / "README.md").read_text("utf-8"))]
+    assert "Calls of the provider" in printed[0]
+    assert "'access_token': <redacted>" in printed[-1]
+    assert not re.search(r"gh[our]_(abc|xyz)", "".join(printed))

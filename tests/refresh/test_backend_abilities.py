@@ -1,0 +1,99 @@
+"""Backends with fewer and with more abilities."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from support.meddler import Meddler, failing
+from support.refresh_world import World, on_every_row, on_memory
+from support.refreshers import NEW_PAIR, Script, pair
+from support.store_calls import due, fresh, many
+from tokenstore import TokensNotStoredError
+from tokenstore.records import SealedTokens, TokenKey
+
+HOUR = 3600.0
+KEY = TokenKey("github", "u1")
+
+
+@on_every_row
+async def test_the_least_backend_will_do(world: World) -> None:
+    """Without row locks and without watching, everything works."""
+    one, _ = await world.meddled(world.refresher)
+    two, _ = await world.meddled(world.refresher)
+    await world.log_in(one)
+    records = await many(5, one, two)
+    assert {pair(record) for record in records} == {pair(await world.stored())}
+    assert world.provider.stats().requests == 1
+    [result] = await due(one, within=2 * HOUR)
+    assert result.outcome == "refreshed"
+    assert await two.revoke_tokens("github", "u1")
+    assert await world.sealed() is None
+
+
+class Refusing(Meddler):
+    """A backend whose every write of a refresh is refused, against the protocol."""
+
+    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+        self.calls["complete_lease"] += 1
+        return False
+
+
+@on_memory
+async def test_a_refusal_without_a_reason_hangs_nobody(world: World) -> None:
+    """The tokens are in hand and nobody is in the way: callers are told in time, and so is who closes the store."""
+    backend = Refusing(world.backend())
+    store = await world.store(backend, refreshers={"github": Script()}, refresh_timeout=0.05)
+    await world.expired(store)
+    for error in await many(3, store):
+        assert isinstance(error, TokensNotStoredError)
+        assert pair(error.record) == NEW_PAIR
+    assert backend.calls["complete_lease"] < 50
+    with pytest.raises(TokensNotStoredError):
+        await store.aclose()
+
+
+class Watcher(Meddler):
+    """A backend that can be watched, or cannot."""
+
+    def __init__(self, backend: Any) -> None:
+        super().__init__(backend)
+        self.changed = asyncio.Event()
+
+    async def watch(self, key: TokenKey) -> None:
+        await self._pass("watch", self.changed.wait)
+
+
+@on_memory
+async def test_a_backend_that_can_be_watched_is(world: World) -> None:
+    """In place of reading it at a fixed pace; but no longer than the lease lasts."""
+    store, _ = await world.meddled(Script())
+    watcher = Watcher(world.backend())
+    two = await world.store(watcher, refreshers={"github": Script()})
+    old = await world.expired(store)
+    assert await watcher.claim_lease(KEY, generation=old["generation"], holder="other", duration=0.2)
+    assert pair(await fresh(two)) == NEW_PAIR
+    assert watcher.calls["watch"] == 1
+
+
+@on_memory
+@pytest.mark.parametrize("error", [None, RuntimeError("a driver's own")], ids=["unavailable", "anything"])
+async def test_a_watch_that_fails_is_no_reason_to_fail(world: World, error: Exception | None) -> None:
+    """Neither for who waits, nor for who has tokens in hand beside somebody else's lease."""
+    slow = Script()
+    slow.hold()
+    watcher = Watcher(world.backend())
+    watcher.before["watch"] = failing(error=error)
+    store = await world.store(watcher, refreshers={"github": slow})
+    old = await world.expired(store)
+    claim = {"generation": old["generation"], "holder": "other"}
+    assert await watcher.claim_lease(KEY, duration=0.1, **claim)
+    caller = asyncio.create_task(fresh(store))
+    await slow.called.wait()
+    world.ahead += 31
+    assert await watcher.claim_lease(KEY, duration=0.1, **claim)
+    slow.answer.set()
+    assert pair(await caller) == pair(await world.stored()) == NEW_PAIR
+    assert watcher.calls["watch"] >= 2

@@ -1,0 +1,202 @@
+"""Broken protocols, whose faults the search finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from support.refresh_model import FAULTS, FREEZE, LOSSES, URGENT, Protocol, Scenario, Statement
+from support.refresh_model_search import search, told
+from tokenstore import leases
+from tokenstore.leases import Row
+from tokenstore.refresh import steps
+from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Reread, Save, Settle, Step, View
+
+# What neither loses tokens nor keeps a holder from acting in time.
+GENTLE = FAULTS - LOSSES - {FREEZE}
+
+
+TWO = (URGENT, URGENT)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A broken protocol.
+
+    Attributes:
+        protocol: With what is wrong.
+        scenario: Where it shows.
+        violated: What it may violate, by the names that the search gives.
+        moves: The length of the shortest trace.
+    """
+
+    protocol: Protocol
+    scenario: Scenario
+    violated: str
+    moves: int
+
+
+def unchecked(change: Statement) -> Statement:
+    """A statement that does not look at the row's generation."""
+
+    def changed(row: Row[int], *args: int, generation: int, **others: object) -> Any:
+        return change(row, *args, generation=row.generation, **others)
+
+    return changed
+
+
+def released_by_anybody(
+    row: Row[int], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
+) -> Row[int] | None:
+    held = replace(row, lease_holder=holder)
+    return leases.released(held, generation=generation, holder=holder, failure=failure)
+
+
+def released_without_a_look(
+    row: Row[int], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
+) -> Row[int] | None:
+    return released_by_anybody(row, generation=row.generation, holder=holder, failure=failure)
+
+
+def completed_beside_a_lease(row: Row[int], tokens: int, *, generation: int, holder: str, now: int) -> Row[int] | None:
+    return leases.written(row, tokens) if row.generation == generation else None
+
+
+def completed_by_the_last_holder(
+    row: Row[int], tokens: int, *, generation: int, holder: str, now: int
+) -> Row[int] | None:
+    held = row.generation == generation and row.lease_holder == holder
+    return leases.written(row, tokens) if held else None
+
+
+def claimed_beside_a_lease(row: Row[int], *, generation: int, holder: str, now: int, duration: int) -> Row[int] | None:
+    free = replace(row, lease_holder=None, lease_expires_at=None)
+    return leases.claimed(free, generation=generation, holder=holder, now=now, duration=duration)
+
+
+def claimed_despite_a_failure(
+    row: Row[int], *, generation: int, holder: str, now: int, duration: int
+) -> Row[int] | None:
+    if row.generation != generation or row.is_leased(now):
+        return None
+    return replace(row, lease_holder=holder, lease_expires_at=now + duration)
+
+
+def written_over_a_failure(row: Row[int], tokens: int) -> Row[int]:
+    return replace(row, tokens=tokens, generation=row.generation + 1, lease_holder=None, lease_expires_at=None)
+
+
+def written_in_place(row: Row[int], tokens: int) -> Row[int]:
+    return Row(tokens, row.generation)
+
+
+def sure_of_its_claim(step: Claim, *, granted: bool) -> Step:
+    return steps.Call(step.generation)
+
+
+def gives_its_tokens_up(step: Save, *, saved: bool) -> Step:
+    return steps.after_save(step, saved=saved) if saved else Read()
+
+
+def yields_to_another_lease(goal: Goal, step: Reread, row: View | None) -> tuple[Goal, Step]:
+    goal, following = steps.after_reread(goal, step, row)
+    return goal, Read() if isinstance(following, Reread) else following
+
+
+def believes_every_refusal(step: Settle, *, settled: bool) -> Step:
+    return End(Outcome.FAILED, step.failure)
+
+
+def believes_what_it_could_not_leave(step: Settle) -> Step:
+    return End(Outcome.FAILED, step.failure)
+
+
+def calls_again(step: Settle) -> Step:
+    return Read()  # which shows a live lease of its own
+
+
+LENIENT = Scenario(False)
+LOGIN = Scenario(False, goals=TWO, faults=1, logins=1)
+LOGIN_ALONE = replace(LOGIN, faults=0)
+BROKEN = {
+    "claim without the generation": Fault(
+        Protocol(claimed=unchecked(leases.claimed)), LENIENT, "a_lease_sends_what_the_row_holds", 9
+    ),
+    "completion without the generation": Fault(
+        Protocol(completed=unchecked(leases.completed)), LOGIN_ALONE, "tokens_are_never_older", 8
+    ),
+    # Where each lease has a name of its own, that alone tells them apart.
+    "release without the generation, under an old name": Fault(
+        Protocol(released=unchecked(leases.released), renames=False),
+        Scenario(False, goals=TWO, ageings=1),
+        "marked_for_good_means_dead",
+        18,
+    ),
+    "release without generation or holder": Fault(
+        Protocol(released=released_without_a_look), LOGIN, "failed_for_good_means_dead", 8
+    ),
+    "release by anybody": Fault(Protocol(released=released_by_anybody), LENIENT, "one_live_lease", 8),
+    "refusal believed, though the row has changed": Fault(
+        Protocol(after_settle=believes_every_refusal), LENIENT, "failed_for_good_means_dead", 13
+    ),
+    "refusal believed, though the row could not be asked": Fault(
+        Protocol(after_unsettled=believes_what_it_could_not_leave), LOGIN, "failed_for_good_means_dead", 8
+    ),
+    "completion beside another's live lease": Fault(
+        Protocol(completed=completed_beside_a_lease), LENIENT, "one_live_lease", 9
+    ),
+    "completion by the last holder alone": Fault(
+        Protocol(completed=completed_by_the_last_holder), LENIENT, "a cycle without end", 15
+    ),
+    "tokens given up when their write is refused": Fault(
+        Protocol(after_save=gives_its_tokens_up), LENIENT, "no_pair_is_dropped", 9
+    ),
+    "tokens given up at another's lease": Fault(
+        Protocol(after_reread=yields_to_another_lease), LENIENT, "no_pair_is_dropped", 10
+    ),
+    "claim beside a live lease": Fault(Protocol(claimed=claimed_beside_a_lease), LENIENT, "one_live_lease", 4),
+    "claim despite a failure": Fault(
+        Protocol(claimed=claimed_despite_a_failure), LENIENT, "a_lease_sends_what_the_row_holds", 8
+    ),
+    "claim without an answer taken for granted": Fault(
+        Protocol(after_claim=sure_of_its_claim), Scenario(False, kinds=GENTLE), "nothing_is_sent_twice", 8
+    ),
+    "new tokens under an old failure": Fault(
+        Protocol(written=written_over_a_failure),
+        Scenario(False, faults=1, logins=1),
+        "marked_for_good_means_dead",
+        8,
+    ),
+    "login without a new generation": Fault(Protocol(written=written_in_place), LOGIN, "generations_rise", 2),
+    "another call where a failure could not be left": Fault(
+        Protocol(after_unsettled=calls_again),
+        Scenario(False, faults=3, kinds=GENTLE),
+        "nothing_is_sent_twice",
+        15,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_search_finds_a_seeded_fault(name: str) -> None:
+    """By its shortest trace: a shorter one would be a change of the model."""
+    fault = BROKEN[name]
+    result = told(name, search(fault.scenario, fault.protocol))
+    assert result.violation is not None, f"{result.states} states did not show: {name}"
+    assert result.violation.name == fault.violated, str(result.violation)
+    assert len(result.violation.trace) == fault.moves, str(result.violation)
+
+
+def test_a_settling_that_arrives_a_lease_late_ends_no_later_lease_of_its_sender() -> None:
+    """Because a refresh whose settling was refused goes on under another name.
+
+    With the old name, of three faults: the settling is sent twice, the second is carried out, and its answer is lost.
+    The time to retry comes, the same refresh claims again, and then the first arrives.
+    """
+    scenario = Scenario(False, faults=3, kinds=GENTLE)
+    assert told("with another name", search(scenario)).violation is None
+    result = told("a settling a lease late", search(scenario, Protocol(renames=False)))
+    assert result.violation is not None
+    assert (result.violation.name, len(result.violation.trace)) == ("nothing_is_sent_twice", 19)

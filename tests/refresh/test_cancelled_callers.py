@@ -1,0 +1,119 @@
+"""Callers that are cancelled do not cancel the refresh."""
+
+from __future__ import annotations
+
+import asyncio
+from unittest import mock
+
+import pytest
+
+from support.matrix import Row, each_database
+from support.meddler import Stop
+from support.refresh_scene import Scene, checked_out, noted, scene_of
+from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
+from support.refreshers import NEW_PAIR, Script, pair
+from support.stepping import stepped
+from support.store_calls import fresh, load
+from tokenstore import AuthTokenStore, Keyring
+
+
+@on_every_row
+async def test_cancelled_callers_do_not_cancel_the_refresh(world: World) -> None:
+    """Some or all of them: the row holds the new pair, which the provider will ask for."""
+    store = await world.store()
+    old = await world.log_in(store)
+    with world.provider.hold():
+        callers = [asyncio.create_task(fresh(store)) for _ in range(5)]
+        await world.requests(1)
+        await until_joined(store, 4)
+        for caller in callers:
+            caller.cancel()
+        assert all(
+            isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*callers, return_exceptions=True)
+        )
+    new = await world.until_saved(store)
+    assert new["generation"] == old["generation"] + 1
+    assert (await fresh(store, force=True))["generation"] == new["generation"] + 1
+
+
+@on_memory
+@pytest.mark.parametrize("stage", ["claim_lease", "complete_lease"])
+@pytest.mark.parametrize("carried_out", [False, True])
+async def test_a_caller_is_cancelled_at_any_stage(world: World, stage: str, carried_out: bool) -> None:
+    """What has begun comes to its end; the next caller gets the new pair, and so does one who had joined."""
+    script = Script()
+    store, meddler = await world.meddled(script)
+    await world.expired(store)
+    stop = Stop()
+    (meddler.after if carried_out else meddler.before)[stage] = stop
+    caller, joined = asyncio.create_task(fresh(store)), asyncio.create_task(fresh(store))
+    await stop.reached.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    stop.go_on.set()
+    assert pair(await joined) == pair(await world.until_saved(store)) == NEW_PAIR
+    assert script.calls == 1
+
+
+@on_memory
+async def test_a_caller_that_is_cancelled_while_reading_has_begun_nothing(world: World) -> None:
+    script = Script()
+    store, meddler = await world.meddled(script)
+    await world.expired(store)
+    meddler.before["get"] = stop = Stop()
+    caller = asyncio.create_task(fresh(store))
+    await stop.reached.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await settled(store)
+    assert script.calls == 0
+    assert pair(await fresh(store)) == NEW_PAIR
+
+
+async def cancelled(scene: Scene, store: AuthTokenStore, at: int, *, alone: bool) -> bool:
+    """A caller, cancelled at the n-th wait of its own or of the refresh that it began. Returns whether it was."""
+    old = await scene.log_in()
+    user = old["user_id"]
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            caller.cancel()
+
+    perform = store._engine._perform
+    with mock.patch.object(store._engine, "_perform", lambda attempt: stepped(perform(attempt), step)):
+        caller = asyncio.create_task(stepped(fresh(store, user), step))
+        others = [] if alone else [asyncio.create_task(fresh(store, user))]
+        await asyncio.wait([caller, *others])
+        await settled(store)
+    assert checked_out(store) == 0
+    issued = scene.recorder.issued[user]
+    assert scene.provider.stats().refreshes_by_user.get(user, 0) == len(issued)
+    assert pair(await load(scene.direct, user)) == pair(issued[0] if issued else old)
+    others.append(asyncio.create_task(fresh(store, user)))
+    for other in others:
+        assert pair(await other) == pair(issued[0])
+    await scene.check(old)
+    return caller.cancelled()
+
+
+@each_database
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "joined"])
+def test_a_caller_is_cancelled_at_each_step(row: Row, url: str, alone: bool, keyring: Keyring) -> None:
+    """The refresh has not begun, or goes on to its end: what the provider has issued is in the row. Others get it."""
+
+    async def main() -> None:
+        async with scene_of(url, keyring) as scene, scene.store(await scene.log_in(), url) as store:
+            at = 1
+            while True:
+                with noted(at):
+                    if not await cancelled(scene, store, at, alone=alone):
+                        break
+                at += 1
+            assert at > 10
+
+    asyncio.run(main())

@@ -1,0 +1,83 @@
+"""The row changes while the provider is asked: a new login, a deletion, another key."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.refresh_world import World, on_every_row, on_memory, on_rows
+from support.refreshers import NEW, NEW_PAIR, Script, pair
+from support.store_calls import fresh
+from tokenstore import Keyring, ReauthorizationRequiredError
+
+HOUR = 3600.0
+
+
+@on_every_row
+@pytest.mark.parametrize("answer", ["tokens", "invalid_grant"])
+async def test_a_new_login_wins(world: World, answer: str) -> None:
+    """Its tokens stay, and callers get them without an error, whatever the provider says to the old refresh token."""
+    script = Script(NEW if answer == "tokens" else ReauthorizationRequiredError("used"))
+    script.hold()
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    callers = [asyncio.create_task(fresh(store)) for _ in range(3)]
+    await script.called.wait()
+    await store.store_tokens("github", "u1", "login-access", "login-refresh", world.at(HOUR))
+    script.answer.set()
+    records = await asyncio.gather(*callers)
+    assert {pair(record) for record in records} == {("login-access", "login-refresh")} == {pair(await world.stored())}
+    row = await world.sealed()
+    assert row is not None
+    assert (row.lease_holder, row.failure) == (None, None)
+    assert script.calls == 1
+
+
+@on_memory
+async def test_a_new_login_that_has_expired_is_refreshed(world: World) -> None:
+    """The refresh goes on with the newer refresh token."""
+    store = await world.store()
+    await world.log_in(store)
+    with world.provider.hold():
+        caller = asyncio.create_task(fresh(store))
+        await world.requests(1)
+        login = await world.log_in(store)
+    record = await caller
+    assert record["generation"] == login["generation"] + 1
+    assert pair(record) == pair(await world.stored())
+    assert world.provider.stats().refreshes == 2
+
+
+@on_rows("memory", "sqlite")
+@pytest.mark.parametrize("answer", ["tokens", "invalid_grant"])
+async def test_a_deleted_row_stays_deleted(world: World, answer: str) -> None:
+    """Callers get None."""
+    script = Script(NEW if answer == "tokens" else ReauthorizationRequiredError("used"))
+    script.hold()
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    callers = [asyncio.create_task(store.load_fresh_tokens("github", "u1")) for _ in range(3)]
+    await script.called.wait()
+    assert await store.delete_tokens("github", "u1")
+    script.answer.set()
+    assert await asyncio.gather(*callers) == [None] * 3
+    assert await world.sealed() is None
+
+
+@on_every_row
+async def test_a_row_that_is_resealed_meanwhile_is_refreshed(world: World) -> None:
+    """Another key changes no generation and no lease."""
+    script = Script()
+    script.hold()
+    store = await world.store(refreshers={"github": script})
+    old = await world.expired(store)
+    caller = asyncio.create_task(fresh(store))
+    await script.called.wait()
+    keys = Keyring({"k2": bytes(32), "k1": bytes(range(32))})
+    newer = await world.store(keyring=keys, refreshers={"github": script})
+    assert await newer.reseal_tokens("github", "u1")
+    script.answer.set()
+    record = await caller
+    assert (pair(record), record["generation"]) == (NEW_PAIR, old["generation"] + 1)
+    assert record == await newer.load_tokens("github", "u1") | {"updated_at": record["updated_at"]}  # type: ignore[operator]

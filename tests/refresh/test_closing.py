@@ -1,0 +1,102 @@
+"""Closing a store waits for its refreshes, and hands over what cannot be stored."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.error_text import told
+from support.meddler import failing
+from support.polling import until
+from support.refresh_world import World, on_every_row, on_memory, until_waiting
+from support.refreshers import NEW_PAIR, OLD, Script, pair
+from support.store_calls import fresh
+from tokenstore import StoreClosedError, TokensNotStoredError
+from tokenstore.records import TokenKey
+
+HOUR = 3600.0
+KEY = TokenKey("github", "u1")
+
+# -- closing -----------------------------------------------------------------------------------------
+
+
+@on_every_row
+async def test_closing_waits_for_a_refresh(world: World) -> None:
+    """The new pair is in the row before the connections are gone; who waits gets it."""
+    store = await world.store()
+    old = await world.log_in(store)
+    with world.provider.hold():
+        caller = asyncio.create_task(fresh(store))
+        await world.requests(1)
+        closing = asyncio.create_task(store.aclose())
+        await until(lambda: store._engine._closing)
+        with pytest.raises(StoreClosedError):
+            await fresh(store)
+    await closing
+    assert pair(await caller) == pair(await world.stored()) != pair(old)
+
+
+@on_every_row
+async def test_a_cancelled_close_loses_no_tokens(world: World) -> None:
+    """Its caller goes away, as at the end of a deadline: the refresh comes to its end all the same."""
+    store = await world.store()
+    old = await world.log_in(store)
+    with world.provider.hold():
+        caller = asyncio.create_task(fresh(store))
+        await world.requests(1)
+        closing = asyncio.create_task(store.aclose())
+        await until(lambda: store._engine._closing)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    records = await asyncio.gather(caller, return_exceptions=True)
+    await store.aclose()
+    assert pair(await world.stored()) != pair(old), records
+    assert pair(records[0]) == pair(await world.stored())  # type: ignore[arg-type]
+
+
+@on_memory
+async def test_closing_waits_for_nobody_elses_refresh(world: World) -> None:
+    """Who waits for another holder's lease hears that the store is closed."""
+    store, meddler = await world.meddled(Script())
+    old = await world.expired(store)
+    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="other", duration=HOUR)
+    caller = asyncio.create_task(fresh(store))
+    await until_waiting(store)
+    await store.aclose()
+    with pytest.raises(StoreClosedError):
+        await caller
+
+
+# -- the database fails ------------------------------------------------------------------------------
+
+
+@on_memory
+async def test_closing_hands_over_what_cannot_be_stored(world: World) -> None:
+    """Every row's tokens, in one error; closing again has nothing more to say."""
+    store, meddler = await world.meddled(Script(), refresh_timeout=0.05)
+    for user in ("u1", "u2"):
+        await world.expired(store, user)
+    meddler.before["complete_lease"] = failing()
+    callers = [asyncio.create_task(fresh(store, user)) for user in ("u1", "u2")]
+    await until(lambda: meddler.calls["complete_lease"] >= 2)
+    with pytest.raises(TokensNotStoredError) as caught:
+        await store.aclose()
+    assert {record["user_id"]: pair(record) for record in caught.value.records} == {"u1": NEW_PAIR, "u2": NEW_PAIR}
+    assert not any(secret in told(caught.value) for secret in (*OLD, *NEW_PAIR))
+    for error in await asyncio.gather(*callers, return_exceptions=True):
+        assert isinstance(error, TokensNotStoredError)
+    await store.aclose()
+
+
+@on_memory
+async def test_closing_saves_what_can_be_stored_after_all(world: World) -> None:
+    """The database comes back while the store closes."""
+    store, meddler = await world.meddled(Script(), refresh_timeout=0.2)
+    await world.expired(store)
+    meddler.before["complete_lease"] = failing(3)
+    caller = asyncio.create_task(fresh(store))
+    await until(lambda: meddler.calls["complete_lease"] >= 1)
+    await store.aclose()
+    assert pair(await caller) == pair(await world.stored()) == NEW_PAIR

@@ -1,0 +1,205 @@
+"""Connections are cut during a refresh: no pair that a provider has issued is lost, and none is used twice.
+
+The provider is real HTTP, and so are the servers' connections, which are cut from outside. A store beside the faults
+shows what the row holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from support.connection_faults import Cut, Faults, How, When, faulty
+from support.matrix import Row, each_server, params, row_named
+from support.polling import until
+from support.refresh_scene import DUE, EXPIRED, SOAK_PATIENCE, Scene, noted, scene_of
+from support.refresh_world import settled
+from support.refreshers import pair
+from support.store_calls import fresh, load
+from tokenstore import BackendUnavailableError, Keyring
+
+Point = tuple[int, When, How]
+# How long a statement may take where one takes for ever: with it go the bounds of all that is in order.
+SILENCE = 1.5
+# For one refresh: half a lease, so that none waits for the end of its own.
+_RUN_PATIENCE = 15.0
+_ONE_OF_EACH = ["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]
+_DRIVERS = [*_ONE_OF_EACH, "postgresql+psycopg", "mariadb+aiomysql"]
+every_driver = pytest.mark.parametrize("row", params(names=_DRIVERS))
+each_cycle = pytest.mark.parametrize(
+    ("row", "expires_in"),
+    [
+        pytest.param(row, expires_in, id=f"{row.name}-{name}", marks=getattr(pytest.mark, row.mark))
+        for name, expires_in, rows in (("expired", EXPIRED, _DRIVERS), ("due", DUE, _ONE_OF_EACH))
+        for row in map(row_named, rows)
+    ],
+)
+
+
+@dataclass
+class Run:
+    """What came of a refresh with cuts.
+
+    Attributes:
+        sent: Its statements, those of retries included.
+        before: How many of them were sent before the provider answered.
+        cuts: What was armed.
+        failed: Whether the first read failed, before anything had begun.
+    """
+
+    sent: list[str]
+    before: int
+    cuts: list[Cut]
+    failed: bool
+
+
+async def run(scene: Scene, expires_in: float, *points: Point) -> Run:
+    """One refresh, cut at these points, of a new store with a connection. What must hold in any case is asserted."""
+    old = await scene.log_in(expires_in)
+    user = old["user_id"]
+    answered: list[int] = []
+    told = None
+    async with asyncio.timeout(_RUN_PATIENCE), scene.store(old) as store:
+        with ExitStack() as stack:
+            cuts = [stack.enter_context(scene.faults.cut(*point)) for point in points]
+            sent = stack.enter_context(scene.faults.counted())
+            scene.recorder.answered = lambda: answered.append(len(sent))
+            try:
+                told = await fresh(store, user)
+            except BackendUnavailableError:
+                assert await load(scene.direct, user) == old
+                assert not answered, "once the refresh token is used, the caller has to get what it brought"
+            await settled(store)
+        found = Run(sent, answered[0] if answered else 0, cuts, failed=told is None)
+        if told is None:
+            told = await fresh(store, user)
+            await settled(store)
+        await scene.check(old, told if expires_in == EXPIRED else None)
+        if expires_in == DUE:
+            assert pair(told) == pair(old), "nobody waits for what is not needed yet"
+        assert await load(store, user) == await load(scene.direct, user)
+    return found
+
+
+def cuts_at_random(dice: random.Random, faults: Faults, statements: int, count: int) -> list[Point]:
+    ways: list[How] = [how for how in faults.ways if how != "silence"]
+    whens: list[When] = ["before", "after"]
+    return [(dice.randrange(statements), dice.choice(whens), dice.choice(ways)) for _ in range(count)]
+
+
+@contextmanager
+def heard_in_the_end(faults: Faults) -> Iterator[None]:
+    """Whatever a test comes to, it can be closed."""
+    try:
+        yield
+    except BaseException:
+        faults.cut_all()
+        raise
+
+
+@each_cycle
+def test_a_refresh_that_is_cut_at_each_statement(row: Row, url: str, expires_in: float, keyring: Keyring) -> None:
+    """Nobody notices: the caller gets the new token, or in the margin the old one, and the new pair is in the row."""
+
+    async def main() -> None:
+        async with scene_of(url, keyring) as scene:
+            clean = (await run(scene, expires_in)).sent
+            for at, statement in enumerate(clean):
+                for which, when in enumerate[When](["before", "after"]):
+                    how = scene.faults.ways[(at + which) % 2] if row.mark != "sqlite" else "reset"
+                    with noted(at, statement, when, how):
+                        found = await run(scene, expires_in, (at, when, how))
+                        assert found.cuts[0].happened
+                        assert not found.failed
+
+    asyncio.run(main())
+
+
+@pytest.mark.soak
+@every_driver
+def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(row: Row, url: str, keyring: Keyring) -> None:
+    async def main() -> None:
+        dice = random.Random(row.name)
+        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+            clean = (await run(scene, EXPIRED)).sent
+            for number in range(100):
+                [point] = cuts_at_random(dice, scene.faults, len(clean), 1)
+                with noted(number, *point, clean[point[0]]):
+                    found = await run(scene, dice.choice((EXPIRED, DUE)), point)
+                    assert found.cuts[0].happened
+                    assert not found.failed
+
+    asyncio.run(main())
+
+
+@pytest.mark.soak
+@every_driver
+def test_a_hundred_refreshes_of_a_hundred_survive_several_cuts(row: Row, url: str, keyring: Keyring) -> None:
+    """Also cuts of what earlier ones set off. Two may be too much for the first read, which has begun nothing yet."""
+
+    async def main() -> None:
+        dice = random.Random(row.name)
+        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+            clean = (await run(scene, EXPIRED)).sent
+            failed = 0
+            for number in range(100):
+                points = cuts_at_random(dice, scene.faults, len(clean) + 5, dice.choice((2, 3)))
+                with noted(number, *points):
+                    failed += (await run(scene, dice.choice((EXPIRED, DUE)), *points)).failed
+            assert failed < 20, "most cuts are elsewhere"
+
+    asyncio.run(main())
+
+
+@each_server
+def test_a_connection_that_falls_silent_is_given_up(row: Row, url: str, keyring: Keyring) -> None:
+    """At any statement of the write, before it or after it: another connection is tried, and callers get the token."""
+
+    async def main() -> None:
+        async with scene_of(url, keyring) as scene:
+            clean = await run(scene, EXPIRED)
+
+            async def silenced(at: int, when: When) -> None:
+                old = await scene.log_in()
+                with noted(at, clean.sent[at], when):
+                    async with faulty(url) as faults, scene.store(old, faults.url, refresh_timeout=SILENCE) as store:
+                        with heard_in_the_end(faults), faults.cut(at, when, "silence") as cut:
+                            async with asyncio.timeout(_RUN_PATIENCE):
+                                told = await fresh(store, old["user_id"])
+                        assert cut.happened
+                        await scene.check(old, told)
+
+            whens: list[When] = ["before", "after"]
+            points = itertools.product(range(clean.before, len(clean.sent)), whens)
+            async with asyncio.TaskGroup() as group:
+                for point in points:
+                    group.create_task(silenced(*point))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("row", params(names=["mariadb+asyncmy"]))
+def test_a_silent_connection_does_not_outlast_the_lease(row: Row, url: str, keyring: Keyring) -> None:
+    """Whoever takes over sends a refresh token that is used, and a strict provider then revokes the grant."""
+
+    async def main() -> None:
+        async with scene_of(url, keyring) as scene:
+            clean = await run(scene, EXPIRED)
+            old = await scene.log_in()
+            user = old["user_id"]
+            scene.provider.latency = 1.0  # of three, which the lease lasts
+            async with scene.store(old, refresh_timeout=2.0) as store, scene.store(old, url) as another:
+                with heard_in_the_end(scene.faults), scene.faults.cut(clean.before, "before", "silence"):
+                    caller = asyncio.create_task(fresh(store, user))
+                    await until(lambda: bool(scene.recorder.issued[user]))
+                    told = await fresh(another, user)
+                    assert pair(told) == pair(await caller)
+                await scene.check(old, told)
+
+    asyncio.run(main())

@@ -1,0 +1,190 @@
+"""The refresh margin: nobody waits within it, and refreshes are spread over it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
+from support.refreshers import NEW, NEW_PAIR, OLD, Script, pair
+from support.store_calls import fresh, many
+from tokenstore import Keyring, ProviderUnavailableError, ReauthorizationRequiredError, open_store
+from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.refresh.settings import Settings
+from tokenstore.refresh.steps import Validity
+from tokenstore.refresh.telemetry import Telemetry
+from tokenstore_memory import MemoryBackend
+
+HOUR = 3600.0
+
+
+@on_every_row
+async def test_within_the_margin_nobody_waits(world: World) -> None:
+    """Callers of two stores get the token that is valid still, at once; one of them refreshes behind their backs."""
+    one, two = await world.store(refresh_margin=600), await world.store(refresh_margin=600)
+    old = await world.log_in(one, expires_in=90)
+    with world.provider.hold():
+        records = await many(10, one)
+        await world.requests(1)
+        records += await many(10, two) + await many(10, one)
+        assert {pair(record) for record in records} == {pair(old)}
+    new = await world.until_saved(one)
+    assert pair(new) != pair(old)
+    assert {pair(record) for record in await many(3, one, two)} == {pair(new)}
+    assert world.provider.stats().requests == 1
+
+
+@on_memory
+async def test_an_outage_within_the_margin_is_nobodys_error(world: World) -> None:
+    """Nor is there a second call before the time that the provider asked for."""
+    script = Script(ProviderUnavailableError("down", retry_after=20), NEW)
+    one = await world.store(refreshers={"github": script}, refresh_margin=600)
+    two = await world.store(refreshers={"github": script}, refresh_margin=600)
+    await world.expired(one, expires_in=150)
+    for store in (one, two, one):
+        assert pair(await fresh(store)) == OLD
+        await settled(store)
+    assert script.calls == 1
+    world.ahead += 21
+    assert pair(await fresh(two)) == OLD
+    await settled(two)
+    assert script.calls == 2
+    assert pair(await fresh(one)) == NEW_PAIR
+
+
+@on_memory
+async def test_a_dead_refresh_token_within_the_margin_serves_to_the_end(world: World) -> None:
+    """The access token is still good: callers get it, without a call; and the error when it is not good any more."""
+    script = Script(ReauthorizationRequiredError("revoked"))
+    told_of: list[ReauthorizationRequiredError] = []
+    store = await world.store(
+        refreshers={"github": script}, refresh_margin=600, on_reauthorization_required=told_of.append
+    )
+    await world.expired(store, expires_in=150)
+    for _ in range(3):
+        assert pair(await fresh(store)) == OLD
+        await settled(store)
+    assert (script.calls, len(told_of)) == (1, 1)
+    world.ahead += 100
+    for _ in range(3):
+        with pytest.raises(ReauthorizationRequiredError, match="invalid_grant"):
+            await fresh(store)
+    assert (script.calls, len(told_of)) == (1, 1)
+
+
+@on_memory
+async def test_a_caller_in_need_joins_the_background(world: World) -> None:
+    """A refresh that nobody waited for is waited for once the token has expired, or is refused."""
+    script = Script()
+    script.hold()
+    store = await world.store(refreshers={"github": script}, refresh_margin=600)
+    await world.expired(store, expires_in=150)
+    assert pair(await fresh(store)) == OLD
+    await script.called.wait()
+    forced = asyncio.create_task(fresh(store, force=True))
+    world.ahead += 100
+    waiting = asyncio.create_task(fresh(store))
+    await until_joined(store, 2)
+    script.answer.set()
+    assert {pair(record) for record in await asyncio.gather(forced, waiting)} == {NEW_PAIR}
+    assert script.calls == 1
+
+
+def test_the_skew_is_the_last_moment(keyring: Keyring) -> None:
+    """With a margin no larger than the skew, a token is refreshed from when `is_access_token_valid` says no."""
+
+    async def refreshed(remaining: float, margin: float) -> tuple[bool, bool]:
+        now = datetime(2030, 1, 1, tzinfo=UTC)
+        script = Script()
+        backend = MemoryBackend(clock=now.timestamp)
+        store = open_store(
+            backend,
+            keyring=keyring,
+            clock=now.timestamp,
+            refreshers={"github": script},
+            refresh_margin=margin,
+        )
+        async with store:
+            await store.store_tokens("github", "u1", *OLD, now + timedelta(seconds=remaining))
+            record = await store.load_tokens("github", "u1")
+            assert record is not None
+            await fresh(store)
+            await settled(store)
+            return script.calls == 1, store.is_access_token_valid(record)
+
+    async def main() -> None:
+        for remaining in (-HOUR, -1, 0, 0.000001, 1, 59, 59.999999, 60, 60.000001, 61, 120, HOUR):
+            for margin in (0, 30, 60):
+                called, valid = await refreshed(remaining, margin)
+                assert called is not valid, (remaining, margin)
+
+    asyncio.run(main())
+
+
+@on_memory
+async def test_a_token_that_lasts_less_than_the_skew_is_served(world: World) -> None:
+    """It is as new as it gets: all who waited for it get it, in both stores, from one call."""
+    world.provider.access_token_lifetime = 30
+    one, two = await world.store(), await world.store()
+    await world.log_in(one)
+    with world.provider.hold():
+        calls = [asyncio.create_task(fresh(store)) for store in (one, one, two, two)]
+        await world.requests(1)
+        await until_joined(one, 1)
+        await until_joined(two, 1)
+    records = await asyncio.gather(*calls)
+    assert {pair(record) for record in records} == {pair(await world.stored())}
+    assert world.provider.stats().requests == 1
+
+
+_us = st.integers(0, 10**12)
+
+
+def _row(user: str, generation: int, remaining_us: int) -> SealedRecord:
+    tokens = SealedTokens(b"", b"", None, remaining_us, None, "k1")
+    return SealedRecord(TokenKey("github", user), tokens, generation, None, None, None, 0, 0, as_of=0)
+
+
+def _validity(settings: Settings, row: SealedRecord, lifetime: float | None) -> Validity:
+    return settings.view(row, lifetime).validity
+
+
+@given(
+    margin=st.floats(0, 1e6),
+    lifetime=st.none() | st.floats(0, 1e7),
+    user=st.text(max_size=5),
+    generation=st.integers(1, 2**48),
+    remaining_us=_us,
+)
+def test_the_margin_of_a_row_has_bounds(
+    keyring: Keyring, margin: float, lifetime: float | None, user: str, generation: int, remaining_us: int
+) -> None:
+    """Between half and all of ``refresh_margin`` beyond the skew, and at most the last quarter of a usable life."""
+    settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=margin, timeout=20)
+    found = _validity(settings, _row(user, generation, remaining_us), lifetime)
+    remaining = remaining_us / 1e6
+    widest = max(margin - 60, 0)
+    if lifetime is not None:
+        widest = min(widest, max(lifetime - 60, 0) / 4)
+    if remaining <= 60:
+        assert found is (Validity.SHORT if remaining else Validity.EXPIRED)
+    elif remaining > 60 + widest + 1e-5:
+        assert found is Validity.FRESH
+    elif remaining < 60 + widest / 2 - 1e-5:
+        assert found is Validity.DUE
+
+
+def test_margins_are_spread(keyring: Keyring) -> None:
+    """Tokens that were issued together are not refreshed together: not those of many users, nor of one for ever."""
+    settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=300, timeout=20)
+    rows = {
+        "users": [_row(f"user-{n}", 7, 240_000_000) for n in range(400)],
+        "generations": [_row("u1", n, 240_000_000) for n in range(400)],
+    }
+    for name, some in rows.items():
+        due = sum(_validity(settings, row, None) is Validity.DUE for row in some)
+        assert 150 < due < 250, name

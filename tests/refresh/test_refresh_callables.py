@@ -1,0 +1,268 @@
+"""What a refresh callable may return, raise, keep, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from support.error_text import told
+from support.refresh_world import World, assert_untouched, on_memory, until_joined
+from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
+from support.store_calls import fresh, many
+from tokenstore import (
+    ProviderRefusedError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+    RefreshError,
+    StoreClosedError,
+    TokenRecord,
+)
+
+HOUR = 3600.0
+
+
+@on_memory
+async def test_a_plain_function_will_do(world: World) -> None:
+    """It has made its call by the time it returns."""
+    store = await world.store(refreshers={"github": lambda record: NEW})
+    await world.expired(store)
+    assert pair(await fresh(store)) == NEW_PAIR
+    assert (await world.stored())["extra"] == {"scope": "read write", "expires_in": 3600}
+
+
+@on_memory
+async def test_a_provider_that_does_not_rotate(world: World) -> None:
+    """Its answer has no refresh token, and the old one stays (RFC 6749 section 6)."""
+    world.provider.rotate = False
+    store = await world.store()
+    old = await world.log_in(store)
+    for _ in range(2):
+        record = await fresh(store, force=True)
+        assert record["refresh_token"] == old["refresh_token"]
+        assert record["access_token"] != old["access_token"]
+    assert world.provider.stats().refreshes == 2
+
+
+@on_memory
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], "at", {}, {"access_token": ""}, {"access_token": None}, {"access_token": b"at"}, {"error": "x"}],
+)
+async def test_what_is_no_token_response_changes_nothing(world: World, answer: Any) -> None:
+    """It counts as an outage; the row keeps its tokens, and nobody's lease."""
+    store = await world.store(refreshers={"github": lambda record: answer})
+    await world.expired(store)
+    with pytest.raises(ProviderUnavailableError) as caught:
+        await fresh(store)
+    assert caught.value.code == "invalid_response"
+    await assert_untouched(world, "invalid_response")
+
+
+@on_memory
+@pytest.mark.parametrize(
+    ("raised", "expected", "code"),
+    [
+        (ReauthorizationRequiredError("x"), ReauthorizationRequiredError, "invalid_grant"),
+        (
+            ReauthorizationRequiredError("x", code="bad_refresh_token"),
+            ReauthorizationRequiredError,
+            "bad_refresh_token",
+        ),
+        (ProviderUnavailableError("x"), ProviderUnavailableError, "temporarily_unavailable"),
+        (ProviderUnavailableError("x", code="é" * 99), ProviderUnavailableError, "unreadable_code"),
+        (ProviderUnavailableError("x", code=None), ProviderUnavailableError, "unreadable_code"),  # type: ignore[arg-type]
+        (ProviderRefusedError("x"), ProviderRefusedError, "invalid_client"),
+        (ProviderRefusedError("x", code="app_suspended"), ProviderRefusedError, "app_suspended"),
+        (TimeoutError("x"), ProviderUnavailableError, "timeout"),
+        (Gone("x"), ProviderUnavailableError, "refresh_failed"),
+        (KeyError("refresh_token"), ProviderUnavailableError, "refresh_failed"),
+        (StoreClosedError("another store's"), ProviderUnavailableError, "refresh_failed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
+)
+async def test_what_a_callable_raises(world: World, raised: Exception, expected: type[RefreshError], code: str) -> None:
+    """One of three errors, which names the row and has the callable's own as its cause; each caller gets its own."""
+    script = Script(raised)
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    errors = await many(3, store)
+    assert {type(error) for error in errors} == {expected}
+    assert len({id(error) for error in errors}) == 3
+    for error in errors:
+        assert (error.code, error.provider, error.user_id) == (code, "github", "u1")
+        assert error.__cause__ is raised
+        assert "'u1'" in str(error)
+    assert script.calls == 1
+    await assert_untouched(world, code)
+
+
+def _chained(token: str) -> Exception:
+    try:
+        try:
+            raise ValueError(f"body: {token}")
+        except ValueError as error:
+            raise Gone("no") from error
+    except Gone as error:
+        return error
+
+
+def _hidden(token: str) -> Exception:
+    try:
+        try:
+            raise ValueError(f"body: {token}")
+        except ValueError:
+            raise ProviderUnavailableError("no") from None
+    except ProviderUnavailableError as error:
+        return error
+
+
+def _noted(token: str) -> Exception:
+    error = Gone("no")
+    error.add_note(token)
+    return error
+
+
+LEAKS: dict[str, Callable[[str], BaseException]] = {
+    "its text": lambda token: Gone(f"refresh_token={token} was refused"),
+    "its arguments": lambda token: Gone("no", {"refresh_token": token}),
+    "its cause": _chained,
+    "its hidden context": _hidden,
+    "its note": _noted,
+    "a group": lambda token: ExceptionGroup("several", [Gone(token)]),
+    "Reauthorization": lambda token: ReauthorizationRequiredError(f"{token} is used"),
+    "Unavailable": lambda token: ProviderUnavailableError(f"no answer for {token}"),
+    "Refused": lambda token: ProviderRefusedError(f"no client of {token}", code="app_suspended"),
+    "a code": lambda token: ProviderRefusedError("no", code=token),
+    "a timeout": lambda token: TimeoutError(f"no answer for {token}"),
+}
+
+
+@on_memory
+@pytest.mark.parametrize("leak", LEAKS)
+async def test_what_a_callable_raises_may_hold_tokens(
+    world: World, leak: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then it is not chained: neither the error nor a log says it, and no later caller of the row. Its class stays."""
+    caplog.set_level(logging.DEBUG)
+    told_of: list[BaseException] = []
+    for token in OLD:
+        raised = LEAKS[leak](token)
+        one = await world.store(refreshers={"github": Script(raised)}, on_reauthorization_required=told_of.append)
+        two = await world.store(refreshers={"github": Script()})
+        await world.expired(one)
+        errors = await many(2, one) + await many(1, two)
+        assert len({type(error) for error in errors[:2]}) == 1
+        if isinstance(raised, RefreshError):
+            assert isinstance(errors[0], type(raised))
+        for error in errors + told_of:
+            assert isinstance(error, RefreshError)
+            assert token not in told(error)
+    assert not any(token in str(vars(record)) for record in caplog.records for token in OLD)
+
+
+@on_memory
+async def test_a_call_that_hangs_is_ended(world: World) -> None:
+    """After ``refresh_timeout``; others need not wait for the lease's end."""
+    script = Script()
+    script.hold()
+    store = await world.store(refreshers={"github": script}, refresh_timeout=0.05)
+    await world.expired(store)
+    errors = await many(3, store)
+    assert {(type(error), error.code) for error in errors} == {(ProviderUnavailableError, "timeout")}
+    await assert_untouched(world, "timeout")
+    script.answer.set()
+    world.ahead += 10
+    assert pair(await fresh(store)) == NEW_PAIR
+
+
+@on_memory
+@pytest.mark.parametrize("end", ["answers", "fails"])
+async def test_a_call_that_does_not_end_when_told(world: World, end: str) -> None:
+    """What it brings in the end counts: it may be the only copy of a live pair."""
+
+    async def stubborn(record: TokenRecord) -> Mapping[str, Any]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        if end == "fails":
+            raise Gone
+        return NEW
+
+    store = await world.store(refreshers={"github": stubborn}, refresh_timeout=0.05)
+    await world.expired(store)
+    if end == "answers":
+        assert pair(await fresh(store)) == pair(await world.stored()) == NEW_PAIR
+    else:
+        with pytest.raises(ProviderUnavailableError, match="refresh_failed"):
+            await fresh(store)
+        await assert_untouched(world, "refresh_failed")
+
+
+@on_memory
+async def test_a_call_that_was_cancelled_by_others(world: World) -> None:
+    """A callable that waits for a task of its own, which somebody cancels, has failed: nobody is closing anything."""
+
+    async def tricked(record: TokenRecord) -> Mapping[str, Any]:
+        task = asyncio.create_task(asyncio.sleep(HOUR))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+        raise AssertionError
+
+    store = await world.store(refreshers={"github": tricked})
+    await world.expired(store)
+    for error in await many(3, store):
+        assert isinstance(error, ProviderUnavailableError), repr(error)
+        assert error.code == "refresh_failed"
+    await assert_untouched(world, "refresh_failed")
+
+
+class Outcome(BaseException):
+    """What pytest.fail raises is no Exception either."""
+
+
+@on_memory
+async def test_no_exception_leaves_callers_waiting(world: World) -> None:
+    """Whatever it is: they get it, and the row is not leased."""
+    store = await world.store(refreshers={"github": Script(Outcome("must not be called"))})
+    await world.expired(store)
+    async with asyncio.timeout(5):
+        for error in await asyncio.gather(fresh(store), fresh(store), return_exceptions=True):
+            assert isinstance(error, Outcome)
+    row = await world.sealed()
+    assert row is not None
+    assert row.lease_holder is None
+
+
+@on_memory
+async def test_a_callable_may_keep_and_change_what_it_gets(world: World) -> None:
+    """The record is its own: what it does to it changes nothing about what is stored."""
+
+    async def careless(record: TokenRecord) -> Mapping[str, Any]:
+        record["extra"]["scope"] = object()
+        record["refresh_token"] = "mine"
+        record.clear()
+        return {"access_token": "new-access"}
+
+    store = await world.store(refreshers={"github": careless})
+    await world.expired(store)
+    assert pair(await fresh(store)) == pair(await world.stored()) == ("new-access", OLD[1])
+    assert (await world.stored())["extra"] == {"scope": "read"}
+
+
+@on_memory
+async def test_callers_share_the_first_ones_callable(world: World) -> None:
+    """What is passed wins over ``refreshers``; those who join get the tokens of the refresh that they joined."""
+    first, second, third = Script(), Script(), Script()
+    first.hold()
+    store = await world.store(refreshers={"github": third})
+    await world.expired(store)
+    calls = [asyncio.create_task(fresh(store, refresh=script)) for script in (first, second, None)]
+    await until_joined(store, 2)
+    first.answer.set()
+    assert {pair(record) for record in await asyncio.gather(*calls)} == {NEW_PAIR}
+    assert [script.calls for script in (first, second, third)] == [1, 0, 0]

@@ -1,0 +1,181 @@
+"""`refresh_due`: what is due is refreshed once, within bounds, and each outcome is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+from support.meddler import failing
+from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
+from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
+from support.store_calls import due, fresh
+from tokenstore import BackendError, ProviderUnavailableError, ReauthorizationRequiredError, TokenRecord
+from tokenstore.records import TokenKey
+
+HOUR = 3600.0
+
+
+@on_every_row
+async def test_what_is_due_is_refreshed_once(world: World) -> None:
+    """By two machines at once, page by page; each of them tells what became of every due row, and of no other."""
+    one, two = await world.store(), await world.store()
+    for user in "aceg":
+        await world.log_in(one, user, expires_in=500)
+    await world.log_in(one, "b", expires_in=700)
+    await one.store_tokens("github", "d", "at", None, world.at(500))
+    await one.store_tokens("github", "f", "at", "rt", None)
+    await one.store_tokens("gitlab", "a", "at", "rt", world.at(500))
+    options = {"within": timedelta(seconds=600), "provider": "github", "concurrency": 2, "page_size": 2}
+    mine, theirs = await asyncio.gather(due(one, **options), due(two, **options))
+    for results in (mine, theirs):
+        assert {(result.provider, result.error) for result in results} == {("github", None)}
+        assert {result.outcome for result in results} <= {"refreshed", "not_due", "busy"}
+        users = [result.user_id for result in results]
+        assert len(set(users)) == len(users)
+        assert set(users) <= set("aceg")
+    refreshed = [result.user_id for result in mine + theirs if result.outcome == "refreshed"]
+    assert sorted(refreshed) == list("aceg")
+    assert world.provider.stats().refreshes_by_user == dict.fromkeys("aceg", 1)
+    assert await due(one, **options) == []
+
+
+@on_memory
+async def test_refresh_due_keeps_to_its_concurrency(world: World) -> None:
+    """As many as that at once, and never one more."""
+    script = Script()
+    script.hold()
+    in_flight = most = 0
+
+    async def counting(record: TokenRecord) -> Mapping[str, Any]:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        if in_flight == 3:
+            script.answer.set()
+        await script(record)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        return NEW
+
+    store = await world.store(refreshers={"github": counting})
+    users = [f"u{n}" for n in range(10)]
+    for user in users:
+        await world.expired(store, user)
+    results = await due(store, within=0, concurrency=3, page_size=4)
+    assert sorted(result.user_id for result in results) == users
+    assert {result.outcome for result in results} == {"refreshed"}
+    assert most == 3
+
+
+@on_memory
+async def test_refresh_due_tells_of_failures(world: World) -> None:
+    """One row's error stops no other; it names the row."""
+
+    async def moody(record: TokenRecord) -> Mapping[str, Any]:
+        if record["user_id"] == "b":
+            raise ReauthorizationRequiredError("used")
+        if record["user_id"] == "c":
+            raise Gone(record["refresh_token"])
+        return NEW
+
+    store, meddler = await world.meddled(moody)
+    for user in "abcd":
+        await world.expired(store, user)
+    results = {result.user_id: result for result in await due(store, within=60)}
+    assert {user: result.outcome for user, result in results.items()} == {
+        "a": "refreshed",
+        "b": "failed",
+        "c": "failed",
+        "d": "refreshed",
+    }
+    assert isinstance(results["b"].error, ReauthorizationRequiredError)
+    assert isinstance(results["c"].error, ProviderUnavailableError)
+    assert results["c"].error.user_id == "c"
+    assert results["a"].error is None
+    assert OLD[1] not in repr(results)
+    meddler.before["claim_lease"] = failing(error=BackendError("no space"))
+    await world.expired(store, "a")
+    results = {result.user_id: result for result in await due(store, within=60)}
+    assert {user: type(result.error) for user, result in results.items()} == {
+        "a": BackendError,
+        "b": ReauthorizationRequiredError,
+        "c": ProviderUnavailableError,
+    }
+
+
+@on_memory
+async def test_refresh_due_of_several_providers(world: World) -> None:
+    """All that have a refresher, in turn; or one, with a callable of the caller's."""
+    hub, lab, mine = Script(), Script(), Script()
+    store = await world.store(refreshers={"github": hub, "gitlab": lab})
+    for provider in ("github", "gitlab", "slack"):
+        await store.store_tokens(provider, "u1", *OLD, world.at(-1))
+    results = await due(store, within=60)
+    assert sorted((result.provider, result.outcome) for result in results) == [
+        ("github", "refreshed"),
+        ("gitlab", "refreshed"),
+    ]
+    assert await due(store, within=60) == []
+    [result] = await due(store, within=60, provider="slack", refresh=mine)
+    assert (result.provider, result.outcome) == ("slack", "refreshed")
+    assert [script.calls for script in (hub, lab, mine)] == [1, 1, 1]
+    assert await due(await world.store(refreshers={}), within=60) == []
+
+
+@on_memory
+async def test_refresh_due_says_busy_and_gone(world: World) -> None:
+    """A row that somebody is refreshing is left to them; one that was deleted since it was listed is gone."""
+    script = Script()
+    store, meddler = await world.meddled(script)
+    busy = await world.expired(store, "a")
+    assert await meddler.claim_lease(TokenKey("github", "a"), generation=busy["generation"], holder="x", duration=HOUR)
+    await world.expired(store, "b")
+
+    async def delete() -> None:
+        await meddler.backend.delete(TokenKey("github", "b"))
+
+    meddler.before["get"] = delete
+    results = await due(store, within=60)
+    assert sorted((result.user_id, result.outcome) for result in results) == [("a", "busy"), ("b", "gone")]
+    assert script.calls == 0
+
+
+@on_memory
+async def test_an_iteration_that_ends_early_leaves_nothing_hanging(world: World) -> None:
+    """Refreshes that have begun come to their end; those that have not do not begin."""
+    script = Script()
+    store = await world.store(refreshers={"github": script})
+    users = [f"u{n}" for n in range(8)]
+    for user in users:
+        await world.expired(store, user)
+    async with aclosing(store.refresh_due(within=60, concurrency=2, page_size=3)) as results:
+        async for result in results:
+            assert result.outcome == "refreshed"
+            script.hold()
+            break
+    script.answer.set()
+    await settled(store)
+    assert len(asyncio.all_tasks()) == 1
+    states = [pair(await world.stored(user)) for user in users]
+    assert states.count(NEW_PAIR) == script.calls <= 3
+    assert [row.lease_holder for user in users if (row := await world.sealed(user))] == [None] * 8
+
+
+@on_memory
+async def test_a_row_that_is_needed_while_it_is_refreshed_ahead_of_time(world: World) -> None:
+    """A caller with an expired token joins what `refresh_due` has begun."""
+    script = Script()
+    script.hold()
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    results = asyncio.create_task(due(store, within=60))
+    await script.called.wait()
+    caller = asyncio.create_task(fresh(store))
+    await until_joined(store, 1)
+    script.answer.set()
+    assert pair(await caller) == NEW_PAIR
+    assert [result.outcome for result in await results] == ["refreshed"]
+    assert script.calls == 1

@@ -1,0 +1,325 @@
+"""What a token response means for the row that it renews: whatever is wrong with it, no token is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.refresh_world import World, on_memory
+from support.refreshers import NEW
+from tokenstore import InvalidInputError, TokenRecord
+from tokenstore.records import from_epoch_us
+from tokenstore.refresh.responses import NewTokens, lifetime_of, read_response
+from tokenstore.validation import to_epoch_us
+
+NOW = to_epoch_us("now", datetime(2030, 1, 1, tzinfo=UTC))
+SECOND = 1_000_000
+OLD_EXPIRY = NOW + 77 * SECOND
+TOKEN = {"access_token": "at-2"}
+
+
+def record(**fields: Any) -> TokenRecord:
+    """The row that is renewed."""
+    return TokenRecord(
+        {
+            "access_token": "at-1",
+            "refresh_token": "rt-1",
+            "access_token_expires_at": from_epoch_us(NOW),
+            "refresh_token_expires_at": from_epoch_us(OLD_EXPIRY),
+            "extra": {},
+            **fields,
+        }
+    )
+
+
+def read(response: object, **fields: Any) -> NewTokens:
+    return read_response(response, record(**fields), NOW)
+
+
+def after(seconds: float) -> int:
+    return NOW + round(seconds * SECOND)
+
+
+# -- tokens ------------------------------------------------------------------------------------------
+
+
+def test_a_whole_response() -> None:
+    """RFC 6749 section 5.1, with what several providers add."""
+    response = {
+        "access_token": "at-2",
+        "token_type": "Bearer",
+        "expires_in": 3600,
+        "refresh_token": "rt-2",
+        "refresh_token_expires_in": 86400,
+        "scope": "repo",
+    }
+    new = read(response, extra={"scope": "old", "id_token": "kept", "expires_in": 7200})
+    assert (new.access_token, new.refresh_token) == ("at-2", "rt-2")
+    assert (new.access_token_expires_at, new.refresh_token_expires_at) == (after(3600), after(86400))
+    assert json.loads(new.extra or "") == {
+        "token_type": "Bearer",
+        "scope": "repo",
+        "id_token": "kept",
+        "expires_in": 3600,
+    }
+    assert "at-2" not in repr(new)
+    assert "rt-2" not in repr(new)
+
+
+@pytest.mark.parametrize("given_token", [{}, {"refresh_token": None}, {"refresh_token": ""}, {"refresh_token": 7}])
+def test_without_a_refresh_token_the_old_one_stays(given_token: dict[str, Any]) -> None:
+    """With its expiry (RFC 6749 section 6), unless the response says something about that."""
+    new = read(TOKEN | given_token)
+    assert (new.refresh_token, new.refresh_token_expires_at) == ("rt-1", OLD_EXPIRY)
+    new = read(TOKEN | given_token | {"refresh_token_expires_in": 10})
+    assert (new.refresh_token, new.refresh_token_expires_at) == ("rt-1", after(10))
+    new = read(TOKEN | given_token, refresh_token=None, refresh_token_expires_at=None)
+    assert (new.refresh_token, new.refresh_token_expires_at) == (None, None)
+
+
+def test_a_new_refresh_token_has_nothing_of_the_old_ones_expiry() -> None:
+    """Where nothing is said about it, it does not expire."""
+    assert read(TOKEN | {"refresh_token": "rt-2"}).refresh_token_expires_at is None
+
+
+@pytest.mark.parametrize("response", [None, "at", 7, [], [("access_token", "at")], object(), NEW.items()])
+def test_what_is_no_mapping_is_no_response(response: object) -> None:
+    """The error tells the type alone."""
+    with pytest.raises(InvalidInputError, match=f"not {type(response).__name__}$"):
+        read(response)
+
+
+@pytest.mark.parametrize("token", [None, "", 7, b"at", "\ud800", "x" * (256 * 1024 + 1)], ids=lambda t: repr(t)[:9])
+def test_without_an_access_token_it_is_no_response(token: object) -> None:
+    for response in ({"access_token": token, "refresh_token": "rt-2"}, {"refresh_token": "rt-2"}, {}):
+        with pytest.raises(InvalidInputError, match="access_token"):
+            read(response)
+
+
+# -- times -------------------------------------------------------------------------------------------
+
+CENTURIES = 10**10
+LIFETIMES: dict[str, tuple[object, float]] = {
+    "a number": (3600, 3600),
+    "text": ("3600", 3600),
+    "a fraction": (3600.5, 3600.5),
+    "a fraction as text": (" 3600.5 ", 3600.5),
+    "zero": (0, 0),
+    "zero as text": ("0", 0),
+    "negative": (-5, 0),
+    "not a number": (float("nan"), 0),
+    "not a number as text": ("nan", 0),
+    "infinite": (float("inf"), CENTURIES),
+    "infinitely long ago": (float("-inf"), 0),
+    "huge": (10**30, CENTURIES),
+    "too large for a float": (10**400, 0),
+    "huge as text": ("1e999", CENTURIES),
+    "true": (True, 0),
+    "words": ("soon", 0),
+    "empty": ("", 0),
+    "bytes": (b"3600", 0),
+    "a list": ([3600], 0),
+    "a decimal": (Decimal(3600), 0),
+}
+
+
+@pytest.mark.parametrize(("said", "seconds"), LIFETIMES.values(), ids=LIFETIMES)
+def test_a_lifetime(said: object, seconds: float) -> None:
+    """From when the provider was asked. What cannot be read, and zero above all, is "expired" and never "never"."""
+    new = read(TOKEN | {"refresh_token": "rt-2", "expires_in": said, "refresh_token_expires_in": said})
+    assert new.access_token_expires_at == new.refresh_token_expires_at == after(seconds)
+    stored = json.loads(new.extra) if new.extra else {}
+    assert stored.get("expires_in", 0) == seconds
+    assert lifetime_of(record(extra=stored)) in (None, seconds)
+
+
+MOMENTS: dict[str, tuple[object, int]] = {
+    "a datetime": (datetime(2030, 1, 1, 1, tzinfo=UTC), after(3600)),
+    "a naive one is UTC": (datetime(2030, 1, 1, 1), after(3600)),
+    "one with an offset": (datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=2))), after(3600)),
+    "the epoch in seconds": (NOW / SECOND + 3600, after(3600)),
+    "as text": (str(NOW // SECOND + 3600), after(3600)),
+    "in the past": (0, 0),
+    "a bool": (True, NOW),
+    "a date": (date(2030, 1, 2), NOW),
+    "words": ("tomorrow", NOW),
+    "not a number": (float("nan"), NOW),
+    "too large": (10**400, NOW),
+    "beyond the calendar": (datetime.min.replace(tzinfo=timezone(timedelta(hours=9))), NOW),
+    "a mapping": ({}, NOW),
+}
+
+
+@pytest.mark.parametrize(("said", "moment"), MOMENTS.values(), ids=MOMENTS)
+def test_a_moment(said: object, moment: int) -> None:
+    """A datetime or seconds since the epoch; what cannot be read has passed."""
+    for name in ("expires_at", "access_token_expires_at"):
+        new = read(TOKEN | {"refresh_token": "rt-2", name: said, "refresh_token_expires_at": said})
+        assert new.access_token_expires_at == new.refresh_token_expires_at == moment, name
+
+
+def test_a_lifetime_wins_over_a_moment() -> None:
+    """It needs no clock to agree with another. What is None is not there."""
+    both = {"expires_in": 60, "expires_at": 0, "refresh_token_expires_in": 60, "refresh_token_expires_at": 0}
+    new = read(TOKEN | both)
+    assert new.access_token_expires_at == new.refresh_token_expires_at == after(60)
+    assert read(TOKEN | {"expires_in": None, "expires_at": 0}).access_token_expires_at == 0
+    assert read(TOKEN | {"expires_at": None, "access_token_expires_at": 0}).access_token_expires_at == 0
+    assert read(TOKEN | dict.fromkeys(both)).access_token_expires_at is None
+    assert read(TOKEN).access_token_expires_at is None
+
+
+# -- everything else ---------------------------------------------------------------------------------
+
+
+def _cycle() -> dict[str, Any]:
+    cycle: dict[str, Any] = {}
+    cycle["again"] = cycle
+    return cycle
+
+
+UNFIT: dict[str, dict[Any, Any]] = {
+    "an object": {"x": object()},
+    "bytes": {"x": b"x"},
+    "not a number": {"x": float("nan")},
+    "a datetime": {"x": datetime(2030, 1, 1)},
+    "another kind of key": {7: "x"},
+    "a cycle": _cycle(),
+    "too large": {"x": "x" * (256 * 1024)},
+    "a number of ten thousand digits": {"x": 10**10_000},
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_stored_is_left_out(unfit: dict[Any, Any]) -> None:
+    """The tokens are stored all the same, with what was known before."""
+    new = read(TOKEN | unfit | {"refresh_token": "rt-2", "expires_in": 60}, extra={"scope": "repo"})
+    assert (new.access_token, new.refresh_token, new.access_token_expires_at) == ("at-2", "rt-2", after(60))
+    assert json.loads(new.extra or "") == {"scope": "repo", "expires_in": 60}
+
+
+def test_an_old_lifetime_is_not_kept() -> None:
+    """It was another token's."""
+    assert read(TOKEN, extra={"expires_in": 60}).extra is None
+
+
+@pytest.mark.parametrize(
+    ("said", "lifetime"),
+    [(10**400, None), (True, None), (None, None), ([60], None), ("60", 60), (-1, 0)],
+    ids=lambda v: repr(v)[:9],
+)
+def test_a_lifetime_that_the_caller_stored(said: object, lifetime: float | None) -> None:
+    """What stands in ``extra`` may come from `store_tokens`: it is no reason to fail."""
+    assert lifetime_of(record(extra={"expires_in": said})) == lifetime
+
+
+@on_memory
+async def test_what_was_stored_as_extra_does_not_stop_a_refresh(world: World) -> None:
+    """Nor does what a refresh stores there stop the next reader."""
+    deep: Any = "x"
+    for _ in range(sys.getrecursionlimit() // 2):
+        deep = [deep]
+    store = await world.store(refreshers={"github": lambda _: {**NEW, "deep": deep}})
+    await store.store_tokens("github", "u1", "at", "rt", world.at(-1), extra={"expires_in": 10**400})
+    record = await store.load_fresh_tokens("github", "u1")
+    assert record is not None
+    assert record["access_token"] == NEW["access_token"]
+    loaded = await store.load_tokens("github", "u1")
+    assert loaded is not None
+    assert loaded["access_token"] == NEW["access_token"]
+
+
+# -- anything at all ---------------------------------------------------------------------------------
+
+_anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=5)
+    | st.datetimes()
+    | st.timedeltas()
+    | st.decimals(),
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=3), some, max_size=3),
+    max_leaves=5,
+)
+_names = st.sampled_from(
+    [
+        *("access_token", "refresh_token", "expires_in", "expires_at", "access_token_expires_at"),
+        *("refresh_token_expires_in", "refresh_token_expires_at", "scope", "token_type", "extra"),
+    ]
+)
+
+
+class Lazy(Mapping[str, Any]):
+    """A mapping that is no dict."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._content = content
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+
+@given(
+    response=st.dictionaries(_names | st.text(max_size=5), _anything, max_size=6),
+    known=st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+def test_any_mapping_with_an_access_token_is_a_response(response: dict[str, Any], known: dict[str, Any]) -> None:
+    """All that comes out can be stored, and a refresh token that is acceptable is never dropped."""
+    response["access_token"] = "at-2"
+    new = read(Lazy(response), extra=known)
+    assert new == read(response, extra=known)
+    assert new.access_token == "at-2"
+    refresh_token = response.get("refresh_token")
+    fit = isinstance(refresh_token, str) and refresh_token and refresh_token.isprintable()
+    assert new.refresh_token == refresh_token if fit else new.refresh_token
+    for moment in (new.access_token_expires_at, new.refresh_token_expires_at):
+        assert moment is None or to_epoch_us("it", from_epoch_us(moment)) == moment
+    if response.get("expires_in") is not None:
+        assert new.access_token_expires_at is not None
+        assert new.access_token_expires_at >= NOW
+    stored = json.loads(new.extra) if new.extra else {}
+    assert not {"access_token", "refresh_token", "expires_at", "refresh_token_expires_in"} & stored.keys()
+    lifetime = lifetime_of(record(extra=stored))
+    assert lifetime is None or 0 <= lifetime <= CENTURIES
+
+
+@given(response=_anything)
+def test_anything_else_is_none(response: object) -> None:
+    with pytest.raises(InvalidInputError):
+        read(response if not isinstance(response, dict) else {**response, "access_token": 7})
+
+
+@on_memory
+async def test_the_moment_of_issue_is_when_the_provider_was_asked(world: World) -> None:
+    """A slow answer makes no token live longer than the provider said."""
+    asked: list[datetime] = []
+
+    async def slow(record: TokenRecord) -> Mapping[str, Any]:
+        asked.append(world.at(0))
+        world.ahead += 100
+        await asyncio.sleep(0)
+        return NEW
+
+    store = await world.store(refreshers={"github": slow})
+    await world.expired(store)
+    record = await store.load_fresh_tokens("github", "u1")
+    assert record is not None
+    assert abs(record["access_token_expires_at"] - asked[0] - timedelta(seconds=3600)) < timedelta(seconds=5)

@@ -1,0 +1,218 @@
+"""`revoke_tokens`: at the provider first, then in the row."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.error_text import told
+from support.polling import until
+from support.refresh_world import World, assert_untouched, on_every_row, on_memory, on_rows, until_waiting
+from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Revoker, Script, pair
+from support.store_calls import fresh
+from tokenstore import (
+    ConfigurationError,
+    ProviderRefusedError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+    RefreshError,
+    RefreshTimeoutError,
+    TokenStoreError,
+    UnsupportedOperationError,
+)
+from tokenstore.records import TokenKey
+
+HOUR = 3600.0
+KEY = TokenKey("github", "u1")
+
+
+@on_every_row
+async def test_tokens_are_revoked_and_forgotten(world: World) -> None:
+    """At the provider first (RFC 7009), then here."""
+    store = await world.store()
+    await world.log_in(store, expires_in=HOUR)
+    assert await store.revoke_tokens("github", "u1")
+    assert await world.sealed() is None
+    assert world.provider.stats().revoked_grants == 1
+    assert not await store.revoke_tokens("github", "u1")
+
+
+@on_rows("memory", "sqlite")
+async def test_an_outage_keeps_what_was_to_be_revoked(world: World) -> None:
+    """The row is as usable as before, at once."""
+    store = await world.store()
+    old = await world.log_in(store)
+    world.provider.outage = True
+    with pytest.raises(ProviderUnavailableError, match="503"):
+        await store.revoke_tokens("github", "u1")
+    world.provider.outage = False
+    assert pair(await world.stored()) == pair(old)
+    assert (await fresh(store))["generation"] == old["generation"] + 1
+
+
+@on_rows("memory", "sqlite")
+async def test_revoking_waits_for_a_refresh(world: World) -> None:
+    """It is the new tokens that have to be revoked."""
+    revoker = Revoker()
+    revoker.hold()
+    one, two = (await world.store(refreshers={"github": revoker}), await world.store(refreshers={"github": revoker}))
+    await world.expired(one)
+    caller = asyncio.create_task(fresh(one))
+    await revoker.called.wait()
+    revoking = asyncio.create_task(two.revoke_tokens("github", "u1"))
+    revoker.answer.set()
+    assert pair(await caller) == NEW_PAIR
+    assert await revoking
+    assert revoker.revoked == [NEW_PAIR]
+    assert await world.sealed() is None
+
+
+@on_rows("memory", "sqlite")
+async def test_nobody_refreshes_what_is_being_revoked(world: World) -> None:
+    """A valid token is served until it is gone, an expired one is waited for; then there is none."""
+    revoker = Revoker()
+    revoker.hold()
+    store = await world.store(refreshers={"github": revoker})
+    await world.expired(store)
+    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
+    await revoker.revoking.wait()
+    caller = asyncio.create_task(store.load_fresh_tokens("github", "u1"))
+    await until_waiting(store)
+    revoker.answer.set()
+    assert await revoking
+    assert await caller is None
+    assert revoker.calls == 0
+
+
+@on_every_row
+async def test_a_new_login_is_not_revoked(world: World) -> None:
+    """It came while the old tokens were being revoked, and stays."""
+    revoker = Revoker()
+    revoker.hold()
+    store = await world.store(refreshers={"github": revoker})
+    await world.expired(store)
+    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
+    await revoker.revoking.wait()
+    await store.store_tokens("github", "u1", "login-access", "login-refresh", world.at(HOUR))
+    revoker.answer.set()
+    assert await revoking
+    assert revoker.revoked == [OLD]
+    assert pair(await world.stored()) == pair(await fresh(store)) == ("login-access", "login-refresh")
+
+
+@on_memory
+async def test_a_cancelled_caller_does_not_stop_a_revocation(world: World) -> None:
+    """It has begun at the provider; closing waits for it."""
+    revoker = Revoker()
+    revoker.hold()
+    store = await world.store(refreshers={"github": revoker})
+    await world.expired(store)
+    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
+    await revoker.revoking.wait()
+    revoking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await revoking
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    revoker.answer.set()
+    await closing
+    assert await world.sealed() is None
+
+
+@on_memory
+@pytest.mark.parametrize(
+    "failure", [ReauthorizationRequiredError("x"), ProviderUnavailableError("x", retry_after=HOUR)]
+)
+async def test_what_can_no_longer_be_refreshed_can_be_revoked(world: World, failure: Exception) -> None:
+    """The access token may be good still."""
+    store = await world.store(refreshers={"github": Script(failure)})
+    await world.expired(store)
+    with pytest.raises(type(failure)):
+        await fresh(store)
+    revoker = Revoker()
+    assert await store.revoke_tokens("github", "u1", refresher=revoker)
+    assert revoker.revoked == [OLD]
+    assert await world.sealed() is None
+
+
+@on_memory
+async def test_what_was_refreshed_during_a_revocation_is_revoked_too(world: World) -> None:
+    """While a failure holds no lease can be claimed, and it may end meanwhile."""
+    script = Script(ProviderUnavailableError("x", retry_after=1), NEW)
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store)
+    with pytest.raises(ProviderUnavailableError):
+        await fresh(store)
+    revoker = Revoker()
+    revoker.hold()
+    revoking = asyncio.create_task(store.revoke_tokens("github", "u1", refresher=revoker))
+    await until(lambda: revoker.revoking.is_set() or script.calls > 1)
+    world.ahead += 2
+    caller = asyncio.create_task(store.load_fresh_tokens("github", "u1"))
+    await until(lambda: caller.done() or bool(store._engine._attempts))
+    revoker.answer.set()
+    assert await revoking
+    await caller
+    assert await world.sealed() is None
+
+
+@on_memory
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ProviderUnavailableError("x", code="server_error"), ProviderUnavailableError),
+        (ProviderRefusedError("x"), ProviderRefusedError),
+        (UnsupportedOperationError("this provider has no way to revoke"), UnsupportedOperationError),
+        (TimeoutError("x"), ProviderUnavailableError),
+        (Gone("x"), ProviderUnavailableError),
+        (Gone(OLD[1]), ProviderUnavailableError),
+        (ProviderUnavailableError(OLD[1]), ProviderUnavailableError),
+    ],
+    ids=["unavailable", "refused", "unsupported", "timeout", "anything", "anything with a token", "a token"],
+)
+async def test_a_revocation_that_fails(world: World, raised: Exception, expected: type[TokenStoreError]) -> None:
+    """One of the library's errors, which holds no token and names the row; the row stays, without lease or failure."""
+    store = await world.store()
+    await world.expired(store)
+    with pytest.raises(TokenStoreError) as caught:
+        await store.revoke_tokens("github", "u1", refresher=Revoker(raised))
+    assert type(caught.value) is expected
+    assert not any(token in told(caught.value) for token in OLD)
+    if isinstance(caught.value, RefreshError):
+        assert (caught.value.provider, caught.value.user_id) == KEY
+    await assert_untouched(world, None)
+
+
+@on_memory
+async def test_a_revocation_that_hangs_is_ended(world: World) -> None:
+    """After ``refresh_timeout``."""
+    store = await world.store(refresh_timeout=0.05)
+    await world.expired(store)
+    revoker = Revoker()
+    revoker.hold()
+    with pytest.raises(ProviderUnavailableError, match="in time") as caught:
+        await store.revoke_tokens("github", "u1", refresher=revoker)
+    assert caught.value.code == "timeout"
+    await assert_untouched(world, None)
+
+
+@on_memory
+async def test_revoking_waits_for_others_within_bounds(world: World) -> None:
+    """As long as `load_fresh_tokens` does."""
+    store, meddler = await world.meddled(Revoker(), refresh_timeout=0.05)
+    old = await world.expired(store)
+    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
+    with pytest.raises(RefreshTimeoutError):
+        await store.revoke_tokens("github", "u1")
+
+
+@on_memory
+async def test_a_callable_that_cannot_revoke(world: World) -> None:
+    """The error says what would do."""
+    store = await world.store(refreshers={"github": Script()})
+    await world.expired(store)
+    with pytest.raises(ConfigurationError, match="delete_tokens"):
+        await store.revoke_tokens("github", "u1")
+    assert pair(await world.stored()) == OLD

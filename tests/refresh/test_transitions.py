@@ -1,0 +1,92 @@
+"""The refresh protocol, searched in every interleaving.
+
+``pytest tests/refresh/test_transitions.py -s`` shows how many states there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from support.refresh_model import BACKGROUND, FAULTS, FREEZE, LATE, LOSSES, URGENT, Scenario
+from support.refresh_model_invariants import INVARIANTS
+from support.refresh_model_search import crash_points, search, told
+from tokenstore.refresh.steps import End, Outcome
+
+# What neither loses tokens nor keeps a holder from acting in time.
+GENTLE = FAULTS - LOSSES - {FREEZE}
+FORCED = replace(URGENT, force=True)
+TWO = (URGENT, URGENT)
+# Each is searched with a strict provider and with a lenient one, and has at least this many states.
+SCENARIOS = {
+    "three refreshes, two faults": (6_000, Scenario(True)),
+    "three refreshes, a fault, a login": (3_500, Scenario(True, faults=1, logins=1)),
+    "two refreshes, two faults, a login": (5_000, Scenario(True, goals=TWO, logins=1)),
+    "two refreshes, a fault, a login, a deletion, an expiry": (
+        10_000,
+        Scenario(True, goals=TWO, faults=1, logins=1, deletions=1, ageings=1),
+    ),
+    "refreshes ahead of time": (9_000, Scenario(True, goals=(BACKGROUND, FORCED), due=True, ageings=1)),
+    "three refreshes, two gentle faults": (1_000, Scenario(True, kinds=GENTLE)),
+    "three refreshes, two faults, nothing lost": (3_000, Scenario(True, kinds=FAULTS - LOSSES)),
+}
+DEEPER = {
+    "three refreshes, three faults": (25_000, Scenario(True, faults=3)),
+    "three refreshes, two faults, a login": (20_000, Scenario(True, logins=1)),
+    "three refreshes, a fault, a login, a deletion, an expiry": (
+        70_000,
+        Scenario(True, faults=1, logins=1, deletions=1, ageings=1),
+    ),
+    "three refreshes ahead of time": (
+        30_000,
+        Scenario(True, goals=(BACKGROUND, BACKGROUND, URGENT), due=True, ageings=1),
+    ),
+    "two refreshes, two faults, a login, an expiry": (20_000, Scenario(True, goals=TWO, logins=1, ageings=1)),
+    "two refreshes, four faults": (10_000, Scenario(True, goals=TWO, faults=4)),
+    "three refreshes, three gentle faults, none late": (1_000, Scenario(True, faults=3, kinds=GENTLE - {LATE})),
+    "three refreshes, three faults, nothing lost or late": (
+        3_000,
+        Scenario(True, faults=3, kinds=FAULTS - LOSSES - {LATE}),
+    ),
+}
+
+
+def cases() -> Iterator[object]:
+    for scenarios, marks in ((SCENARIOS, []), (DEEPER, [pytest.mark.seeded])):
+        for name, (least, scenario) in scenarios.items():
+            for strict in (True, False):
+                case = f"{name}, {'strict' if strict else 'lenient'}"
+                yield pytest.param(case, least, replace(scenario, strict=strict), id=case, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "least", "scenario"), list(cases()))
+def test_every_interleaving_holds(name: str, least: int, scenario: Scenario) -> None:
+    result = told(name, search(scenario))
+    assert result.violation is None, str(result.violation)
+    assert result.states >= least
+    outcomes = {proc.step.outcome for state in result.ends for proc in state.procs if isinstance(proc.step, End)}
+    assert {Outcome.REFRESHED, Outcome.SERVED, Outcome.FAILED} <= outcomes
+
+
+def test_every_invariant_says_what_it_means() -> None:
+    assert all(invariant.__doc__ for invariant in INVARIANTS)
+
+
+# What a crash leaves behind, as docs/refresh.md tells it: how another refresh ends, and whether the grant lives then.
+LIVES, DIES = ("REFRESHED", True), ("FAILED", False)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "lenient"])
+def test_what_each_crash_point_leaves_behind(strict: bool) -> None:
+    """A request that arrives after its sender died may use the refresh token before another does, or after."""
+    after = ("REFRESHED", not strict)
+    assert crash_points(strict=strict) == {
+        "before the claim": {LIVES},
+        "after the claim": {LIVES},
+        "request under way": {DIES, after},
+        "response under way": {DIES},
+        "before the write": {DIES},
+        "before the failure is left": {LIVES},
+    }

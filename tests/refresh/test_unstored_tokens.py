@@ -1,0 +1,87 @@
+"""A new pair that cannot be written is written later, and its callers are told in time."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from support.error_text import told
+from support.meddler import failing
+from support.refresh_world import World, on_every_row, on_memory, on_rows, settled
+from support.refreshers import NEW_PAIR, OLD, Script, pair
+from support.store_calls import fresh, many
+from tokenstore import BackendError, LockTimeoutError, StoreClosedError, TokenRecord, TokensNotStoredError
+
+
+@on_rows("memory", "sqlite")
+async def test_saving_is_tried_again(world: World) -> None:
+    """The new pair is written once the database is back; there is one call, and one notice."""
+    news: list[TokenRecord] = []
+    store, meddler = await world.meddled(world.refresher, on_refreshed=news.append)
+    old = await world.log_in(store)
+    meddler.before["complete_lease"] = failing(2)
+    records = await many(5, store)
+    assert {pair(record) for record in records} == {pair(await world.stored())} != {pair(old)}
+    assert [pair(record) for record in news] == [pair(records[0])]
+    assert meddler.calls["complete_lease"] == 3
+    assert world.provider.stats().requests == 1
+
+
+@on_every_row
+async def test_the_answer_to_saving_is_lost(world: World) -> None:
+    """The row tells that the tokens were written: they are not written twice, nor bought twice."""
+    news: list[TokenRecord] = []
+    store, meddler = await world.meddled(world.refresher, on_refreshed=news.append)
+    old = await world.log_in(store)
+    meddler.after["complete_lease"] = failing(1)
+    records = await many(5, store)
+    new = await world.stored()
+    assert new["generation"] == old["generation"] + 1
+    assert {(pair(record), record["generation"]) for record in records} == {(pair(new), new["generation"])}
+    await settled(store)
+    assert [pair(record) for record in news] == [pair(new)]
+    assert world.provider.stats().requests == 1
+
+
+@on_memory
+async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The error carries the only copy, which shows nowhere; the same pair is written when the database is back."""
+    caplog.set_level(logging.DEBUG)
+    news: list[TokenRecord] = []
+    script = Script()
+    store, meddler = await world.meddled(script, refresh_timeout=0.05, on_refreshed=news.append)
+    old = await world.expired(store)
+    meddler.before["complete_lease"] = failing()
+    errors = await many(3, store) + await many(2, store) + await many(1, store, force=True)
+    for error in errors:
+        assert isinstance(error, TokensNotStoredError)
+        assert (error.code, error.provider, error.user_id) == ("not_stored", "github", "u1")
+        assert pair(error.record) == NEW_PAIR
+        assert error.record["generation"] == old["generation"] + 1
+        for secret in (*OLD, *NEW_PAIR):
+            assert secret not in told(error)
+            assert secret not in caplog.text
+    errors[0].record["extra"].clear()
+    errors[0].record["access_token"] = "spoilt"
+    assert all(pair(error.record) == NEW_PAIR and error.record["extra"] for error in errors[1:])
+    assert not news
+    meddler.before.clear()
+    assert pair(await world.until_saved(store)) == NEW_PAIR
+    assert [pair(record) for record in news] == [NEW_PAIR]
+    assert pair(await fresh(store)) == NEW_PAIR
+    assert script.calls == 1
+
+
+@on_memory
+@pytest.mark.parametrize(
+    "error",
+    [LockTimeoutError("locked"), BackendError("disk full"), StoreClosedError("closed"), RuntimeError("a driver's own")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_no_error_of_the_database_drops_tokens(world: World, error: Exception) -> None:
+    """Whatever its class, a failed write of the only copy is tried again."""
+    store, meddler = await world.meddled(Script())
+    await world.expired(store)
+    meddler.before["complete_lease"] = failing(2, error)
+    assert pair(await fresh(store)) == pair(await world.stored()) == NEW_PAIR

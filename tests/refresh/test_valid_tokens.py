@@ -1,0 +1,113 @@
+"""A valid token costs one read; arguments, stores and sessions that cannot refresh are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from support.database import Place, app_engine
+from support.refresh_world import World, on_memory, on_rows
+from support.refreshers import OLD, Refresher, Script, pair
+from support.store_calls import fresh
+from tokenstore import (
+    AuthTokenStore,
+    ConfigurationError,
+    InvalidInputError,
+    StoreClosedError,
+    UnsupportedOperationError,
+)
+
+HOUR = 3600.0
+
+
+@on_memory
+async def test_a_valid_token_costs_one_read(world: World) -> None:
+    """No lock, no lease, no call; where there is no row, the same."""
+    script = Script()
+    store, meddler = await world.meddled(script)
+    await world.expired(store, expires_in=HOUR)
+    meddler.calls.clear()
+    assert pair(await fresh(store)) == OLD
+    assert await store.load_fresh_tokens("github", "nobody") is None
+    assert await store.load_fresh_tokens("github", "nobody", refresh=script, force=True) is None
+    assert not await store.revoke_tokens("github", "nobody", refresher=Refresher(world.provider))
+    assert meddler.calls == {"get": 4}
+    assert script.calls == 0
+
+
+@on_memory
+async def test_without_anybody_to_refresh_nothing_is_read(world: World) -> None:
+    """It is an error while the token is valid still, rather than an hour later."""
+    store, meddler = await world.meddled()
+    store = await world.store(meddler, refreshers={})
+    await world.expired(store, expires_in=HOUR)
+    meddler.calls.clear()
+    for call in (
+        store.load_fresh_tokens("github", "u1"),
+        store.load_fresh_tokens("github", "nobody", force=True),
+        anext(store.refresh_due(within=60, provider="github")),
+        store.revoke_tokens("github", "u1"),
+    ):
+        with pytest.raises(ConfigurationError, match="'github'"):
+            await call
+    assert not meddler.calls
+
+
+@on_memory
+async def test_arguments_are_checked(world: World) -> None:
+    """Before anything is read, called or written."""
+    script: Any = Script()
+    store, meddler = await world.meddled(script)
+    bad: list[Awaitable[Any]] = [
+        store.load_fresh_tokens("", "u1"),
+        store.load_fresh_tokens("github", "u\0"),
+        store.load_fresh_tokens("github", "u1", generation=1),
+        *(store.load_fresh_tokens("github", "u1", force=True, generation=wrong) for wrong in (True, "1", 1.0)),  # type: ignore[arg-type]
+        *(anext(store.refresh_due(within=wrong)) for wrong in (-1, True, float("nan"), "60", None)),  # type: ignore[arg-type]
+        anext(store.refresh_due(within=timedelta(seconds=-1))),
+        anext(store.refresh_due(within=60, concurrency=0)),
+        anext(store.refresh_due(within=60, page_size=0)),
+        anext(store.refresh_due(within=60, provider="")),
+        anext(store.refresh_due(within=60, refresh=script)),
+        store.revoke_tokens("github", ""),
+    ]
+    for call in bad:
+        with pytest.raises(InvalidInputError):
+            await call
+    assert not meddler.calls
+    assert script.calls == 0
+    settings: list[dict[str, Any]] = [{"refresh_margin": -1}, {"refresh_timeout": 0}, {"refresh_timeout": float("inf")}]
+    for wrong in settings:
+        with pytest.raises(InvalidInputError):
+            AuthTokenStore(backend=meddler, keyring=world.keyring, **wrong)
+
+
+@on_memory
+async def test_a_closed_store_refreshes_nothing(world: World) -> None:
+    store = await world.store()
+    await store.aclose()
+    for call in (
+        store.load_fresh_tokens("github", "u1"),
+        anext(store.refresh_due(within=60)),
+        store.revoke_tokens("github", "u1"),
+    ):
+        with pytest.raises(StoreClosedError):
+            await call
+
+
+@on_rows("sqlite")
+async def test_a_borrowed_session_cannot_refresh(world: World) -> None:
+    """It ends with its caller, and a refresh does not."""
+    async with app_engine(Place(world.row, world.url)) as engine, AsyncSession(engine) as session:
+        store = AuthTokenStore(session, keyring=world.keyring, refreshers={"github": Script()})
+        for call in (
+            store.load_fresh_tokens("github", "u1"),
+            anext(store.refresh_due(within=60)),
+            store.revoke_tokens("github", "u1"),
+        ):
+            with pytest.raises(UnsupportedOperationError, match="open_store"):
+                await call

@@ -1,0 +1,32 @@
+"""Which of the library's errors each error number becomes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenstore_sql.mysql.errors import MySQLErrors
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (1020, "ConflictError"),
+        (1213, "ConflictError"),
+        (1205, "LockTimeoutError"),
+        (1146, "TableMissingError"),
+        (2006, "BackendUnavailableError"),
+        (2013, "BackendUnavailableError"),
+        (4031, "BackendUnavailableError"),
+        (1290, "BackendUnavailableError"),
+        (1792, "BackendUnavailableError"),
+        (1836, "BackendUnavailableError"),
+        (1045, "BackendUnavailableError"),
+        (1040, "BackendUnavailableError"),
+        (1142, "BackendError"),
+        (1062, "BackendError"),
+    ],
+)
+def test_errors_are_told_by_number(number: int, name: str) -> None:
+    """Whatever class a driver wraps them in."""
+    kind, code = MySQLErrors().classify(Exception(number, "words"))
+    assert (kind.__name__, code) == (name, str(number))

@@ -1,0 +1,34 @@
+"""Which of the library's errors each SQLSTATE becomes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenstore_sql.postgres.errors import PostgresErrors
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("40001", "ConflictError"),
+        ("40P01", "ConflictError"),
+        ("55P03", "LockTimeoutError"),
+        ("57014", "LockTimeoutError"),
+        ("57P01", "BackendUnavailableError"),
+        ("25006", "BackendUnavailableError"),
+        ("25P03", "BackendUnavailableError"),
+        ("08006", "BackendUnavailableError"),
+        ("53300", "BackendUnavailableError"),
+        ("42P01", "TableMissingError"),
+        ("42501", "BackendError"),
+        ("23505", "BackendError"),
+    ],
+)
+def test_errors_are_told_by_sqlstate(code: str, name: str) -> None:
+    """Whatever class a driver wraps them in."""
+
+    class Anything(Exception):
+        sqlstate = code
+
+    kind, found = PostgresErrors().classify(Anything())
+    assert (kind.__name__, found) == (name, code)

@@ -1,0 +1,87 @@
+"""A cancelled call leaves neither a wait nor a lock behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from support.database import Place, source_of
+from support.polling import until
+from support.sqlite_stores import three_stores
+from support.tagged_tokens import load_tag, store_tag
+from tokenstore import AuthTokenStore, Keyring
+from tokenstore_sql.connections.source import Source
+from tokenstore_sql.sqlite.aiosqlite_engine import open_aiosqlite
+
+pytestmark = pytest.mark.sqlite
+
+
+def test_a_cancelled_waiter_for_the_write_lock_is_free_at_once(place: Place, keyring: Keyring) -> None:
+    """Not when SQLite's busy timeout ends, which is five seconds by default; nothing is left waiting."""
+
+    async def main() -> None:
+        async with three_stores(place, keyring) as stores:
+            sources = [source_of(store) for store in (stores[0], stores[1], stores[1])]  # the session's is the second
+            async with place.held():
+                for store, source in zip(stores, sources, strict=True):
+
+                    def has_begun(source: Source = source) -> bool:
+                        return source.in_use == 1
+
+                    waiter = asyncio.create_task(store_tag(store, "ghost"))
+                    await until(has_begun)
+                    started = time.monotonic()
+                    waiter.cancel()
+                    await asyncio.wait([waiter])
+                    assert waiter.cancelled()
+                    assert time.monotonic() - started < 0.5
+            for store in stores:
+                assert await load_tag(store) == "old"
+                await store_tag(store, "old")
+            await place.until_idle()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["store", "load"])
+def test_a_cancelled_call_leaves_no_statement_open_in_sqlite(place: Place, what: str, keyring: Keyring) -> None:
+    """Wherever it is cancelled: an open statement would hold its locks until the garbage collector finds it."""
+
+    async def main() -> None:
+        async with three_stores(place, keyring) as stores:
+            for store in stores:
+
+                async def call(store: AuthTokenStore = store) -> None:
+                    await (store_tag(store, "new") if what == "store" else load_tag(store))
+
+                started = time.perf_counter()
+                await call()
+                took = time.perf_counter() - started
+                for point in range(15):
+                    task = asyncio.create_task(call())
+                    await asyncio.sleep(took * point / 12)
+                    task.cancel()
+                    await asyncio.wait([task])
+                    await until(lambda: place.open_transactions() == 0)
+
+    asyncio.run(main())
+
+
+def test_a_closed_connection_holds_no_lock(path: Path) -> None:
+    """Not even one whose cursor still has rows to give, as a cancelled task leaves it behind."""
+
+    async def main() -> None:
+        connection = await open_aiosqlite(path, 1.0)
+        await connection.execute("BEGIN IMMEDIATE")
+        unread = await connection.execute("SELECT 1 UNION SELECT 2")
+        await connection.close()
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        del unread
+
+    asyncio.run(main())

@@ -1,0 +1,61 @@
+"""What lies in the database: sealed values, and nothing of a token in any dump or file."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from secrets import token_hex
+
+from sqlalchemy import make_url
+
+from support import servers
+from support.matrix import Row, shared_rows
+from tokenstore import Keyring, open_store
+
+ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope"))
+
+
+def _spellings(token: str) -> list[bytes]:
+    plain = token.encode()
+    inner = base64.b64encode(plain)[4:-4]  # whole groups, whatever stands beside them
+    return [plain, plain.hex().encode(), plain.hex().upper().encode(), inner, plain[:20], token.encode("utf-16-le")]
+
+
+def _dump(row: Row, url: str) -> bytes:
+    """Everything the database has on disk, or says when it is dumped."""
+    if row.mark == "sqlite":
+        path = Path(make_url(url).database or "")
+        return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    server = {"postgres": servers.postgres, "mysql": servers.mysql if "mysql9" in row.name else servers.mariadb}[
+        row.mark
+    ]()
+    assert server is not None
+    return server.dump()
+
+
+@shared_rows
+def test_no_token_lies_in_a_dump(row: Row, url: str, keyring: Keyring) -> None:
+    """Neither a token nor an extra field is in the file or dump, in any common spelling; the user's id is."""
+    user = f"user-{token_hex(8)}"
+
+    async def main() -> bytes:
+        async with open_store(url, keyring=keyring) as store:
+            await store.setup()
+            for _ in range(2):  # an update leaves old pages behind
+                await store.store_tokens(
+                    "github", user, ACCESS, REFRESH, datetime.now(UTC) + timedelta(hours=1), extra={"scope": SCOPE}
+                )
+            record = await store.load_tokens("github", user)
+            assert record is not None
+            assert (record["access_token"], record["extra"]) == (ACCESS, {"scope": SCOPE})
+            return await asyncio.to_thread(_dump, row, url)
+
+    dump = asyncio.run(main())
+    assert user.encode() in dump  # so the search does search
+    assert b"k1" in dump  # the key's name, not the key
+    for secret in (ACCESS, REFRESH, SCOPE):
+        for spelling in _spellings(secret):
+            assert spelling not in dump
+    assert bytes(range(32)) not in dump

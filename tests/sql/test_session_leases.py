@@ -1,0 +1,264 @@
+"""A store on a session waits for a lease: without the lock that the holder needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from support.contract_example import CountingProvider, app, refresh_as_in_the_contract, seen, store_as_in_the_contract
+from support.database import Place, app_engine
+from support.matrix import each_database
+from tokenstore import AuthTokenStore, ConflictError, Keyring, LockTimeoutError, UnsupportedOperationError, open_store
+from tokenstore.records import TokenKey
+from tokenstore.sealing import seal_tokens
+from tokenstore.validation import to_epoch_us
+
+# `datetime.utcnow()` is what the contract's users write, and deprecated since Python 3.12.
+pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+
+
+@dataclass
+class _Refresh:
+    """Somebody else's refresh without a row lock: under a lease of the row."""
+
+    backend: Any
+    keyring: Keyring
+    generation: int = 0
+
+    async def begin(self, duration: float = 60.0) -> None:
+        row = await self.backend.get(_KEY)
+        assert row is not None
+        self.generation = row.generation
+        assert await self.backend.claim_lease(_KEY, generation=row.generation, holder="engine", duration=duration)
+
+    async def complete(self) -> None:
+        tokens = seal_tokens(
+            self.keyring,
+            _KEY,
+            access_token="gho_1",
+            refresh_token="ghr_1",
+            extra=None,
+            access_token_expires_at=to_epoch_us("", datetime.now(UTC) + timedelta(hours=8)),
+            refresh_token_expires_at=None,
+        )
+        async with asyncio.timeout(1):  # nobody who waits for the lease is in its way
+            assert await self.backend.complete_lease(_KEY, tokens, generation=self.generation, holder="engine")
+
+
+_KEY = TokenKey("github", "user-123")
+
+
+@asynccontextmanager
+async def _no_transaction(session: AsyncSession) -> AsyncIterator[None]:
+    yield
+
+
+@asynccontextmanager
+async def _begun(session: AsyncSession) -> AsyncIterator[None]:
+    async with session.begin():
+        yield
+
+
+@asynccontextmanager
+async def _begun_and_used(session: AsyncSession) -> AsyncIterator[None]:
+    """The transaction has read what it may go on seeing."""
+    async with session.begin():
+        await session.execute(text("SELECT 1"))
+        yield
+
+
+_TRANSACTIONS = [_no_transaction, _begun, _begun_and_used]
+Transaction = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
+
+
+@each_database
+@pytest.mark.parametrize("pool_size", [1, 5])
+@pytest.mark.parametrize("transaction", _TRANSACTIONS)
+def test_a_locking_load_waits_for_a_lease_and_gets_its_tokens(
+    place: Place, transaction: Transaction, pool_size: int, keyring: Keyring
+) -> None:
+    """Without the lock meanwhile, which the holder needs, and then with it; the provider is not called again."""
+
+    async def main() -> None:
+        async with app(place, keyring, pool_size=pool_size, max_overflow=0) as (engine, other):
+            await store_as_in_the_contract(other)
+            refresh = _Refresh(other._backend, keyring)
+            await refresh.begin()
+            provider = CountingProvider()
+
+            async def use() -> None:
+                async with AsyncSession(engine) as session, transaction(session):
+                    store = AuthTokenStore(session, keyring=keyring, **place.options)
+                    record = await store.load_tokens(*_KEY, for_update=True)
+                    assert record is not None
+                    assert record["access_token"] == "gho_1"
+                    assert session.in_transaction()
+                    with pytest.raises(LockTimeoutError):
+                        await _seen_at_once(place, keyring)
+                    await refresh_as_in_the_contract(store, provider)
+
+            user = asyncio.create_task(use())
+            await asyncio.sleep(0.15)
+            assert not user.done()
+            await refresh.complete()
+            completed = asyncio.get_running_loop().time()
+            await user
+            assert asyncio.get_running_loop().time() - completed < 2
+            assert provider.calls == 0
+            assert await seen(other) == "gho_1"
+            await place.until_idle()
+
+    asyncio.run(main())
+
+
+async def _seen_at_once(place: Place, keyring: Keyring) -> str | None:
+    async with open_store(place.url, keyring=keyring, lock_timeout=0.2) as impatient:
+        return await seen(impatient)
+
+
+@each_database
+@pytest.mark.parametrize("transaction", _TRANSACTIONS)
+def test_a_locking_load_waits_for_a_dead_holder_s_lease(
+    place: Place, transaction: Transaction, keyring: Keyring
+) -> None:
+    """It runs out, and who waited refreshes."""
+
+    async def main() -> None:
+        async with app(place, keyring) as (engine, other):
+            await store_as_in_the_contract(other)
+            await _Refresh(other._backend, keyring).begin(duration=0.3)
+            provider = CountingProvider()
+            started = asyncio.get_running_loop().time()
+            async with AsyncSession(engine) as session, transaction(session):
+                store = AuthTokenStore(session, keyring=keyring, **place.options)
+                await refresh_as_in_the_contract(store, provider)
+            assert 0.25 < asyncio.get_running_loop().time() - started < 5
+            assert provider.calls == 1
+            assert await seen(other) == "gho_1"
+
+    asyncio.run(main())
+
+
+@each_database
+@pytest.mark.parametrize("transaction", _TRANSACTIONS)
+def test_a_locking_load_does_not_wait_for_a_lease_for_ever(
+    place: Place, transaction: Transaction, keyring: Keyring
+) -> None:
+    """`lock_timeout` ends it, and the transaction with it, if the store began that; cancelling does, too."""
+
+    async def main() -> None:
+        async with app(place, keyring, pool_size=2, max_overflow=0) as (engine, other):
+            pool: Any = engine.sync_engine.pool
+            await store_as_in_the_contract(other)
+            refresh = _Refresh(other._backend, keyring)
+            await refresh.begin()
+
+            async def use(lock_timeout: float) -> None:
+                async with AsyncSession(engine) as session:
+                    store = AuthTokenStore(session, keyring=keyring, lock_timeout=lock_timeout, **place.options)
+                    async with transaction(session):
+                        try:
+                            await store.load_tokens(*_KEY, for_update=True)
+                        finally:
+                            assert session.in_transaction() is (transaction is not _no_transaction)
+
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(LockTimeoutError, match="a refresh held the row's lease for longer than 1 s"):
+                await use(1.0)
+            assert 0.9 < asyncio.get_running_loop().time() - started < 2.5
+            for delay in (0.01, 0.05, 0.2):
+                user = asyncio.create_task(use(60.0))
+                await asyncio.sleep(delay)
+                user.cancel()
+                await asyncio.wait([user], timeout=1)
+                assert user.cancelled()
+            assert pool.checkedout() == 0
+            await refresh.complete()
+            await place.until_idle()
+
+    asyncio.run(main())
+
+
+@each_database
+def test_a_lease_that_begins_just_before_a_lock_in_the_caller_s_transaction(place: Place, keyring: Keyring) -> None:
+    """The lock is the caller's to give up, so it is a conflict; in a transaction of its own the store waits."""
+
+    async def main() -> None:
+        async with app(place, keyring) as (engine, other), app_engine(place) as holder:
+            await store_as_in_the_contract(other)
+            for transaction, expected in ((_begun, ConflictError), (_no_transaction, LockTimeoutError)):
+
+                async def use(transaction: Transaction = transaction) -> None:
+                    async with AsyncSession(engine) as session:
+                        store = AuthTokenStore(session, keyring=keyring, lock_timeout=2, **place.options)
+                        async with transaction(session):
+                            await store.load_tokens(*_KEY, for_update=True)
+
+                async with holder.connect() as connection:
+                    if place.row.mark == "sqlite":
+                        await connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
+                    claim = f"UPDATE {place.table} SET lease_holder = 'engine', lease_expires_at = 4000000000000000"
+                    await connection.execute(text(claim))
+                    user = asyncio.create_task(use())
+                    await place.until_waiting(open_store(engine, keyring=keyring, **place.options))
+                    if place.row.mark == "sqlite":
+                        await asyncio.sleep(0.1)  # it has a connection, and is about to wait
+                    await connection.commit()
+                with pytest.raises(expected, match="refresh"):
+                    await user
+                await place.until_idle()
+                await other.store_tokens(*_KEY, "gho_abc", "ghr_xyz", None)
+
+    asyncio.run(main())
+
+
+@each_database
+def test_a_lock_of_a_second_row_waits_for_its_lease_and_keeps_the_first(place: Place, keyring: Keyring) -> None:
+    """The transaction is the store's, but an earlier call's, whose lock it holds: it is not undone."""
+
+    async def main() -> None:
+        async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:
+            await store_as_in_the_contract(other)
+            await other.store_tokens("github", "first", "t", None, None)
+            await _Refresh(other._backend, keyring).begin(duration=0.3)
+            store = AuthTokenStore(session, keyring=keyring, **place.options)
+            if place.row.mark == "sqlite":  # where the first lock is one of every row
+                assert await store.load_tokens(*_KEY, for_update=True)
+            else:
+                assert await store.load_tokens("github", "first", for_update=True)
+                assert await store.load_tokens(*_KEY, for_update=True)
+                with pytest.raises(LockTimeoutError):
+                    async with open_store(place.url, keyring=keyring, lock_timeout=0.2) as impatient:
+                        await seen(impatient, "first")
+
+    asyncio.run(main())
+
+
+@each_database
+def test_a_backend_s_rollback_on_a_session(place: Place, keyring: Keyring) -> None:
+    """Ends the transaction that a call of the store began; the caller's own is the caller's."""
+
+    async def main() -> None:
+        async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:
+            await store_as_in_the_contract(other)
+            backend: Any = AuthTokenStore(session, keyring=keyring, **place.options)._backend
+            await backend.rollback()
+            assert await backend.lock(_KEY)
+            assert session.in_transaction()
+            await backend.rollback()
+            assert not session.in_transaction()
+            assert await seen(other) == "gho_abc"
+            async with session.begin():
+                with pytest.raises(UnsupportedOperationError, match="application"):
+                    await backend.rollback()
+                assert session.in_transaction()
+
+    asyncio.run(main())

@@ -1,0 +1,33 @@
+"""Which calls a store's transaction takes in."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.database import Place
+from support.matrix import shared_rows
+from support.tagged_tokens import load_tag, opened, store_tag
+from tokenstore import Keyring
+
+
+@shared_rows
+def test_tasks_started_in_a_transaction_are_not_in_it(place: Place, keyring: Keyring) -> None:
+    """Children of ``gather`` inside the block use the store, not the transaction: they do not see its writes."""
+
+    async def main() -> None:
+        async with opened(place, keyring) as store:
+            with pytest.raises(KeyError):  # noqa: PT012
+                async with store.transaction() as tx:
+                    await store_tag(tx, "uncommitted")
+                    assert await load_tag(tx) == "uncommitted"
+                    assert [*await asyncio.gather(load_tag(store), load_tag(store))] == ["old", "old"]
+                    if place.row.mark != "sqlite":  # which has one writer at a time
+                        await asyncio.gather(store_tag(store, "own", "u2"), store_tag(store, "own", "u3"))
+                    raise KeyError
+            assert await load_tag(store) == "old"
+            if place.row.mark != "sqlite":
+                assert [await load_tag(store, "u2"), await load_tag(store, "u3")] == ["own", "own"]
+
+    asyncio.run(main())

@@ -1,0 +1,25 @@
+"""Everything that an error says."""
+
+from __future__ import annotations
+
+import traceback
+
+
+def told(error: BaseException) -> str:
+    """Everything that an error says to whoever looks closely: also what it hides from tracebacks."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and all(one is not other for other in found):
+            found.append(one)
+            waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    parts = [[*traceback.format_exception(one), repr(one), repr(one.args), repr(vars(one))] for one in found]
+    return "\n".join(text for part in parts for text in part)
+
+
+def assert_silent(error: BaseException, *secrets: str) -> None:
+    """Neither the error nor anything chained to it, shown or not, holds a secret."""
+    text = told(error)
+    for secret in secrets:
+        assert secret not in text

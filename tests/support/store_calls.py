@@ -1,0 +1,33 @@
+"""Calls of a store that must find tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tokenstore import AuthTokenStore, RefreshResult, TokenRecord
+
+
+async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
+    """What `load_tokens` finds."""
+    record = await store.load_tokens("github", user)
+    assert record is not None
+    return record
+
+
+async def fresh(store: AuthTokenStore, user: str = "u1", **options: Any) -> TokenRecord:
+    """What `load_fresh_tokens` finds."""
+    record = await store.load_fresh_tokens("github", user, **options)
+    assert record is not None
+    return record
+
+
+async def many(count: int, *stores: AuthTokenStore, **options: Any) -> list[Any]:
+    """So many callers of each store at once: records, or the errors that they got."""
+    calls = [fresh(store, **options) for store in stores for _ in range(count)]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def due(store: AuthTokenStore, **options: Any) -> list[RefreshResult]:
+    """What became of each row that is due."""
+    return [result async for result in store.refresh_due(**options)]

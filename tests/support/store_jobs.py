@@ -1,0 +1,154 @@
+"""What worker processes do with a store: set up, play programs, store, load, hold locks and leases."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from support.broken_backends import Fault
+from support.generated_programs import Program, Stage
+from support.workers import Link
+from support.written_values import sealed, tokens, version
+from tokenstore.errors import LockTimeoutError
+from tokenstore.records import TokenKey
+from tokenstore.testing.history import Operation, Version
+from tokenstore.testing.provider import refresh_over_http
+
+KEY = TokenKey("provider", "user")
+
+
+# Jobs
+async def set_up(link: Link, url: str) -> None:
+    """Create the table."""
+    (store, *_) = await link.open(url)
+    link.meet()
+    await store.tokens.setup()
+
+
+async def play(
+    link: Link, url: str, name: str, user_id: str, program: Program, fault: Fault | None = None
+) -> list[Operation]:
+    """Perform tasks of a program, and return what happened; the clock is one for all processes of a machine."""
+    stores = await link.open(url, fault)
+    stage = Stage(stores, user_id, time.monotonic_ns, name)
+    link.meet()
+    await stage.play(program)
+    return stage.history
+
+
+async def store(link: Link, url: str, value: str) -> None:
+    """Store the tokens of one write."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    await one.tokens.store_tokens(*KEY, **tokens(value))
+
+
+async def load(link: Link, url: str) -> Version | None:
+    """Which write the row comes from."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    return version(await one.tokens.load_tokens(*KEY))
+
+
+async def store_grant(link: Link, url: str, refresh_token: str) -> None:
+    """Store what a provider granted, with an access token that has expired."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    await one.tokens.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - timedelta(hours=1))
+
+
+async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], tasks: int) -> list[str]:
+    """Many tasks that want a valid token, as the contract says: load for update, refresh if need be, store."""
+    (one, *_) = await link.open(url)
+    link.meet()
+
+    async def valid_token() -> str:
+        async with one.tokens.transaction() as transaction:
+            record = await transaction.load_tokens(*KEY, for_update=True)
+            assert record is not None
+            if one.tokens.is_access_token_valid(record):
+                return str(record["access_token"])
+            new = await refresh_over_http(token_url, record["refresh_token"], **client, timeout=60)
+            expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
+            await transaction.store_tokens(*KEY, new["access_token"], new["refresh_token"], expires_at)
+            return str(new["access_token"])
+
+    return await asyncio.gather(*(valid_token() for _ in range(tasks)))
+
+
+async def hold_lock(link: Link, url: str) -> None:
+    """Lock the row, overwrite it, and stand still before the commit."""
+    (one, *_) = await link.open(url)
+    async with one.tokens.transaction() as transaction:
+        await transaction.load_tokens(*KEY, for_update=True)
+        await transaction.store_tokens(*KEY, **tokens("doomed"))
+        link.meet()
+
+
+async def wait_for_lock(link: Link, url: str, seconds: float) -> Version | None:
+    """Find the row locked, then wait for the lock for so long, and return what the row holds."""
+
+    async def lock() -> Version | None:
+        async with one.tokens.transaction() as transaction:
+            return version(await transaction.load_tokens(*KEY, for_update=True))
+
+    (one, *_) = await link.open(url, lock_timeout=0.1)
+    try:
+        found = await lock()
+    except LockTimeoutError:
+        pass
+    else:
+        raise AssertionError(f"the row was not locked, and held {found}")
+    (one, *_) = await link.open(url, lock_timeout=seconds)
+    link.meet()
+    return await lock()
+
+
+class Grant(NamedTuple):
+    """A lease that was granted: after which generation, and when at the earliest and at the latest, in nanoseconds."""
+
+    holder: str
+    generation: int
+    asked_at: int
+    granted_at: int
+
+
+async def hold_lease(link: Link, url: str, holder: str, duration: float) -> list[bool]:
+    """Claim, stand still, and then try to complete and to release: whether that worked."""
+    (one, *_) = await link.open(url)
+    row = await one.backend.get(KEY)
+    assert row is not None
+    asked_at = time.monotonic_ns()
+    of: dict[str, Any] = {"generation": row.generation, "holder": holder}
+    assert await one.backend.claim_lease(KEY, **of, duration=duration)
+    link.meet(Grant(holder, row.generation, asked_at, time.monotonic_ns()))
+    return [
+        await one.backend.complete_lease(KEY, sealed(one.keyring, KEY, f"by {holder}"), **of),
+        await one.backend.release_lease(KEY, **of),
+    ]
+
+
+async def take_over(link: Link, url: str, holder: str, lost: Grant) -> Grant | None:
+    """Claim again and again, until granted or somebody else was."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    for _ in itertools.count():
+        asked_at = time.monotonic_ns()
+        if await one.backend.claim_lease(KEY, generation=lost.generation, holder=holder, duration=3600):
+            return Grant(holder, lost.generation, asked_at, time.monotonic_ns())
+        row = await one.backend.get(KEY)
+        assert row is not None
+        if row.lease_holder != lost.holder:
+            break
+    return None
+
+
+async def complete(link: Link, url: str, grant: Grant) -> bool:
+    """Write new tokens under a lease."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    new = sealed(one.keyring, KEY, f"by {grant.holder}")
+    return await one.backend.complete_lease(KEY, new, generation=grant.generation, holder=grant.holder)

@@ -1,0 +1,55 @@
+"""A terminal for a command."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+
+import pytest
+
+from support.command_line import KEYS, Done, environment
+
+
+class Terminal:
+    """A command whose standard input is a terminal."""
+
+    def __init__(self, *arguments: str, url: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tokenstore", *arguments],
+            env=environment(url, KEYS),
+            stdin=slave,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # no /dev/tty, so that the questions come to stderr
+        )
+        os.close(slave)
+        self.asked = ""
+
+    def answer(self, question: str, text: str) -> None:
+        """Type something, once asked: what is typed before that is discarded."""
+        assert self.process.stderr is not None
+        heard = ""
+        while question not in heard:
+            spoken, _, _ = select.select([self.process.stderr], [], [], 30)
+            data = os.read(self.process.stderr.fileno(), 4096).decode() if spoken else ""
+            if not data:
+                self.process.kill()
+                pytest.fail(f"did not ask {question!r} but said {self.finish()}")
+            heard += data
+        self.asked += heard
+        os.write(self.master, f"{text}\n".encode())
+
+    def finish(self) -> Done:
+        out, err = self.process.communicate(timeout=60)
+        echoed = b""
+        try:
+            while data := os.read(self.master, 4096):
+                echoed += data
+        except OSError:  # Linux's way of saying that nobody has the other end open
+            pass
+        os.close(self.master)
+        return Done(self.process.returncode, out.decode(), self.asked + err.decode() + echoed.decode())

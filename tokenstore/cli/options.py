@@ -1,0 +1,106 @@
+"""Options that several commands have, and the store that they name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from tokenstore.errors import ConfigurationError
+from tokenstore.keyring import KEYS_VARIABLE, Keyring
+from tokenstore.store import AuthTokenStore, open_store
+
+if TYPE_CHECKING:
+    from tokenstore.refresh.attempt import Refresh
+
+__all__ = [
+    "URL_VARIABLE",
+    "CommonOptions",
+    "JsonOption",
+    "ProviderArgument",
+    "UrlOption",
+    "UserArgument",
+    "common_options",
+    "has_keys",
+    "open_from_options",
+    "run_async",
+]
+
+T = TypeVar("T")
+
+URL_VARIABLE: Final = "TOKENSTORE_URL"
+"""The environment variable with the database's URL."""
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        show_default=False,
+        help=f"The database: postgresql://…, mysql://…, sqlite:///file. Default: ${URL_VARIABLE}, which `ps` does not "
+        "show to other users. Options such as the table's name go into the URL's query: ?table=NAME.",
+    ),
+]
+"""``--url``."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+"""``--json``."""
+
+ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name, such as github.")]
+"""The first part of a row's key."""
+
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+"""The second part of a row's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommonOptions:
+    """``--url`` and ``--json``, which may stand before or after the command's name."""
+
+    url: str | None = None
+    as_json: bool = False
+
+
+def common_options(ctx: typer.Context, url: str | None, as_json: bool) -> CommonOptions:
+    """Merge the options after the command's name with those before it; the former win."""
+    outer = ctx.obj if isinstance(ctx.obj, CommonOptions) else CommonOptions()
+    return CommonOptions(outer.url if url is None else url, as_json or outer.as_json)
+
+
+def open_from_options(
+    options: CommonOptions, *, needs_keys: bool, refreshers: Mapping[str, Refresh] | None = None
+) -> AuthTokenStore:
+    """Open the store that the options and the environment name.
+
+    Args:
+        options: The command's options.
+        needs_keys: Whether the command seals or opens tokens. If not, it works without ``TOKENSTORE_KEYS``.
+        refreshers: As for :func:`tokenstore.open_store`.
+
+    Raises:
+        ConfigurationError: There is no URL, or no key, or one that is not acceptable.
+    """
+    url = options.url or os.environ.get(URL_VARIABLE)
+    if not url:
+        raise ConfigurationError(f"no database URL: pass --url or set {URL_VARIABLE}")
+    if url.lower().startswith("memory:"):
+        raise ConfigurationError(f"memory:// does not outlive this command: pass another --url or set {URL_VARIABLE}")
+    keyring = None
+    if not needs_keys and not has_keys():
+        keyring = Keyring({"unused": os.urandom(32)})  # a store needs a keyring; this one seals and opens nothing
+    return open_store(url, keyring=keyring, refreshers=refreshers)
+
+
+def has_keys() -> bool:
+    """Whether ``TOKENSTORE_KEYS`` is set."""
+    return bool(os.environ.get(KEYS_VARIABLE))
+
+
+def run_async(operation: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work in an event loop."""
+    import asyncio  # imported here: the help does not need it, and importing it takes as long as importing the store
+
+    return asyncio.run(operation)

@@ -1,0 +1,81 @@
+"""What the commands print: lines, JSON, tables and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import rich  # noqa: F401  # so that a missing extra is reported at once, and not in the middle of a command
+
+__all__ = ["escaped", "format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
+
+
+def print_line(text: str) -> None:
+    """Print one line to standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_error(message: str, *, prefix: str = "error: ") -> None:
+    """Print one line to standard error."""
+    sys.stderr.write(f"{prefix}{message}\n")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    # json escapes everything but ASCII here, so that control characters of an id do not reach a terminal.
+    print_line(json.dumps(value, default=lambda moment: moment.isoformat()))
+
+
+def escaped(text: str) -> str:
+    """The text with all characters escaped that could move a terminal's cursor or reverse the direction of writing."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def format_time(moment: datetime | None) -> str:
+    """A time in UTC to the minute; None: "never"."""
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}Z"
+
+
+def print_table(rows: Iterable[Iterable[str]], *columns: str) -> None:
+    """Print a table.
+
+    Args:
+        rows: The cells of each row.
+        columns: The headings; none: the first column holds the names of the values in the second.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    class RaisingConsole(Console):
+        """A console that leaves a closed pipe to :mod:`tokenstore.cli.app`."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    table = Table(
+        *columns, box=None, pad_edge=False, show_header=bool(columns), header_style="bold", padding=(0, 3, 0, 0)
+    )
+    if not columns:
+        table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*(Text(escaped(cell), overflow="fold") for cell in row))
+    # A program that reads the output needs one line for each row, however long it is.
+    RaisingConsole(width=None if sys.stdout.isatty() else 4000).print(table)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on standard error, if that is a terminal; the function that it yields advances the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,116 @@
+"""The command that refreshes tokens that expire soon."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from tokenstore.cli.exits import PROVIDER_FAILED
+from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
+from tokenstore.cli.output import escaped, print_error, print_json, print_line, progress
+from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.store import AuthTokenStore
+
+if TYPE_CHECKING:
+    from tokenstore.refresh.attempt import Refresh
+
+__all__ = ["refresh_due"]
+
+_REFRESHERS_VARIABLE: Final = "TOKENSTORE_REFRESHERS"
+
+
+def refresh_due(
+    ctx: typer.Context,
+    within: Annotated[
+        str, typer.Option(metavar="TIME", help="Refresh tokens that expire within this time: 90s, 10m, 2h, 1d.")
+    ] = "10m",
+    provider: Annotated[str | None, typer.Option(metavar="PROVIDER", help="Only this provider's rows.")] = None,
+    refreshers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            show_default=False,
+            help="The mapping from providers' names to refreshers that open_store takes. The module may be in the "
+            f"current folder. Default: ${_REFRESHERS_VARIABLE}.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="The most refreshes at a time.")] = 8,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Refresh tokens that expire soon. Several machines may run this at once: one of them refreshes each row."""
+    options = common_options(ctx, url, as_json)
+    seconds = _seconds(within)
+    mapping = _import_refreshers(refreshers or os.environ.get(_REFRESHERS_VARIABLE))
+
+    async def run() -> Counter[str]:
+        outcomes: Counter[str] = Counter()
+        async with open_from_options(options, needs_keys=True, refreshers=mapping) as store:
+            with progress(await _count_due(store, mapping, provider, seconds)) as advance:
+                async for result in store.refresh_due(within=seconds, provider=provider, concurrency=concurrency):
+                    outcomes[result.outcome] += 1
+                    advance()
+                    if options.as_json:
+                        error = None if result.error is None else str(result.error)
+                        key = {"provider": result.provider, "user_id": result.user_id}
+                        print_json({**key, "outcome": result.outcome, "error": error})
+                    elif result.error is not None:
+                        print_error(escaped(str(result.error)))
+        return outcomes
+
+    outcomes = run_async(run())
+    if not options.as_json:
+        words = {"not_due": "refreshed by other processes", "busy": "left to other processes", "gone": "deleted"}
+        counts = [f"{count} {words.get(name, name)}" for name, count in sorted(outcomes.items())]
+        print_line(", ".join(counts) or "nothing due")
+    raise typer.Exit(PROVIDER_FAILED if outcomes["failed"] else 0)
+
+
+async def _count_due(
+    store: AuthTokenStore, refreshers: Mapping[str, Refresh], provider: str | None, seconds: float
+) -> int:
+    """About how many rows are due, for the progress bar. The store decides on each row itself."""
+    horizon = datetime.now(UTC) + timedelta(seconds=seconds)
+    due = 0
+    async for entry in store.list_tokens(provider=provider):
+        expires_at = entry["access_token_expires_at"]
+        due += (
+            entry["has_refresh_token"]
+            and entry["provider"] in refreshers
+            and expires_at is not None
+            and expires_at <= horizon
+        )
+    return due
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", text, re.ASCII)
+    if match is None:
+        raise InvalidInputError("--within must be a time such as 90s, 10m, 2h or 1d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _import_refreshers(target: str | None) -> Mapping[str, Refresh]:
+    module, colon, name = (target or "").partition(":")
+    if not module or not colon or not name:
+        raise ConfigurationError(f"no refreshers: pass --refreshers MODULE:NAME or set {_REFRESHERS_VARIABLE}")
+    sys.path.insert(0, str(Path.cwd()))
+    failure = None
+    try:
+        found: object = getattr(import_module(module), name)
+    except Exception as error:  # noqa: BLE001 - the user's module may raise anything, and its text may hold a secret
+        failure, found = type(error).__name__, None
+    if failure is not None:
+        raise ConfigurationError(f"{target} cannot be imported ({failure}); try: python -c 'import {module}'")
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) and callable(found[key]) for key in found):
+        raise ConfigurationError(f"{target} must be a mapping from providers' names to callables")
+    return found

@@ -1,0 +1,181 @@
+"""What a store and its transactions share: storing, loading and deleting one row's tokens, and the validity checks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from tokenstore.errors import InvalidInputError
+from tokenstore.keyring import Keyring
+from tokenstore.records import CLOCK_SKEW, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.validation import extra_json, optional_epoch_us, seconds, token_key, token_text
+
+__all__ = ["Clock", "RowOperations", "TokenOperations"]
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+_US = 1_000_000
+
+
+class RowOperations(Protocol):
+    """The statements on one row that a store and its transactions need."""
+
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        """Read one row."""
+        ...
+
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        """Insert or replace one row."""
+        ...
+
+    async def delete(self, key: TokenKey) -> bool:
+        """Delete one row."""
+        ...
+
+
+class TokenOperations(ABC):
+    """What a store and its transactions have in common."""
+
+    _keyring: Keyring
+    _clock: Clock
+
+    @abstractmethod
+    def _rows(self) -> RowOperations:
+        """The rows to read and write. Raises StoreClosedError if the store or transaction has ended."""
+
+    @abstractmethod
+    async def _lock(self, key: TokenKey) -> SealedRecord | None:
+        """Lock and read a row. Raises an error where a lock cannot be held."""
+
+    async def store_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        access_token: str,
+        refresh_token: str | None,
+        access_token_expires_at: datetime | None,
+        refresh_token_expires_at: datetime | None = None,
+        *,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Insert or replace the tokens of one user at one provider, atomically.
+
+        The new row replaces all fields of an earlier one. Tokens and ``extra`` are encrypted first.
+
+        Args:
+            provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
+            user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
+            access_token: At most 256 KiB.
+            refresh_token: At most 256 KiB; None if none was issued (RFC 6749 section 5.1 makes it optional).
+            access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
+            refresh_token_expires_at: When the refresh token expires; a naive datetime is UTC; None means never.
+            extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
+                at most 256 KiB as JSON.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable; nothing was written.
+            LockTimeoutError: Another transaction held the row's lock for too long; nothing was written.
+            BackendError: The database refused or failed.
+        """
+        key = token_key(provider, user_id)
+        access_token = token_text("access_token", access_token)
+        if refresh_token is not None:
+            refresh_token = token_text("refresh_token", refresh_token)
+        expires_at = optional_epoch_us("access_token_expires_at", access_token_expires_at)
+        refresh_expires_at = optional_epoch_us("refresh_token_expires_at", refresh_token_expires_at)
+        sealed = seal_tokens(
+            self._keyring,
+            key,
+            access_token=access_token,
+            refresh_token=refresh_token,
+            extra=extra_json(extra),
+            access_token_expires_at=expires_at,
+            refresh_token_expires_at=refresh_expires_at,
+        )
+        await self._rows().put(key, sealed)
+
+    async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
+        """Read the tokens of one user at one provider.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            for_update: Also take the row's lock until the transaction ends: a second caller waits, then reads what the
+                first one stored. The lock also waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`. Needs
+                ``store.transaction()`` or a borrowed session.
+
+        Returns:
+            A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None if there
+            is no row.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable.
+            TransactionRequiredError: ``for_update=True`` outside a transaction.
+            LockTimeoutError: The lock was not free within ``lock_timeout``.
+            UnknownKeyError: The row was sealed with a key that is not in the keyring.
+            TamperedError: The row was altered outside the store, or the database answered with another row.
+            BackendError: The database refused or failed.
+        """
+        key = token_key(provider, user_id)
+        if for_update:
+            row = await self._lock(key)
+        else:
+            row = await self._rows().get(key)
+        return None if row is None else open_record(self._keyring, key, row)
+
+    async def delete_tokens(self, provider: str, user_id: str) -> bool:
+        """Delete the tokens of one user at one provider.
+
+        Returns:
+            Whether there was a row.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable.
+            BackendError: The database refused or failed.
+        """
+        return await self._rows().delete(token_key(provider, user_id))
+
+    def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
+        """Whether the access token is valid: the time plus the skew is before its expiry.
+
+        Args:
+            token_record: A record of ``load_tokens``, or another mapping with ``access_token_expires_at``.
+            clock_skew_seconds: How long before its expiry a token counts as expired, in seconds.
+
+        Raises:
+            InvalidInputError: The record has no such key, or no datetime there, or the skew is negative.
+        """
+        skew = seconds("clock_skew_seconds", clock_skew_seconds)
+        expires_at = optional_epoch_us("access_token_expires_at", _field(token_record, "access_token_expires_at"))
+        return expires_at is None or self._clock() + skew < expires_at / _US
+
+    def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool:
+        """Whether there is a refresh token that has not expired. One without an expiry does not expire.
+
+        Args:
+            token_record: A record of ``load_tokens``, or another mapping with ``refresh_token`` and
+                ``refresh_token_expires_at``.
+
+        Raises:
+            InvalidInputError: The record has no such key, or no datetime there.
+        """
+        if _field(token_record, "refresh_token") is None:
+            return False
+        expires_at = optional_epoch_us("refresh_token_expires_at", _field(token_record, "refresh_token_expires_at"))
+        return expires_at is None or self._clock() < expires_at / _US
+
+    def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
+        """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key."""
+        return bool(_field(token_record, "key_id") != self._keyring.primary)
+
+
+def _field(record: object, name: str) -> Any:
+    if not isinstance(record, Mapping):
+        raise InvalidInputError(f"token_record must be a record from load_tokens, not {type(record).__name__}")
+    if name not in record:
+        raise InvalidInputError(f"token_record has no {name!r}; pass what load_tokens returned")
+    return record[name]

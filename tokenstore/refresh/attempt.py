@@ -1,0 +1,441 @@
+"""One refresh of one row: it performs the steps that :mod:`tokenstore.refresh.steps` decides on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from tokenstore.errors import (
+    BackendError,
+    ConflictError,
+    LockTimeoutError,
+    RefreshTimeoutError,
+    StoreClosedError,
+)
+from tokenstore.leases import wait_for_lease
+from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.refresh.backoff import Backoff
+from tokenstore.refresh.failures import (
+    BRIEF_FAILURE,
+    OUTCOME_OF_ERROR,
+    RefresherFailure,
+    error_for,
+    failure_of,
+    not_stored,
+)
+from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
+from tokenstore.refresh.protected_task import Protection
+from tokenstore.refresh.responses import NewTokens, read_response
+from tokenstore.refresh.rows import SeenRow, new_holder
+from tokenstore.refresh.settings import Settings
+from tokenstore.refresh.statements import TRANSIENT_ERRORS, RowStatements
+from tokenstore.refresh.steps import (
+    Call,
+    Claim,
+    End,
+    Goal,
+    Outcome,
+    Read,
+    Reread,
+    Save,
+    Settle,
+    Step,
+    View,
+    Wait,
+    after_call,
+    after_claim,
+    after_read,
+    after_reread,
+    after_save,
+    after_settle,
+)
+from tokenstore.refresh.telemetry import RefreshReport
+from tokenstore.sealing import open_record, seal_tokens
+
+__all__ = ["Attempt", "AttemptResult", "Refresh"]
+
+Refresh = Callable[[TokenRecord], Awaitable[Mapping[str, Any]]]
+"""Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """How a refresh ended. Each caller opens the row, or creates the error, for itself: callers share no object."""
+
+    outcome: Outcome
+    row: SealedRecord | None = None
+    error: Callable[[], BaseException] | None = None
+
+
+class Attempt:
+    """One refresh of one row, which the callers in this process share.
+
+    Args:
+        settings: The store's settings.
+        key: The row.
+        refresh: Calls the provider.
+        goal: What the refresh has to achieve; callers that join may change it.
+        step: The first step.
+        seen: The row from which the first step follows, if one was read.
+        margin: Seconds before a token's expiry in which it is due. Default: the row's own refresh margin.
+
+    Attributes:
+        protection: The protection of the task that runs the attempt: from the claim on, a cancellation from outside,
+            such as the end of the event loop, waits for the attempt to end.
+        result: Set once, however the attempt ends. It never holds an exception.
+        report: What is logged and measured.
+        settled: Whether this attempt's own refresher failed, and that failure ended the attempt.
+        unsaved: New tokens that could not be written before the store was closed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: TokenKey,
+        refresh: Refresh,
+        goal: Goal,
+        step: Step,
+        seen: SeenRow | None = None,
+        *,
+        margin: float | None = None,
+    ) -> None:
+        self.key = key
+        self.goal = goal
+        self.protection = Protection()
+        self.result: asyncio.Future[AttemptResult] = asyncio.get_running_loop().create_future()
+        self.report = RefreshReport(key, background=not goal.urgent)
+        self.settled = False
+        self.unsaved: TokenRecord | None = None
+        self._settings = settings
+        self._statements = RowStatements(settings, key, self.protection)
+        self._refresh = refresh
+        self._step = step
+        self._seen = seen
+        self._margin = margin
+        self._deadline = time.monotonic() + settings.wait
+        self._leased_until = float("-inf")
+        self._claimed = False
+        self._backoff = Backoff()
+        # Separate from _backoff, which a successful read resets; otherwise a read-only server would be retried past its
+        # limit.
+        self._claim_backoff = Backoff()
+        self._sealed: SealedTokens | None = None
+        self._save_by = float("inf")
+        self._refresher_failure: RefresherFailure | None = None
+        self._closing = False
+
+    def join(self, goal: Goal) -> None:
+        """Serve one more caller."""
+        mine = self.goal
+        self.report.joined += 1
+        self.goal = replace(
+            mine,
+            urgent=mine.urgent or goal.urgent,
+            # If a generation was already read and rejected, the result will be newer: a caller that joins with `force`
+            # needs no second refresh.
+            force=mine.force or (goal.force and mine.seen is None),
+            stale=mine.stale if goal.stale is None else goal.stale,
+        )
+
+    def close(self, save_by: float) -> None:
+        """Stop waiting for other refreshes. New tokens are tried to be written until ``save_by``."""
+        self._closing = True
+        self._save_by = min(self._save_by, save_by)
+
+    async def run(self) -> AttemptResult:
+        """Perform the refresh. Whatever happens, :attr:`result` is set."""
+        try:
+            with self._settings.telemetry.refresh(self.report):
+                result = self._conclude(await self._perform())
+        except asyncio.CancelledError:  # before the provider was called
+            self._publish(_failed(lambda: StoreClosedError(f"{self.key}: the event loop is closing")))
+            raise
+        except BaseException as error:  # noqa: BLE001 - the callers raise it
+            failure, place = error, error.__traceback__
+            # All callers share this one object, as its type's constructor is unknown. Each raises it with the traceback
+            # from here, so that the traceback does not grow.
+            result = _failed(lambda: failure.with_traceback(place))
+        self._publish(result)
+        return result
+
+    async def _perform(self) -> End:
+        while not isinstance(self._step, End):
+            try:
+                if self.protection.interrupted and isinstance(self._step, Read | Wait | Claim | Call):
+                    await self._leave()
+                self._protect(self._step)
+                self._step = await self._take(self._step)
+            except asyncio.CancelledError:
+                if not isinstance(self._step, Save | Reread):
+                    self.report.outcome = Outcome.LEFT.name.lower()
+                    raise
+                # The end of the event loop has cancelled a statement. Go on: the new tokens may be the only copy.
+                self.protection.guard()
+                await self._backoff.pause()
+        self.protection.guard()  # until the engine has called the callbacks
+        return self._step
+
+    def _protect(self, step: Step) -> None:
+        """Set for how long a cancellation from outside has to wait during this step."""
+        if isinstance(step, Wait) or (isinstance(step, Read) and not self._claimed):
+            self.protection.lift()
+        elif isinstance(step, Read | Claim):
+            protect_lease_statement(self.protection)
+        elif isinstance(step, Call):
+            protect_provider_call(self.protection, self._settings.timeout)
+        elif isinstance(step, Save | Reread):
+            protect_write(self.protection)
+        else:  # the provider's failure has to be stored; this step has a time limit of its own
+            self.protection.guard()
+
+    async def _leave(self) -> NoReturn:
+        """End before the provider is called, and release the lease, so that the next process need not wait for it."""
+        if self._claimed:
+            protect_lease_statement(self.protection)
+            with suppress(BackendError):
+                await self._release(None)
+        raise asyncio.CancelledError
+
+    async def _take(self, step: Step) -> Step:
+        """Perform one step, and return the next one."""
+        match step:
+            case Read():
+                return await self._read()
+            case Wait():
+                return await self._wait()
+            case Claim():
+                return await self._claim(step)
+            case Call():
+                # If the lease could end before the call does, another process could use the refresh token, too.
+                if self._leased_until - time.monotonic() < self._settings.timeout:
+                    return await self._claim_anew()
+                return after_call(step, await self._call())
+            case Save():
+                return await self._save(step)
+            case Reread():
+                return await self._reread(step)
+            case Settle():
+                return await self._settle(step)
+            case End():
+                return step
+
+    # -- before the call of the provider -------------------------------------------------------------
+
+    async def _read(self) -> Step:
+        # No deadline check here: another process may have stored fresh tokens meanwhile.
+        try:
+            row = await self._get()
+        except TRANSIENT_ERRORS as error:
+            await self._backoff.pause(error)
+            return Read()
+        self.goal, step = after_read(self.goal, self._view(row))
+        return step
+
+    async def _wait(self) -> Step:
+        self._check_time()
+        began = time.monotonic()
+        await wait_for_lease(self._settings.backend, self._last.row)
+        self.report.waited += time.monotonic() - began
+        return Read()
+
+    async def _claim(self, step: Claim) -> Step:
+        self._check_time()
+        # From before the statement is sent: the database grants the lease later, so it cannot end sooner.
+        self._leased_until = time.monotonic() + self._settings.lease
+        self._claimed = True  # until the database's answer says otherwise
+        try:
+            granted = await self._statements.claim(step.generation, self.goal.holder)
+        except LockTimeoutError:
+            granted = self._claimed = False  # the transaction that holds the row's lock may be refreshing the row
+        except TRANSIENT_ERRORS as error:
+            await self._claim_backoff.pause(error)
+            granted = False  # or the database's answer was lost
+        else:
+            self._claimed = granted
+            self._claim_backoff.reset()
+        return after_claim(step, granted=granted)
+
+    async def _claim_anew(self) -> Step:
+        """Replace a lease whose grant took so long that it could end before the call of the provider does."""
+        with suppress(BackendError):
+            await self._release(None)
+        self._take_new_name()
+        return Read()
+
+    # -- the call of the provider --------------------------------------------------------------------
+
+    async def _call(self) -> Failure | None:
+        """Call the provider. Seal the new tokens at once, or return the failure that the row gets."""
+        record, issued_at = open_record(self._settings.keyring, self.key, self._last.row), self._last.now()
+        try:
+            new = await self._run_refresher(record, issued_at)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
+            # A CancelledError is the refresher's own: cancellations from outside are refused during the call.
+            self._refresher_failure = failure_of(error, record)
+            return self._refresher_failure.failure
+        except BaseException:
+            with suppress(BackendError):
+                await self._release(BRIEF_FAILURE)
+            raise
+        finally:
+            # Timers and tasks that the refresher left behind must not cancel the write of the new tokens.
+            self.protection.disown()
+        self._sealed = seal_tokens(
+            self._settings.keyring,
+            self.key,
+            access_token=new.access_token,
+            refresh_token=new.refresh_token,
+            extra=new.extra,
+            access_token_expires_at=new.access_token_expires_at,
+            refresh_token_expires_at=new.refresh_token_expires_at,
+        )
+        self._save_by = min(self._save_by, time.monotonic() + self._settings.save)
+        self._backoff.reset()
+        return None
+
+    async def _run_refresher(self, record: TokenRecord, issued_at: int) -> NewTokens:
+        with self._settings.telemetry.provider_call(self.report):
+            async with asyncio.timeout(self._settings.timeout):
+                response: object = self._refresh(deepcopy(record))  # a copy, which the refresher may change
+                # Without an awaitable, the refresher was a plain function, and has refreshed already.
+                if inspect.isawaitable(response):
+                    response = await response
+        return read_response(response, record, issued_at)
+
+    async def _settle(self, step: Settle) -> Step:
+        try:
+            self.settled = await self._release(step.failure)
+        except BackendError as error:
+            self._settings.telemetry.problem(self.key, "not_settled", "a failure could not be stored", error)
+            if step.failure.retry_in is None:
+                raise  # only the row shows whether it still has the refresh token that the provider refused
+            self.settled = True  # the lease expires by itself
+        if not self.settled:
+            self._take_new_name()
+        return after_settle(step, settled=self.settled)
+
+    # -- the write of new tokens ---------------------------------------------------------------------
+
+    async def _save(self, step: Save) -> Step:
+        tried_at = time.monotonic()
+        try:
+            saved = await self._statements.complete(
+                self._issued, step.generation, self.goal.holder, self._write_limit()
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it was, the new tokens may be the only copy
+            await self._retry_later(error, tried_at)
+            return step
+        return after_save(step, saved=saved)
+
+    async def _reread(self, step: Reread) -> Step:
+        if step.wait:
+            await wait_for_lease(self._settings.backend, self._last.row)
+        held, tried_at = self._last, time.monotonic()
+        try:
+            row = await self._get()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the new tokens may be the only copy
+            await self._retry_later(error, tried_at)
+            return step
+        if row is not None and row.tokens == self._sealed:
+            self._seen = held
+            return End(Outcome.REFRESHED)  # the write was carried out, and its answer was lost
+        if row is not None and row.generation == step.generation:
+            # Not opened: it is about to be replaced, and need not open with this keyring.
+            view: View | None = self._settings.view(row, None)
+        else:
+            view = self._view(row)
+        self.goal, following = after_reread(self.goal, step, view)
+        if isinstance(following, Save):
+            # With a pause: a backend that refuses the write without a reason would otherwise block the event loop.
+            await self._retry_later(ConflictError(f"{self.key}: the new tokens were refused"), tried_at)
+        return following
+
+    async def _retry_later(self, error: Exception, tried_at: float) -> None:
+        """Pause before the next try to write; after ``save_by`` tell the callers, and end if the store is closing."""
+        # A try that began before `save_by` does not count: it may have failed because this process was suspended.
+        if tried_at > self._save_by:
+            row = self._last.renewed(self._issued)
+            if self._closing or self.protection.interrupted:
+                self.unsaved = open_record(self._settings.keyring, self.key, row)
+                raise not_stored(self.key, self.unsaved)
+            if not self.result.done():
+                self._settings.telemetry.problem(self.key, "not_stored", "new tokens could not be stored so far", error)
+                self._publish(_failed(lambda: not_stored(self.key, open_record(self._settings.keyring, self.key, row))))
+        await self._backoff.pause()
+
+    def _write_limit(self) -> float:
+        """A third of the lease that is left: another try has to fit in before another process may take over."""
+        left = self._leased_until - time.monotonic()
+        return left / 3 if left > 0 else self._settings.timeout
+
+    # -- what the steps share ------------------------------------------------------------------------
+
+    async def _get(self) -> SealedRecord | None:
+        row = await self._statements.get()
+        self._backoff.reset()
+        self._seen = None if row is None else SeenRow(row, time.monotonic())
+        return row
+
+    async def _release(self, failure: Failure | None) -> bool:
+        return await self._statements.release(self._last.row.generation, self.goal.holder, failure)
+
+    def _take_new_name(self) -> None:
+        """Go on as another holder: a release that the server carries out late must not end the next lease."""
+        self.goal = replace(self.goal, holder=new_holder())
+        self._claimed = False
+
+    def _view(self, row: SealedRecord | None) -> View | None:
+        return None if row is None else self._settings.opened_view(row, self._margin)
+
+    def _check_time(self) -> None:
+        if self._closing:
+            self.report.outcome = Outcome.LEFT.name.lower()
+            raise StoreClosedError("this store is closed")
+        if time.monotonic() > self._deadline:
+            raise RefreshTimeoutError(
+                f"{self.key}: no new tokens within {self._settings.wait:g} s, while another refresh or transaction "
+                "held the row's lease or lock; repeat the call"
+            )
+
+    def _conclude(self, end: End) -> AttemptResult:
+        self.report.outcome = end.outcome.name.lower()
+        if end.failure is not None:
+            failure = end.failure
+            met = self._refresher_failure if self.settled else None
+            cause, refused = (None, False) if met is None else (met.cause, met.refused)
+            error = error_for(self.key, failure, cause, refused=refused)
+            self.report.outcome, self.report.code = OUTCOME_OF_ERROR[type(error)], error.code
+            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, cause, refused=refused))
+        row = None if self._seen is None else self._seen.row
+        if end.outcome is Outcome.REFRESHED:
+            row = self._last.renewed(self._issued)
+        self.report.generation = None if row is None else row.generation
+        return AttemptResult(end.outcome, row)
+
+    def _publish(self, result: AttemptResult) -> None:
+        if not self.result.done():
+            self.result.set_result(result)
+
+    @property
+    def _last(self) -> SeenRow:
+        """The row as it was read last."""
+        if self._seen is None:
+            raise RuntimeError("this step needs a row that was read")
+        return self._seen
+
+    @property
+    def _issued(self) -> SealedTokens:
+        """The new tokens."""
+        if self._sealed is None:
+            raise RuntimeError("this step needs new tokens of the provider")
+        return self._sealed
+
+
+def _failed(error: Callable[[], BaseException]) -> AttemptResult:
+    return AttemptResult(Outcome.FAILED, error=error)

@@ -1,0 +1,87 @@
+"""``refresh_due``: refresh all rows whose access token expires soon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Final
+
+from tokenstore.errors import TokenStoreError
+from tokenstore.listing import scan_rows
+from tokenstore.protocol import Backend
+from tokenstore.records import TokenKey
+from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
+from tokenstore.refresh.rows import new_holder
+from tokenstore.refresh.settings import Settings, validity
+from tokenstore.refresh.steps import Goal, Outcome, Read, Validity
+from tokenstore.results import RefreshOutcome, RefreshResult
+
+__all__ = ["Join", "refresh_due"]
+
+Join = Callable[[Attempt], Awaitable[AttemptResult]]
+"""Waits for this process's refresh of a row: the one in progress, or the attempt that is passed."""
+
+_PUBLIC_OUTCOMES: Final[Mapping[Outcome, RefreshOutcome]] = {
+    Outcome.REFRESHED: "refreshed",
+    Outcome.SERVED: "not_due",
+    Outcome.LEFT: "busy",
+    Outcome.MISSING: "gone",
+    Outcome.FAILED: "failed",
+}
+
+
+async def refresh_due(
+    settings: Settings,
+    refreshers: Mapping[str, Refresh],
+    join: Join,
+    *,
+    within: float,
+    concurrency: int,
+    page_size: int,
+) -> AsyncGenerator[RefreshResult, None]:
+    """Refresh the due rows of some providers, and yield what happened to each row as its refresh ends.
+
+    Args:
+        settings: The store's settings.
+        refreshers: For each provider whose rows are refreshed, the callable that calls it.
+        join: Starts an attempt, or joins the one in progress.
+        within: Refresh tokens that expire within this time, in seconds.
+        concurrency: The most refreshes at a time.
+        page_size: Rows in each query.
+    """
+    pending: set[asyncio.Task[RefreshResult]] = set()
+    try:
+        for provider, refresh in refreshers.items():
+            async for key in _due_keys(settings.backend, provider, within, page_size):
+                attempt = Attempt(settings, key, refresh, Goal(new_holder(), urgent=False), Read(), margin=within)
+                pending.add(asyncio.create_task(_result_of(attempt, join)))
+                if len(pending) >= concurrency:
+                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in pending:
+            task.cancel()  # ends the wait for the refresh, not the refresh
+
+
+async def _due_keys(backend: Backend, provider: str, within: float, page_size: int) -> AsyncGenerator[TokenKey, None]:
+    rows = scan_rows(backend, provider=provider, page_size=page_size)
+    async with aclosing(rows):
+        async for row in rows:
+            if row.has_refresh_token and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH:
+                yield row.key
+
+
+async def _result_of(attempt: Attempt, join: Join) -> RefreshResult:
+    try:
+        result = await join(attempt)
+        if result.error is not None:
+            raise result.error()
+    except TokenStoreError as error:
+        return RefreshResult(*attempt.key, "failed", error)
+    return RefreshResult(*attempt.key, _PUBLIC_OUTCOMES[result.outcome])

@@ -1,0 +1,231 @@
+"""The refresh engine: at most one call of the provider for all tasks, processes and machines.
+
+Callers in this process join one attempt (:mod:`tokenstore.refresh.attempt`). The attempt belongs to the store: a
+cancelled caller does not cancel it, and closing the store waits for it. ``docs/refresh.md`` describes the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from tokenstore.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    ReauthorizationRequiredError,
+    StoreClosedError,
+    TokensNotStoredError,
+)
+from tokenstore.records import TokenKey, TokenRecord
+from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
+from tokenstore.refresh.due import refresh_due
+from tokenstore.refresh.failures import error_for
+from tokenstore.refresh.loop_end import protect_provider_call
+from tokenstore.refresh.protected_task import Protection
+from tokenstore.refresh.responses import lifetime_of
+from tokenstore.refresh.revoke import Revocation, SupportsRevocation
+from tokenstore.refresh.rows import SeenRow, new_holder, read_row
+from tokenstore.refresh.settings import Settings
+from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
+from tokenstore.results import RefreshResult
+from tokenstore.sealing import open_record
+
+__all__ = ["OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
+
+T = TypeVar("T")
+
+OnRefreshed = Callable[[TokenRecord], Awaitable[None] | None]
+"""Called with the new record, in the process that refreshed, after the new tokens were stored."""
+
+OnReauthorizationRequired = Callable[[ReauthorizationRequiredError], Awaitable[None] | None]
+"""Called in the process whose refresh found a refresh token that is not usable, once for each such token."""
+
+
+class RefreshEngine:
+    """The refreshes of one store.
+
+    Args:
+        settings: The store's settings.
+        refreshers: For each provider, the callable that calls it.
+        on_refreshed: Called after a refresh.
+        on_reauthorization_required: Called when a refresh token is not usable.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        refreshers: Mapping[str, Refresh],
+        on_refreshed: OnRefreshed | None = None,
+        on_reauthorization_required: OnReauthorizationRequired | None = None,
+    ) -> None:
+        self._settings = settings
+        self._refreshers = refreshers
+        self._on_refreshed = on_refreshed
+        self._on_reauthorization_required = on_reauthorization_required
+        self._attempts: dict[TokenKey, Attempt] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._unsaved: list[TokenRecord] = []
+        self._closing = False
+
+    async def load(
+        self, key: TokenKey, refresh: Refresh | None, *, force: bool = False, generation: int | None = None
+    ) -> TokenRecord | None:
+        """What ``load_fresh_tokens`` does."""
+        refresh = self._refresher(key.provider, refresh)
+        settings = self._settings
+        while True:
+            step: Step = Read()
+            seen = None
+            if force:
+                goal = Goal(new_holder(), force=generation is None, stale=generation)
+            else:
+                row = await read_row(settings.backend, key)
+                if row is None:
+                    return None
+                seen, record = SeenRow(row, time.monotonic()), open_record(settings.keyring, key, row)
+                view = settings.view(row, lifetime_of(record))
+                if view.validity is Validity.FRESH:
+                    return record
+                due = view.validity is Validity.DUE
+                goal, step = after_read(Goal(new_holder(), urgent=not due), view)
+                if due:
+                    if isinstance(step, Claim) and self._running(key) is None and not self._closing:
+                        self._start(Attempt(settings, key, refresh, goal, step, seen))
+                    return record
+                if isinstance(step, End) and step.failure is not None:
+                    raise error_for(key, step.failure)
+            result = await self._join(Attempt(settings, key, refresh, goal, step, seen))
+            if result.error is not None:
+                raise result.error()
+            if result.outcome is Outcome.LEFT:
+                continue
+            if result.row is None:
+                return None
+            # A row with the refused generation: a caller that had another generation refused joined the same attempt.
+            if result.row.generation != generation:
+                return open_record(settings.keyring, key, result.row)
+
+    def refresh_due(
+        self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
+    ) -> AsyncGenerator[RefreshResult, None]:
+        """What ``refresh_due`` does."""
+        if provider is None and refresh is not None:
+            raise InvalidInputError("refresh=… needs provider=…; open_store(refreshers=…) takes several providers")
+        names = sorted(self._refreshers) if provider is None else [provider]
+        refreshers = {name: self._refresher(name, refresh) for name in names}
+        return refresh_due(
+            self._settings, refreshers, self._join, within=within, concurrency=concurrency, page_size=page_size
+        )
+
+    async def revoke(self, key: TokenKey, refresher: object) -> bool:
+        """What ``revoke_tokens`` does."""
+        found = self._refreshers.get(key.provider) if refresher is None else refresher
+        if not isinstance(found, SupportsRevocation):
+            raise ConfigurationError(
+                f"revoke_tokens needs a refresher with a method `revoke` for provider {key.provider!r}: pass "
+                "refresher=…, or call delete_tokens to delete the tokens without revoking them"
+            )
+        revocation = Revocation(self._settings, key, found)
+        return await asyncio.shield(self._own(revocation.protection, revocation.run()))
+
+    async def aclose(self) -> None:
+        """Wait for the refreshes and revocations in progress.
+
+        Afterwards :meth:`raise_unsaved` hands over the new tokens that could not be written.
+        """
+        self._closing = True
+        save_by = time.monotonic() + self._settings.save
+        for attempt in self._attempts.values():
+            attempt.close(save_by)
+        here, cancelled = asyncio.get_running_loop(), False
+        while tasks := [task for task in self._tasks if task.get_loop() is here and not task.done()]:
+            try:
+                _ = await asyncio.wait(tasks)
+            except asyncio.CancelledError:  # the event loop is closing, and has cancelled the tasks, too
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def raise_unsaved(self) -> None:
+        """Hand over, once, the new tokens that could not be written.
+
+        Raises:
+            TokensNotStoredError: There are such tokens; the error carries them.
+        """
+        if self._unsaved:
+            records, self._unsaved = self._unsaved, []
+            raise TokensNotStoredError(
+                f"the store was closed, and new tokens of {len(records)} rows could not be stored: `records` has the "
+                "only copies",
+                records=records,
+            )
+
+    def _running(self, key: TokenKey) -> Attempt | None:
+        attempt = self._attempts.get(key)
+        # An attempt of an event loop that was closed will never end.
+        return attempt if attempt and attempt.result.get_loop() is asyncio.get_running_loop() else None
+
+    def _start(self, attempt: Attempt) -> None:
+        if self._closing:
+            raise StoreClosedError("this store is closed")
+        self._attempts[attempt.key] = attempt
+        _ = self._own(attempt.protection, self._perform(attempt))
+
+    async def _join(self, attempt: Attempt) -> AttemptResult:
+        """Wait for this process's refresh of the row: the one in progress, or this attempt."""
+        running = self._running(attempt.key)
+        if running is None:
+            self._start(running := attempt)
+        else:
+            running.join(attempt.goal)
+        return await asyncio.shield(running.result)
+
+    async def _perform(self, attempt: Attempt) -> None:
+        try:
+            result = await attempt.run()
+        finally:
+            if self._attempts.get(attempt.key) is attempt:
+                del self._attempts[attempt.key]
+            if attempt.unsaved is not None:
+                self._unsaved.append(attempt.unsaved)
+        if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
+            record = open_record(self._settings.keyring, attempt.key, result.row)
+            await self._tell(attempt, "on_refreshed", self._on_refreshed, record)
+        if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
+            error = result.error()
+            if isinstance(error, ReauthorizationRequiredError):
+                callback = self._on_reauthorization_required
+                await self._tell(attempt, "on_reauthorization_required", callback, error)
+
+    async def _tell(
+        self, attempt: Attempt, name: str, callback: Callable[[T], Awaitable[None] | None], argument: T
+    ) -> None:
+        # Protected from the end of the event loop: the callback is called in no other process.
+        protect_provider_call(attempt.protection, self._settings.timeout)
+        try:
+            async with asyncio.timeout(self._settings.timeout):  # so that the store can be closed
+                answer = callback(argument)
+                if inspect.isawaitable(answer):
+                    await answer
+        except Exception as error:  # noqa: BLE001 - the tokens are stored, whatever the callback raises
+            self._settings.telemetry.problem(attempt.key, name, f"the callback {name} raised", error)
+
+    def _refresher(self, provider: str, refresh: Refresh | None) -> Refresh:
+        found = self._refreshers.get(provider) if refresh is None else refresh
+        if found is None:
+            raise ConfigurationError(
+                f"no refresher for provider {provider!r}: pass refresh=…, or "
+                f"open_store(…, refreshers={{{provider!r}: …}})"
+            )
+        return found
+
+    def _own(self, protection: Protection, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run work in a task that goes on without its caller, and that :meth:`aclose` waits for."""
+        task = protection.start(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

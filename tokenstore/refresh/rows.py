@@ -1,0 +1,59 @@
+"""Rows as a refresh reads them, and the names under which it holds their leases."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+
+from tokenstore.errors import BackendUnavailableError, ConflictError
+from tokenstore.protocol import Backend
+from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.validation import requested_row
+
+__all__ = ["SeenRow", "new_holder", "read_row"]
+
+_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRow:
+    """A row as it was read, and when: seconds of :func:`time.monotonic`."""
+
+    row: SealedRecord
+    at: float
+
+    def now(self) -> int:
+        """The database's clock, computed from ``as_of`` and the time since the read. It is never ahead."""
+        return self.row.as_of + int((time.monotonic() - self.at) * _US)
+
+    def renewed(self, tokens: SealedTokens) -> SealedRecord:
+        """The row as it is, or will be, stored with its next tokens. Only ``updated_at`` may differ by a moment."""
+        return replace(
+            self.row,
+            tokens=tokens,
+            generation=self.row.generation + 1,
+            lease_holder=None,
+            lease_expires_in=None,
+            failure=None,
+            updated_at=self.now(),
+        )
+
+
+async def read_row(backend: Backend, key: TokenKey) -> SealedRecord | None:
+    """Read a row, twice if the first read fails: one dead connection of a pool does not mean an outage.
+
+    Raises:
+        TamperedError: The database answered with another row.
+        BackendError: The database refused or failed.
+    """
+    try:
+        row = await backend.get(key)
+    except (BackendUnavailableError, ConflictError):
+        row = await backend.get(key)
+    return requested_row(key, row)
+
+
+def new_holder() -> str:
+    """A lease holder's name that no other refresh has."""
+    return secrets.token_hex(16)

@@ -1,0 +1,109 @@
+"""What the refreshes of one store share: the backend, the keys, and how long a token, a lease or a wait lasts."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from tokenstore.keyring import Keyring
+from tokenstore.protocol import Backend
+from tokenstore.records import CLOCK_SKEW, SealedRecord, has_failed, is_leased
+from tokenstore.refresh.responses import lifetime_of
+from tokenstore.refresh.steps import Validity, View
+from tokenstore.refresh.telemetry import Telemetry
+from tokenstore.sealing import open_record
+
+__all__ = ["Settings", "validity"]
+
+_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the refreshes of one store share.
+
+    Attributes:
+        backend: The rows.
+        keyring: The keys.
+        telemetry: Logs, metrics and spans.
+        margin: ``refresh_margin`` in seconds.
+        timeout: ``refresh_timeout`` in seconds.
+    """
+
+    backend: Backend
+    keyring: Keyring
+    telemetry: Telemetry
+    margin: float
+    timeout: float
+
+    @property
+    def lease(self) -> float:
+        """How long a lease lasts: longer than the call, so that its result can be written under the lease."""
+        return self.timeout * 1.5
+
+    @property
+    def wait(self) -> float:
+        """How long a refresh waits: until a crashed holder's lease has expired, and another holder's call has ended."""
+        return self.timeout * 3
+
+    @property
+    def save(self) -> float:
+        """How long the write of new tokens is tried before callers get an error. The tries go on after that."""
+        return self.timeout * 1.5
+
+    def view(self, row: SealedRecord, lifetime: float | None, margin: float | None = None) -> View:
+        """Judge a row by the database's clock, so that machines with different clocks agree.
+
+        Args:
+            row: The row.
+            lifetime: The lifetime of its access token when it was issued, in seconds, or None if unknown.
+            margin: How long before its expiry the token is due, in seconds. Default: the row's part of ``margin``.
+        """
+        tokens = row.tokens
+        if margin is None:
+            margin = self._margin_of(row, lifetime)
+        refresh_expires_at = tokens.refresh_token_expires_at
+        return View(
+            generation=row.generation,
+            validity=validity(tokens.access_token_expires_at, row.as_of, margin),
+            refreshable=tokens.refresh_token is not None
+            and (refresh_expires_at is None or refresh_expires_at > row.as_of),
+            lease_holder=row.lease_holder if is_leased(row) else None,
+            failure=row.failure if has_failed(row) else None,
+        )
+
+    def opened_view(self, row: SealedRecord, margin: float | None = None) -> View:
+        """As :meth:`view`; opens the row to learn the token's lifetime.
+
+        Raises:
+            SealingError: The row does not open with the keyring.
+        """
+        return self.view(row, lifetime_of(open_record(self.keyring, row.key, row)), margin)
+
+    def _margin_of(self, row: SealedRecord, lifetime: float | None) -> float:
+        """The refresh margin of one generation of a row, in seconds before its access token expires.
+
+        It differs between rows, so that tokens that were issued together are not refreshed together. It is at most the
+        last quarter of the token's usable life; otherwise a short-lived token would be due as soon as it is issued.
+        """
+        margin = self.margin
+        if lifetime is not None:
+            margin = min(margin, CLOCK_SKEW + max(lifetime - CLOCK_SKEW, 0.0) / 4)
+        spread = zlib.crc32(f"{row.key.provider}\0{row.key.user_id}\0{row.generation}".encode()) / 2**32
+        return CLOCK_SKEW + max(margin - CLOCK_SKEW, 0.0) * (0.5 + spread / 2)
+
+
+def validity(expires_at: int | None, now: int, margin: float) -> Validity:
+    """How long an access token remains valid.
+
+    Args:
+        expires_at: Microseconds since the epoch, or None for "never".
+        now: Microseconds since the epoch.
+        margin: How long before its expiry the token is due, in seconds.
+    """
+    remaining = float("inf") if expires_at is None else (expires_at - now) / _US
+    if remaining <= 0:
+        return Validity.EXPIRED
+    if remaining <= CLOCK_SKEW:
+        return Validity.SHORT
+    return Validity.DUE if remaining <= margin else Validity.FRESH

@@ -1,0 +1,133 @@
+"""Checks of what enters the core: arguments from callers, and rows from the database.
+
+The core checks every argument once, before a backend receives it. So all backends accept and refuse the same values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from tokenstore.errors import InvalidInputError, TamperedError
+from tokenstore.records import (
+    EPOCH,
+    MAX_PROVIDER_BYTES,
+    MAX_TOKEN_BYTES,
+    MAX_USER_ID_BYTES,
+    MICROSECOND,
+    SealedRecord,
+    TokenKey,
+)
+
+__all__ = [
+    "extra_json",
+    "optional_epoch_us",
+    "requested_row",
+    "seconds",
+    "to_epoch_us",
+    "token_key",
+    "token_text",
+]
+
+_encode_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_LONGEST_SECONDS = 10**9  # over 31 years; fits every database's integers as microseconds
+_MIN_US = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+_MAX_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+
+
+def token_key(provider: object, user_id: object) -> TokenKey:
+    """Check both parts of a key."""
+    return TokenKey(
+        _key_part("provider", provider, MAX_PROVIDER_BYTES), _key_part("user_id", user_id, MAX_USER_ID_BYTES)
+    )
+
+
+def _key_part(name: str, value: object, limit: int) -> str:
+    text = _text(name, value, limit)
+    if "\0" in text:
+        raise InvalidInputError(f"{name} holds a NUL character, which PostgreSQL cannot store")
+    return text
+
+
+def token_text(name: str, value: object) -> str:
+    """Check a token: a non-empty ``str`` of at most :data:`MAX_TOKEN_BYTES`."""
+    return _text(name, value, MAX_TOKEN_BYTES)
+
+
+def _text(name: str, value: object, limit: int) -> str:
+    if type(value) is str and value.isascii() and 0 < len(value) <= limit:
+        return value  # the usual case, checked without encoding: each ASCII character is one byte
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} must be a str, not {type(value).__name__}")
+    text = str.__str__(value)  # drivers may not accept a subclass of str, such as an enum
+    if not text:
+        raise InvalidInputError(f"{name} must not be empty")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        # Raised below, outside this block: otherwise the error's context, the encoding error, would show the value.
+        size = -1
+    if size < 0:
+        raise InvalidInputError(f"{name} holds a lone surrogate and cannot be encoded as UTF-8")
+    if size > limit:
+        raise InvalidInputError(f"{name} has {size} bytes as UTF-8; at most {limit} are allowed")
+    return text
+
+
+def to_epoch_us(name: str, value: object) -> int:
+    """Check a datetime and convert it to microseconds since the epoch; a naive one is UTC, never local time."""
+    if not isinstance(value, datetime):
+        raise InvalidInputError(f"{name} must be a datetime or None, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        value = value.replace(tzinfo=UTC)
+    microseconds = (value - EPOCH) // MICROSECOND
+    if not _MIN_US <= microseconds <= _MAX_US:
+        raise InvalidInputError(f"{name} is outside the years 1 to 9999 in UTC")
+    return microseconds
+
+
+def optional_epoch_us(name: str, value: object) -> int | None:
+    """As :func:`to_epoch_us`; None stays None."""
+    return None if value is None else to_epoch_us(name, value)
+
+
+def extra_json(value: object) -> str | None:
+    """Check ``extra`` and serialise it: a mapping with ``str`` keys and JSON values, or None. Empty counts as None."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"extra must be a mapping or None, not {type(value).__name__}")
+    if not all(isinstance(key, str) for key in value):
+        raise InvalidInputError("extra must have str keys")
+    try:
+        text = _encode_json(dict(value))
+    except (TypeError, ValueError, RecursionError):
+        text = ""  # the error is raised below: otherwise its context, json's error, could show a value
+    if not text:
+        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime, bytes or cycles)")
+    if len(text) > MAX_TOKEN_BYTES:
+        raise InvalidInputError(f"extra has {len(text)} bytes as JSON; at most {MAX_TOKEN_BYTES} are allowed")
+    return None if text == "{}" else text
+
+
+def seconds(name: str, value: object, *, positive: bool = False) -> float:
+    """Check a duration in seconds: a number, zero or more (``positive``: more than zero)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInputError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= _LONGEST_SECONDS or (positive and value == 0):  # also refuses NaN
+        lower = "more than" if positive else "at least"
+        raise InvalidInputError(f"{name} must be {lower} zero and at most {_LONGEST_SECONDS}")
+    return float(value)
+
+
+def requested_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
+    """Check that the database answered with the requested row, or with none.
+
+    Raises:
+        TamperedError: The database answered with another row.
+    """
+    if row is not None and row.key != key:
+        raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
+    return row
