@@ -86,7 +86,7 @@ def read_options(
             f"unknown: {', '.join(unknown)}; the options of {backend} are {', '.join(sorted(parsers))}"
         )
     if twice := sorted(query.keys() & keywords.keys()):
-        raise ConfigurationError(f"{', '.join(twice)} is in the URL and a keyword argument; pass it once")
+        raise ConfigurationError(f"{', '.join(twice)}: in the URL and a keyword argument; pass each option once")
     try:
         return {name: parsers[name](name, value) for name, value in (*query.items(), *keywords.items())}
     except InvalidInputError as error:

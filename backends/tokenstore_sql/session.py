@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from tokenstore.cancellation import finish
-from tokenstore.errors import ConfigurationError, ConflictError, LockTimeoutError, UnsupportedOperationError
+from tokenstore.errors import ConfigurationError, UnsupportedOperationError
+from tokenstore.leases import lock_unleased, wait_for_lease
 from tokenstore.options import read_options
 from tokenstore.records import SealedRecord, TokenKey, is_leased
 from tokenstore_sql.backend import SQLBackend
@@ -31,8 +32,6 @@ T = TypeVar("T")
 # The key in Session.info, which belongs to users of a session, under which every store on the session finds the
 # transaction that a call of a store began.
 _BEGUN_HERE: Final = "tokenstore.transaction"
-# How long after a lease's end to read the row again, in seconds: SQLite's clock counts milliseconds.
-_LEASE_GRACE: Final = 0.005
 
 
 class _SessionCalls(Calls):
@@ -155,28 +154,44 @@ class SessionBackend(SQLOperations):
             LockTimeoutError: A lock was not free, or a lease not over, within ``lock_timeout``.
             ConflictError: In a transaction that the application began, a lease began just before the lock.
         """
-        deadline = asyncio.get_running_loop().time() + self.dialect.lock_timeout
+        if not self._calls.session().in_transaction():
+            return await lock_unleased(
+                key,
+                lock=lambda: self._calls.lock(key, lambda rows: self._locked(rows, key)),
+                read=lambda: self.get(key),
+                unlock=self.rollback,
+                wait=partial(wait_for_lease, self),
+                lock_timeout=self.dialect.lock_timeout,
+            )
+        return await self._calls.lock(key, lambda rows: self._lock_without_rollback(rows, key))
 
-        async def lock(rows: Rows) -> SealedRecord | None:
-            row = await self._locked(rows, key)
-            if is_leased(row):
-                raise _Leased(row)  # which rolls back the transaction that this call began
-            return row
+    async def _lock_without_rollback(self, rows: Rows, key: TokenKey) -> SealedRecord | None:
+        """Lock a row in a transaction that must not be rolled back, because the application began it.
 
-        async def lock_in_transaction(rows: Rows) -> SealedRecord | None:
-            await self._wait_without_lock(rows, key, deadline)
-            row = await self._locked(rows, key)
-            if is_leased(row):
-                raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
-            return row
+        The end of a lease is waited for over another connection: in this transaction the lease may look the same for
+        ever.
+        """
+        async with AsyncExitStack() as stack:
+            aside: SQLBackend | None = None
 
-        while not self._calls.session().in_transaction():
-            try:
-                return await self._calls.lock(key, lock)
-            except _Leased as leased:
-                row = leased.row
-            await self._pause(self, row, deadline)
-        return await self._calls.lock(key, lock_in_transaction)
+            async def read() -> SealedRecord | None:
+                nonlocal aside
+                if aside is None:
+                    if await self.dialect.may_look(_alchemy(rows)):
+                        row = await rows.get(key)
+                        if not is_leased(row):
+                            return row
+                    aside = await stack.enter_async_context(self._aside(_alchemy(rows).engine))
+                return await aside.get(key)
+
+            return await lock_unleased(
+                key,
+                lock=lambda: self._locked(rows, key),
+                read=read,
+                unlock=None,
+                wait=lambda row, limit: wait_for_lease(aside, row, limit),
+                lock_timeout=self.dialect.lock_timeout,
+            )
 
     async def _locked(self, rows: Rows, key: TokenKey) -> SealedRecord | None:
         if not await self.dialect.holds_locks(_alchemy(rows)):
@@ -185,19 +200,6 @@ class SessionBackend(SQLOperations):
                 "let the session's engine, or its transaction, have the isolation level READ COMMITTED"
             )
         return await rows.lock(key)
-
-    async def _wait_without_lock(self, rows: Rows, key: TokenKey, deadline: float) -> None:
-        """Wait for the end of a live lease in a transaction that cannot be undone to try again.
-
-        The wait reads over another connection: in this transaction the lease may look the same for ever.
-        """
-        if await self.dialect.may_look(_alchemy(rows)):
-            row = await rows.get(key)
-            if not is_leased(row):
-                return
-        async with self._aside(_alchemy(rows).engine) as aside:
-            while is_leased(row := await aside.get(key)):
-                await self._pause(aside, row, deadline)
 
     @asynccontextmanager
     async def _aside(self, engine: AsyncEngine) -> AsyncIterator[SQLBackend]:
@@ -212,18 +214,6 @@ class SessionBackend(SQLOperations):
         finally:
             if not free:
                 await finish(used.dispose())
-
-    async def _pause(self, rows: SQLOperations, row: SealedRecord, deadline: float) -> None:
-        """Wait until a leased row is worth reading again."""
-        left = deadline - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise LockTimeoutError(
-                f"{row.key}: a refresh held the row's lease for longer than {self.dialect.lock_timeout:g} s; "
-                "repeat the call"
-            )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(left, _lease_left(row) + _LEASE_GRACE)):
-                await rows.watch(row.key)
 
     async def rollback(self) -> None:
         """Undo what a call of the store began, and release its locks.
@@ -248,17 +238,6 @@ class SessionBackend(SQLOperations):
 
 def _alchemy(rows: Rows) -> AsyncConnection:
     return cast(AlchemyConnection, rows.connection).alchemy
-
-
-class _Leased(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a transaction of the store's own that has locked a row with a live lease."""
-
-    def __init__(self, row: SealedRecord) -> None:
-        self.row = row
-
-
-def _lease_left(row: SealedRecord) -> float:
-    return row.lease_expires_in or 0.0
 
 
 def _mark_ours(session: AsyncSession) -> None:

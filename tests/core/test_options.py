@@ -41,7 +41,7 @@ def test_options_by_keyword_or_in_the_url(row: Row, url: str, keyring: Keyring) 
     open_store(bare, keyring=keyring, lock_timeout=3)
     open_store(f"{bare}?lock_timeout=3", keyring=keyring)
     refused: list[tuple[str, dict[str, Any], str]] = [
-        (f"{bare}?lock_timeout=3", {"lock_timeout": 3}, "both in the URL and by keyword"),
+        (f"{bare}?lock_timeout=3", {"lock_timeout": 3}, "in the URL and a keyword argument"),
         (f"{bare}?lock_tiemout=3", {}, r"unknown: lock_tiemout; the options of .* are .*lock_timeout"),
         (bare, {"colour": "red"}, "unknown: colour"),
         (bare, {"lock_timeout": 0}, "lock_timeout must be more than zero"),
