@@ -12,14 +12,13 @@ __all__ = ["AiomysqlConnection", "AsyncmyConnection"]
 
 
 class _MySQLConnection(DriverConnection):
-    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
-        cursor = await self.cursor()
-        _ = await cursor.execute(sql, arguments or None)
-        return StatementResult(await cursor.fetchall(), cursor.rowcount)
-
+    @staticmethod
     @abstractmethod
-    async def cursor(self) -> Any:
-        """A cursor of the driver. It need not be closed once all rows have been read."""
+    def transport_of(driver: Any) -> Any:
+        """The asyncio transport of a driver's connection, which it does not show in public; None if it is closed."""
+
+    def socket(self) -> int | None:
+        return descriptor(self.transport_of(self.driver))
 
     async def close(self) -> None:
         if self.lost:
@@ -31,29 +30,34 @@ class _MySQLConnection(DriverConnection):
 class AiomysqlConnection(_MySQLConnection):
     """aiomysql."""
 
-    async def cursor(self) -> Any:
-        return await self.driver.cursor()
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
+        # A cursor need not be closed once all rows have been read.
+        cursor = await self.driver.cursor()
+        _ = await cursor.execute(sql, arguments or None)
+        return StatementResult(await cursor.fetchall(), cursor.rowcount)
 
     def is_closed(self) -> bool:
         # When the server has closed the connection, the stream is at its end.
         return bool(self.driver.closed or self.driver._reader.at_eof())
 
-    def socket(self) -> int | None:
-        return descriptor(getattr(self.driver, "_writer", None))
+    @staticmethod
+    def transport_of(driver: Any) -> Any:
+        writer = getattr(driver, "_writer", None)
+        return writer and writer.transport
 
 
 class AsyncmyConnection(_MySQLConnection):
     """asyncmy."""
 
-    async def cursor(self) -> Any:
-        return self.driver.cursor()
+    async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
+        cursor = self.driver.cursor()
+        _ = await cursor.execute(sql, arguments or None)
+        return StatementResult(await cursor.fetchall(), cursor.rowcount)
 
     def is_closed(self) -> bool:
-        transport = self._transport()
+        transport = self.transport_of(self.driver)
         return not self.driver.connected or (transport is not None and transport.is_closing())
 
-    def socket(self) -> int | None:
-        return descriptor(self._transport())
-
-    def _transport(self) -> Any:
-        return getattr(self.driver, "_transport", None)  # since 0.2.14
+    @staticmethod
+    def transport_of(driver: Any) -> Any:
+        return getattr(driver, "_transport", None)  # since 0.2.14

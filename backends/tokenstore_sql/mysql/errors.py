@@ -49,7 +49,9 @@ class MySQLErrors(ErrorTable):
         "2006": BackendUnavailableError,
         "2013": BackendUnavailableError,
         "2014": BackendUnavailableError,
+        "2026": BackendUnavailableError,  # no TLS
         "2055": BackendUnavailableError,
+        "2059": BackendUnavailableError,  # a method of authentication that the driver lacks, or that is refused
         "4031": BackendUnavailableError,
     }
 
