@@ -1,4 +1,4 @@
-"""Opening a store's own connections: encrypted if the options ask for it."""
+"""Opening a store's own connections: encrypted if the options ask for it, and with known settings of the session."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _log: Final = logging.getLogger("tokenstore.sql.mysql")
 
 CONNECTION_CLASSES: Final = {"aiomysql": AiomysqlConnection, "asyncmy": AsyncmyConnection}
 """From a driver's name to the class of its connections."""
+
+# Whatever the server's defaults and its init_connect are. The drivers put values into the SQL text themselves. With
+# NO_BACKSLASH_ESCAPES, or in a character set such as gbk, a value could end its literal and go on as SQL. Strict: a
+# value that does not fit is an error, and is not cut.
+_SETTINGS: Final = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', NAMES utf8mb4"
 
 # Methods of authentication with which a server asks for the password itself.
 _IN_CLEAR: Final = frozenset({"mysql_clear_password", "dialog"})
@@ -62,6 +67,8 @@ class Opener:
                 # aiomysql has no public method that opens a connection of another class than its own.
                 await (connection.connect() if self._driver == "asyncmy" else connection._connect())
                 self._check(connection, arguments.get("host"))
+                async with connection.cursor() as cursor:
+                    await cursor.execute(_SETTINGS)
         except TimeoutError:
             connection.close()
             number, words = _UNREACHABLE, f"the server did not let the driver in within {limit} s"
