@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Final
 
 from tokenstore_sql.connections.connection import StatementResult
 from tokenstore_sql.connections.driver import DriverConnection, descriptor
+from tokenstore_sql.mysql.sessions import check_size
 
 __all__ = ["AiomysqlConnection", "AsyncmyConnection"]
+
+# What a prepared statement has beside its values, and what each value has beside its own bytes, at most.
+_PREPARED_BYTES: Final = 16
+_VALUE_BYTES: Final = 12
 
 
 class _MySQLConnection(DriverConnection):
@@ -33,7 +38,11 @@ class AiomysqlConnection(_MySQLConnection):
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         # A cursor need not be closed once all rows have been read.
         cursor = await self.driver.cursor()
-        _ = await cursor.execute(sql, arguments or None)
+        if arguments:
+            sql = cursor.mogrify(sql, arguments)
+        # One character is one byte: aiomysql writes bytes as surrogates, and the SQL is ASCII.
+        check_size(self, self.driver, len(sql))
+        _ = await cursor.execute(sql)
         return StatementResult(await cursor.fetchall(), cursor.rowcount)
 
     def is_closed(self) -> bool:
@@ -50,6 +59,8 @@ class AsyncmyConnection(_MySQLConnection):
     """asyncmy."""
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
+        # A prepared statement's values are sent as they are.
+        check_size(self, self.driver, _PREPARED_BYTES + sum(map(_sent_bytes, arguments)))
         cursor = self.driver.cursor()
         _ = await cursor.execute(sql, arguments or None)
         return StatementResult(await cursor.fetchall(), cursor.rowcount)
@@ -61,3 +72,8 @@ class AsyncmyConnection(_MySQLConnection):
     @staticmethod
     def transport_of(driver: Any) -> Any:
         return getattr(driver, "_transport", None)  # since 0.2.14
+
+
+def _sent_bytes(value: object) -> int:
+    """The bytes of a prepared statement's value, with its type and the length before it."""
+    return _VALUE_BYTES + (len(value) if isinstance(value, bytes | str) else 0)

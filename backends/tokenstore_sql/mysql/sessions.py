@@ -1,4 +1,4 @@
-"""What a connection's session at the server is like: its thread, and whether it can be trusted with values.
+"""What a connection's session at the server is like: its thread, its limits, and whether it can be trusted with values.
 
 aiomysql always, and asyncmy without prepared statements, put values into the SQL text, with backslashes before quotes.
 A session's settings can make the server read that text in another way, so that a user's id ends its literal and goes on
@@ -15,9 +15,12 @@ from sqlalchemy import text as sql
 from tokenstore.errors import UnsupportedOperationError
 from tokenstore_sql.connections.connection import Connection
 
-__all__ = ["SESSION", "Session", "session_of", "trusted_session"]
+__all__ = ["SESSION", "Session", "check_size", "session_of", "trusted_session"]
 
-SESSION: Final = sql("SELECT CONNECTION_ID(), @@hostname, @@port, @@character_set_client, @@sql_mode")
+SESSION: Final = sql(
+    "SELECT CONNECTION_ID(), @@hostname, @@port, @@max_allowed_packet, @@net_buffer_length, @@character_set_client, "
+    "@@sql_mode"
+)
 """The query for what :class:`Session` holds."""
 # In a connection's notes: its Session.
 _SESSION: Final = "tokenstore.session"
@@ -26,6 +29,9 @@ _MISREAD: Final = frozenset({"big5", "cp932", "gb18030", "gbk", "sjis"})
 _NO_BACKSLASHES: Final = "NO_BACKSLASH_ESCAPES"
 # The same mode, in the status that the server sends with each answer.
 _NO_BACKSLASHES_STATUS: Final = 0x0200
+# The client library's own number for a statement that is too large to be sent. The drivers often do not see the
+# server's number, 1153, because the server closes the connection while they still send.
+_TOO_LARGE: Final = 2020
 
 
 class Session(NamedTuple):
@@ -34,6 +40,8 @@ class Session(NamedTuple):
     thread: int
     hostname: str
     port: int
+    max_allowed_packet: int
+    net_buffer_length: int
     character_set_client: str
     sql_mode: str
 
@@ -85,3 +93,28 @@ async def trusted_session(connection: Connection, driver: Any) -> Session:
             "the server's configuration, set"
         )
     return session
+
+
+def check_size(connection: Connection, driver: Any, size: int) -> None:
+    """Refuse a statement that the server would not read: it would answer by closing the connection.
+
+    Args:
+        connection: The connection. If it has not been asked for its session, its limit is not known.
+        driver: The driver's connection.
+        size: The bytes of the statement with its values.
+
+    Raises:
+        Exception: The driver's ``OperationalError``: the statement is too large. It was not sent.
+    """
+    session: Session | None = connection.info.get(_SESSION)
+    if session is None:
+        return
+    # The server takes a command byte, too, and fewer bytes than the limit.
+    limit = max(session.max_allowed_packet, session.net_buffer_length)
+    if size + 1 >= limit:
+        raise driver.OperationalError(
+            _TOO_LARGE,
+            f"the statement would have {size} bytes, and the server's max_allowed_packet is "
+            f"{session.max_allowed_packet}; it was not sent. Raise max_allowed_packet at the server, or store less in "
+            "the row",
+        )
