@@ -70,6 +70,14 @@ class ErrorTable(ABC):
         """Whether a server refused a new connection because it has as many as it, or this user, may have."""
         return False
 
+    def ends_connection(self, error: BaseException) -> bool:
+        """Whether a connection is of no more use after the server has answered with this error.
+
+        A server that became read-only, or is shutting down, still answers. A pool that keeps such a connection gives
+        the next caller the same error.
+        """
+        return self.classify(error)[0] is BackendUnavailableError
+
     @abstractmethod
     def code(self, error: BaseException) -> str | None:
         """The SQLSTATE, errno or result code of a driver's exception; None if it carries none."""
@@ -124,7 +132,8 @@ def _translate(errors: ErrorTable, about: str, error: BaseException) -> BackendE
     cause = cause_of(error)
     lost = isinstance(error, ConnectionLostError) or getattr(error, "connection_invalidated", False)
     kind, code = errors.classify(cause)
-    if kind is BackendError and (isinstance(cause, OSError) or lost):
+    # A code that the database's table names says more than the end of the connection, which it may have caused.
+    if kind is BackendError and code not in errors.classes and (isinstance(cause, OSError) or lost):
         kind = BackendUnavailableError
     words = errors.text(cause, code) if code else ""
     if isinstance(cause, OSError):

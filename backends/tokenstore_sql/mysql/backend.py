@@ -16,8 +16,8 @@ from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, DriverConnection, through_engine
 from tokenstore_sql.dialect import Dialect
-from tokenstore_sql.mysql.connections import AiomysqlConnection, AsyncmyConnection
 from tokenstore_sql.mysql.dialect import MySQLDialect
+from tokenstore_sql.mysql.opening import CONNECTION_CLASSES, Opener
 from tokenstore_sql.options import ENGINE_ARGUMENTS
 
 __all__ = ["MySQLBackend"]
@@ -59,14 +59,18 @@ class MySQLBackend(SQLBackend):
             connect["stmt_cache_size"] = _PREPARED
         if "unix_socket" in options:
             connect["unix_socket"] = options["unix_socket"]
-        if context := _tls(options):
-            connect["ssl"] = context
-        return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
+        opener = Opener(url.get_driver_name(), _tls(options))
+
+        async def open_connection() -> Any:
+            _, of_url = engine.dialect.create_connect_args(url)
+            return await opener.open({**of_url, **connect})
+
+        engine = create_async_engine(url, async_creator=open_connection, **ENGINE_ARGUMENTS)
+        return engine
 
     @classmethod
     def _connector(cls, engine: AsyncEngine, dialect: Dialect, options: Mapping[str, Any]) -> Connector:
-        connection_class = {"aiomysql": AiomysqlConnection, "asyncmy": AsyncmyConnection}[engine.driver]
-        connect = through_engine(engine, dialect.errors, dialect.begin, connection_class)
+        connect = through_engine(engine, dialect.errors, dialect.begin, CONNECTION_CLASSES[engine.driver])
 
         async def ready() -> DriverConnection:
             # asyncmy's own timeout does not cover the wait for the server's greeting.

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tokenstore.errors import LockTimeoutError
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
+from tokenstore_sql.mysql.alchemy import MySQLAlchemyConnection
 from tokenstore_sql.mysql.errors import MySQLErrors
 from tokenstore_sql.mysql.grammar import MySQLGrammar
 from tokenstore_sql.mysql.threads import kill, thread_of
@@ -39,6 +40,7 @@ class MySQLDialect(Dialect):
 
     grammar = MySQLGrammar()
     errors = MySQLErrors()
+    alchemy_class = MySQLAlchemyConnection
     # At REPEATABLE READ, locking a row that does not exist takes a gap lock: two first inserts dead-lock.
     isolation_level = "READ COMMITTED"
 

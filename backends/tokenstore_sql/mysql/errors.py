@@ -35,27 +35,42 @@ class MySQLErrors(ErrorTable):
         "3572": LockTimeoutError,
         "1213": ConflictError,
         "1020": ConflictError,  # MariaDB since 11.6.2: the row changed since this snapshot
-        "1290": BackendUnavailableError,
-        "1792": BackendUnavailableError,
-        "1836": BackendUnavailableError,
+        "1969": LockTimeoutError,  # MariaDB's max_statement_time, if an administrator set one
+        "3024": LockTimeoutError,  # MySQL's max_execution_time
+        "1153": BackendError,  # the statement was too large, and the server has closed the connection
+        # The server cannot be reached, or does not let this user in.
         "1040": BackendUnavailableError,
         "1044": BackendUnavailableError,
         "1045": BackendUnavailableError,
         "1049": BackendUnavailableError,
-        "1053": BackendUnavailableError,
-        "1152": BackendUnavailableError,
-        "1184": BackendUnavailableError,
         "1203": BackendUnavailableError,
-        "1226": BackendUnavailableError,
+        "1226": BackendUnavailableError,  # a limit of this user's, such as max_user_connections
+        # The server does not write, or does not serve at all.
+        "1047": BackendUnavailableError,  # a node of Galera that has lost the others
+        "1180": BackendUnavailableError,  # a node of Galera that lost the others during a COMMIT
+        "1290": BackendUnavailableError,
+        "1792": BackendUnavailableError,
+        "1836": BackendUnavailableError,
+        # The session is about to end.
+        "1053": BackendUnavailableError,
+        "1184": BackendUnavailableError,
         "1317": BackendUnavailableError,
         "1927": BackendUnavailableError,
+        "4031": BackendUnavailableError,
+        # The network, as the server saw it.
+        "1152": BackendUnavailableError,
+        **dict.fromkeys(map(str, range(1154, 1162)), BackendUnavailableError),
+        "1835": BackendUnavailableError,
+        # The network, as the driver saw it.
         "2002": BackendUnavailableError,
         "2003": BackendUnavailableError,
         "2006": BackendUnavailableError,
         "2013": BackendUnavailableError,
         "2014": BackendUnavailableError,
+        "2026": BackendUnavailableError,  # no TLS
         "2055": BackendUnavailableError,
-        "4031": BackendUnavailableError,
+        "2059": BackendUnavailableError,  # a method of authentication that the driver lacks, or that is refused
+        "2020": BackendError,  # the statement was too large, and was not sent
     }
 
     def code(self, error: BaseException) -> str | None:
@@ -67,6 +82,9 @@ class MySQLErrors(ErrorTable):
 
     def has_no_free_slot(self, error: BaseException) -> bool:
         return self.code(error) in _NO_FREE_SLOT
+
+    def ends_connection(self, error: BaseException) -> bool:
+        return self.code(error) == "1153" or super().ends_connection(error)
 
     def text(self, error: BaseException, code: str) -> str:
         # Messages about access, names and the server's state. Other messages can quote a value.

@@ -7,11 +7,11 @@ from typing import Final, NamedTuple
 from sqlalchemy import text as sql
 
 from tokenstore_sql.connections.connection import Connection
+from tokenstore_sql.mysql.sessions import session_of
 from tokenstore_sql.termination import end_session
 
 __all__ = ["ServerThread", "kill", "thread_of"]
 
-_THIS_THREAD: Final = sql("SELECT CONNECTION_ID(), @@hostname, @@port")
 _SHOW_THREADS: Final = sql("SHOW PROCESSLIST")
 _KILL: Final = sql("KILL :id")
 # In a connection's notes: the server's thread behind it.
@@ -29,10 +29,10 @@ class ServerThread(NamedTuple):
 async def thread_of(connection: Connection) -> ServerThread | None:
     """The server's thread behind a connection; None if a proxy hides it."""
     if _THREAD not in connection.info:
-        (found,), _ = await connection.run(_THIS_THREAD)
+        session = await session_of(connection)
         # A proxy names a number of its own when it is connected, and may give the server's thread to another client.
         named = (await connection.driver_connection()).thread_id()
-        connection.info[_THREAD] = ServerThread(*found) if found[0] == named else None
+        connection.info[_THREAD] = ServerThread(*session[:3]) if session.thread == named else None
     thread: ServerThread | None = connection.info[_THREAD]
     return thread
 
