@@ -93,6 +93,8 @@ def _asyncpg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 def _psycopg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        # As asyncpg does. The database or the role may have another default.
+        "client_encoding": "utf8",
         **_libpq(options),
     }
     if "application_name" in options:

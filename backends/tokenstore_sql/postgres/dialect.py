@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tokenstore.errors import UnsupportedOperationError
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
+from tokenstore_sql.postgres.connections import PostgresAlchemyConnection
 from tokenstore_sql.postgres.errors import PostgresErrors
 from tokenstore_sql.postgres.grammar import PostgresGrammar
 from tokenstore_sql.postgres.sessions import session_of, terminate
@@ -30,6 +31,7 @@ class PostgresDialect(Dialect):
 
     grammar = PostgresGrammar()
     errors = PostgresErrors()
+    alchemy_class = PostgresAlchemyConnection
     # At a higher level a waiting caller gets 40001 in place of the row that the lock holder stored.
     isolation_level = "READ COMMITTED"
 

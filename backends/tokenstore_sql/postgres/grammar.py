@@ -19,8 +19,9 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
+from tokenstore_sql.postgres.arrays import Array
 from tokenstore_sql.statements.grammar import Grammar, on_conflict_replace
 
 __all__ = ["PostgresGrammar"]
@@ -92,6 +93,6 @@ class PostgresGrammar(Grammar):
 
 def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:
     """A table of parameters: an array for each column."""
-    arrays = [bindparam(name, type_=ARRAY(column.type)) for name, column in columns.items()]
+    arrays = [bindparam(name, type_=Array(column.type)) for name, column in columns.items()]
     # PostgreSQL knows unnest of several arrays by its bare name alone, and takes its own function for each of them.
     return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
