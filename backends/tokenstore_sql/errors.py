@@ -62,6 +62,14 @@ class ErrorTable(ABC):
         """Whether an error that ended a connection tells that the statement was certainly not carried out."""
         return False
 
+    def ends_connection(self, error: BaseException) -> bool:
+        """Whether a connection is of no more use after the server has answered with this error.
+
+        A server that became read-only, or is shutting down, still answers. A pool that keeps such a connection gives
+        the next caller the same error.
+        """
+        return self.classify(error)[0] is BackendUnavailableError
+
     @abstractmethod
     def code(self, error: BaseException) -> str | None:
         """The SQLSTATE, errno or result code of a driver's exception; None if it carries none."""

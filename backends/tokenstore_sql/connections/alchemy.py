@@ -11,7 +11,6 @@ from sqlalchemy import CursorResult, Engine, Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from tokenstore.errors import BackendUnavailableError
 from tokenstore_sql.connections.connection import NO_PARAMETERS, Connection, Parameters, StatementResult
 from tokenstore_sql.errors import ErrorTable, cause_of
 
@@ -62,8 +61,9 @@ class AlchemyConnection(Connection):
         except (DBAPIError, *self._errors.driver_errors()) as error:
             # A server that became read-only answers pings, so the engine's pool would keep this connection. It would
             # also keep one whose driver raised an error that SQLAlchemy does not know.
-            kind, code = self._errors.classify(cause_of(error))
-            if kind is BackendUnavailableError and self._pooled and not self.lost:
+            cause = cause_of(error)
+            if self._errors.ends_connection(cause) and self._pooled and not self.lost:
+                code = self._errors.code(cause)
                 _log.info("discarding a connection of the application's engine after error %s", code)
                 await self.alchemy.invalidate()
             raise

@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tokenstore.errors import BackendUnavailableError
 from tokenstore.event_loops import forks
 from tokenstore_sql.connections.compiler import Compiler
 from tokenstore_sql.connections.connection import NO_PARAMETERS, Connection, Parameters, StatementResult
@@ -128,9 +127,8 @@ class DriverConnection(Connection):
         if not isinstance(error, Exception):
             self._unanswered = not self.has_ended()
             return
-        kind, code = self._errors.classify(error)
-        # An error with a code is the server's answer. A server that became read-only answers, and is of no more use.
-        if code is not None and kind is not BackendUnavailableError:
+        # An error with a code is the server's answer.
+        if self._errors.code(error) is not None and not self._errors.ends_connection(error):
             self._unanswered = False
         elif isinstance(error, (OSError, *self._errors.driver_errors())):
             raise ConnectionLostError(error) from None
