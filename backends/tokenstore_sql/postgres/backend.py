@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
@@ -16,12 +16,12 @@ from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.options import ENGINE_ARGUMENTS
 from tokenstore_sql.postgres.connections import AsyncpgConnection, PreparingAsyncpgConnection, PsycopgConnection
 from tokenstore_sql.postgres.dialect import PostgresDialect
+from tokenstore_sql.postgres.hosts import Host, asyncpg_creator, hosts_of
 
 __all__ = ["PostgresBackend"]
 
 # libpq's names of these options. asyncpg understands them in a DSN, psycopg everywhere.
 _LIBPQ_OPTIONS: Final = (
-    "host",
     "passfile",
     "sslcert",
     "sslcrl",
@@ -46,16 +46,18 @@ class PostgresBackend(SQLBackend):
     driver_options: ClassVar[Mapping[str, OptionParser]] = {
         "application_name": text,
         "connect_timeout": positive_seconds,
+        "host": text,
         "prepared_statements": switch,
         **dict.fromkeys(_LIBPQ_OPTIONS, text),
     }
 
     @classmethod
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
+        hosts = hosts_of(options["host"], url.port) if "host" in options else []
         connect = {
             "postgresql+asyncpg": _asyncpg_arguments,
             "postgresql+psycopg": _psycopg_arguments,
-        }[url.drivername](options)
+        }[url.drivername](options, hosts)
         return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
 
     @classmethod
@@ -72,8 +74,10 @@ def _libpq(options: Mapping[str, Any]) -> dict[str, str]:
     return {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
 
 
-def _asyncpg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _asyncpg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -> dict[str, Any]:
     arguments: dict[str, Any] = {"timeout": options.get("connect_timeout", 10.0)}
+    if hosts:
+        arguments["async_creator_fn"] = asyncpg_creator(hosts, options)
     if "application_name" in options:
         arguments["server_settings"] = {"application_name": options["application_name"]}
     if libpq := _libpq(options):
@@ -90,13 +94,17 @@ def _asyncpg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _psycopg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _psycopg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
         # As asyncpg does. The database or the role may have another default.
         "client_encoding": "utf8",
         **_libpq(options),
     }
+    if hosts:
+        # An empty port is the default.
+        arguments["host"] = ",".join(host.name for host in hosts)
+        arguments["port"] = ",".join(str(host.port or "") for host in hosts)
     if "application_name" in options:
         arguments["application_name"] = options["application_name"]
     if not options.get("prepared_statements", True):
