@@ -14,6 +14,7 @@ from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, through_engine
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.options import ENGINE_ARGUMENTS
+from tokenstore_sql.postgres.clear_text import warning_of_clear_text
 from tokenstore_sql.postgres.connections import AsyncpgConnection, PreparingAsyncpgConnection, PsycopgConnection
 from tokenstore_sql.postgres.dialect import PostgresDialect
 from tokenstore_sql.postgres.hosts import Host, asyncpg_creator, hosts_of
@@ -67,7 +68,9 @@ class PostgresBackend(SQLBackend):
             "asyncpg": PreparingAsyncpgConnection if prepares else AsyncpgConnection,
             "psycopg": PsycopgConnection,
         }[engine.driver]
-        return through_engine(engine, dialect.errors, dialect.begin, connection_class)
+        connect = through_engine(engine, dialect.errors, dialect.begin, connection_class)
+        # Whoever disables TLS knows that there is none.
+        return connect if options.get("sslmode") == "disable" else warning_of_clear_text(connect)
 
 
 def _libpq(options: Mapping[str, Any]) -> dict[str, str]:

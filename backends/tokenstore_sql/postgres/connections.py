@@ -28,7 +28,20 @@ class AsyncpgConnection(DriverConnection):
         return bool(self.driver.is_closed())
 
     def socket(self) -> int | None:
-        return descriptor(getattr(self.driver, "_transport", None))
+        return descriptor(self._transport)
+
+    @property
+    def _transport(self) -> Any:
+        return getattr(self.driver, "_transport", None)  # the driver has no public way to it
+
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
+
+    def server_address(self) -> str | None:
+        """The IP address of the server; None: a Unix socket."""
+        peer = self._transport and self._transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else None
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         if returns_rows:
@@ -72,6 +85,14 @@ class PsycopgConnection(DriverConnection):
 
     def socket(self) -> int | None:
         return int(self.driver.fileno())
+
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return bool(self.driver.pgconn.ssl_in_use)
+
+    def server_address(self) -> str | None:
+        """The IP address of the server; None: a Unix socket."""
+        return self.driver.info.hostaddr or None
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         # Rows in the binary format, which depends on no setting of the server. The server takes several statements in
