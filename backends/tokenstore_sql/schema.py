@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
 
-__all__ = ["DEFAULT_TABLE", "Utf8Binary", "exact_text", "metadata", "token_table"]
+__all__ = ["DEFAULT_TABLE", "PostgresText", "Utf8Binary", "exact_text", "metadata", "token_table"]
 
 DEFAULT_TABLE = "oauth_tokens"
 
@@ -42,6 +42,21 @@ def _decoded(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
 
+class PostgresText(postgresql.TEXT):
+    """TEXT on PostgreSQL, whose parameters are TEXT, too.
+
+    SQLAlchemy's own type casts parameters to VARCHAR. PostgreSQL has no operator for TEXT and VARCHAR and takes the one
+    for two TEXTs. If a user may create objects in a schema of the search_path, that user can create an operator for
+    TEXT and VARCHAR. It matches better, runs with the rights of the store's role, and decides which row is found.
+    """
+
+    render_bind_cast = True
+
+    def adapt(self, cls: Any, **kw: Any) -> Any:
+        # SQLAlchemy would adapt this type to its driver's String, which is rendered as VARCHAR.
+        return type(self)(collation=self.collation)
+
+
 def exact_text(size: int) -> Text:
     """Text that equals itself alone and sorts by its UTF-8 bytes, on every database.
 
@@ -50,7 +65,7 @@ def exact_text(size: int) -> Text:
     """
     return (
         Text()
-        .with_variant(postgresql.TEXT(collation="C"), "postgresql")
+        .with_variant(PostgresText(collation="C"), "postgresql")
         .with_variant(Utf8Binary(size), "mysql", "mariadb")
     )
 

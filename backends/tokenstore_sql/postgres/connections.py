@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Self
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tokenstore.errors import UnsupportedOperationError
+from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.connections.connection import StatementResult
 from tokenstore_sql.connections.driver import DriverConnection, descriptor
+from tokenstore_sql.errors import ErrorTable
+from tokenstore_sql.postgres.arrays import register_arrays
 
-__all__ = ["AsyncpgConnection", "PreparingAsyncpgConnection", "PsycopgConnection"]
+__all__ = ["AsyncpgConnection", "PostgresAlchemyConnection", "PreparingAsyncpgConnection", "PsycopgConnection"]
+
+# In the notes of an application's connection: it knows the store's arrays.
+_KNOWS_ARRAYS: Final = "tokenstore.arrays"
+# PostgreSQL's names of the one encoding that has every user's id.
+_UTF8: Final = ("UTF8", "UNICODE")
 
 
 class AsyncpgConnection(DriverConnection):
@@ -17,7 +28,20 @@ class AsyncpgConnection(DriverConnection):
         return bool(self.driver.is_closed())
 
     def socket(self) -> int | None:
-        return descriptor(getattr(self.driver, "_transport", None))
+        return descriptor(self._transport)
+
+    @property
+    def _transport(self) -> Any:
+        return getattr(self.driver, "_transport", None)  # the driver has no public way to it
+
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
+
+    def server_address(self) -> str | None:
+        """The IP address of the server; None: a Unix socket."""
+        peer = self._transport and self._transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else None
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         if returns_rows:
@@ -52,19 +76,56 @@ class PreparingAsyncpgConnection(AsyncpgConnection):
 class PsycopgConnection(DriverConnection):
     """psycopg."""
 
+    def __init__(self, driver: Any, *args: Any) -> None:
+        super().__init__(driver, *args)
+        register_arrays(driver)
+
     def is_closed(self) -> bool:
         return bool(self.driver.closed)
 
     def socket(self) -> int | None:
         return int(self.driver.fileno())
 
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return bool(self.driver.pgconn.ssl_in_use)
+
+    def server_address(self) -> str | None:
+        """The IP address of the server; None: a Unix socket."""
+        return self.driver.info.hostaddr or None
+
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
-        cursor = await self.driver.execute(sql, arguments or None)
+        # Rows in the binary format, which depends on no setting of the server. The server takes several statements in
+        # one text only if their results are text.
+        cursor = await self.driver.execute(sql, arguments or None, binary=returns_rows)
         rows = await cursor.fetchall() if returns_rows else ()
         return StatementResult(rows, cursor.rowcount)
 
     async def close(self) -> None:
         await self.driver.close()
+
+
+class PostgresAlchemyConnection(AlchemyConnection):
+    """SQLAlchemy's connection through asyncpg or psycopg."""
+
+    @classmethod
+    async def of(cls, alchemy: AsyncConnection, errors: ErrorTable, *, pooled: bool = False) -> Self:
+        connection = await super().of(alchemy, errors, pooled=pooled)
+        driver = await connection.driver_connection()
+        # The driver knows the setting: the server reports each change of it.
+        if hasattr(driver, "get_settings"):
+            encoding = driver.get_settings().client_encoding
+        else:
+            encoding = (driver.pgconn.parameter_status(b"client_encoding") or b"").decode()
+            if _KNOWS_ARRAYS not in connection.info:
+                register_arrays(driver)
+                connection.info[_KNOWS_ARRAYS] = True
+        if encoding not in _UTF8:
+            raise UnsupportedOperationError(
+                f"the connection's client_encoding is {encoding}, which cannot hold every user's id; let the engine "
+                "connect with client_encoding=utf8, whatever the database or the role has for a default"
+            )
+        return connection
 
 
 def _changed(status: str) -> int:

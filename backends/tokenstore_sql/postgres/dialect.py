@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
-from sqlalchemy import column, func, select, table
+from sqlalchemy import Integer, column, func, literal_column, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.errors import UnsupportedOperationError
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
+from tokenstore_sql.postgres.connections import PostgresAlchemyConnection
 from tokenstore_sql.postgres.errors import PostgresErrors
 from tokenstore_sql.postgres.grammar import PostgresGrammar
 from tokenstore_sql.postgres.sessions import session_of, terminate
@@ -30,6 +31,7 @@ class PostgresDialect(Dialect):
 
     grammar = PostgresGrammar()
     errors = PostgresErrors()
+    alchemy_class = PostgresAlchemyConnection
     # At a higher level a waiting caller gets 40001 in place of the row that the lock holder stored.
     isolation_level = "READ COMMITTED"
 
@@ -55,21 +57,24 @@ class PostgresDialect(Dialect):
             return await ending_lost_session(connection, action, lambda: terminate(connection, session))
         # SET LOCAL ends with the transaction, which is also all that a pooler in transaction mode allows.
         setting = f"{self.lock_timeout_ms}ms"
-        query = select(func.current_setting("lock_timeout"), func.set_config("lock_timeout", setting, True))
+        catalog = func.pg_catalog
+        query = select(catalog.current_setting("lock_timeout"), catalog.set_config("lock_timeout", setting, True))
         ((found, _),), _ = await connection.run(query)
         result = await action()
-        _ = await connection.run(select(func.set_config("lock_timeout", found, True)))
+        _ = await connection.run(select(catalog.set_config("lock_timeout", found, True)))
         return result
 
     async def count_clients(self, connection: Connection) -> int:
-        sessions = table("pg_stat_activity", *map(column, ("usename", "datname", "application_name")))
+        catalog = func.pg_catalog
+        columns = ("usename", "datname", "application_name")
+        sessions = table("pg_stat_activity", *map(column, columns), schema="pg_catalog")
         query = (
-            select(func.count())
+            select(catalog.count(literal_column("*"), type_=Integer()))
             .select_from(sessions)
             .where(
-                sessions.c.usename == func.session_user(),
-                sessions.c.datname == func.current_database(),
-                sessions.c.application_name == func.current_setting("application_name"),
+                sessions.c.usename == func.session_user(),  # a keyword, not a function in a schema
+                sessions.c.datname == catalog.current_database(),
+                sessions.c.application_name == catalog.current_setting("application_name"),
             )
         )
         ((count,),), _ = await connection.run(query)
@@ -78,10 +83,10 @@ class PostgresDialect(Dialect):
     @asynccontextmanager
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         # IF NOT EXISTS is no protection: two processes that create a table at once collide in the system catalog.
-        await connection.execute(select(func.pg_advisory_xact_lock(_SETUP_LOCK)))
+        await connection.execute(select(func.pg_catalog.pg_advisory_xact_lock(_SETUP_LOCK)))
         yield
 
     async def check(self, connection: AsyncConnection) -> None:
-        encoding = (await connection.execute(select(func.current_setting("server_encoding")))).scalar_one()
+        encoding = (await connection.execute(select(func.pg_catalog.current_setting("server_encoding")))).scalar_one()
         if encoding != "UTF8":
             raise UnsupportedOperationError(f"the database's encoding is {encoding}; create one with ENCODING 'UTF8'")

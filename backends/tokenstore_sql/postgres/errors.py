@@ -46,7 +46,7 @@ class PostgresErrors(ErrorTable):
     }
 
     def code(self, error: BaseException) -> str | None:
-        code = getattr(error, "sqlstate", None)
+        code = getattr(_fatal(error) or error, "sqlstate", None)
         if code is None and type(error).__name__ == "InvalidCachedStatementError":
             return "0A000"  # SQLAlchemy's adapter for asyncpg drops the code
         if code is None and any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
@@ -73,9 +73,36 @@ class PostgresErrors(ErrorTable):
             self.code(error) == "08000" and any(words in str(error) for words in _NO_FREE_SLOT)
         )
 
+    def ends_connection(self, error: BaseException) -> bool:
+        # After such an answer the server closes the connection, whatever the code: a conflict on a standby is 40001.
+        return _fatal(error) is not None or super().ends_connection(error)
+
     def text(self, error: BaseException, code: str) -> str:
         # The first line is the server's primary message. DETAIL, which can quote a row, follows. In class 22 (data) and
         # 23 (constraints) the first line can quote values, too.
         if code.startswith(("22", "23")):
             return ""
-        return str(error).partition("\n")[0].rpartition(">: ")[2]
+        return str(_fatal(error) or error).partition("\n")[0].rpartition(">: ")[2]
+
+
+def _fatal(error: BaseException) -> BaseException | None:
+    """The answer after which the server closed the connection, if there was one.
+
+    asyncpg raises it only as the cause of an error of its own, and SQLAlchemy's adapter wraps that one again.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if _severity(found) in ("FATAL", "PANIC"):
+            return found
+        found = found.__cause__
+    return None
+
+
+def _severity(error: BaseException) -> str | None:
+    """How severe the server calls an error, in English: ERROR, FATAL or PANIC; None if it is no answer of a server."""
+    # Servers before 9.6 send the word in their own language alone.
+    if diagnosis := getattr(error, "diag", None):
+        severity: str | None = diagnosis.severity_nonlocalized or diagnosis.severity
+    else:
+        severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
+    return severity

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Double,
     Select,
     Table,
     Update,
@@ -18,8 +19,9 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
+from tokenstore_sql.postgres.arrays import Array
 from tokenstore_sql.statements.grammar import Grammar, on_conflict_replace
 
 __all__ = ["PostgresGrammar"]
@@ -29,12 +31,20 @@ _BRIEF_LOCK_TIMEOUT_MS: Final = 100
 
 
 class PostgresGrammar(Grammar):
-    """See :class:`tokenstore_sql.statements.grammar.Grammar`."""
+    """See :class:`tokenstore_sql.statements.grammar.Grammar`.
+
+    Functions are named with their schema, and the operands of each operator have exactly the types of one of
+    PostgreSQL's own operators. Otherwise a function or operator that another user created in a schema of the
+    search_path could match better, and would run with the rights of the store's role.
+    """
 
     def now(self) -> ColumnElement[int]:
         # now() is the transaction's start; it stands still while a statement waits.
-        seconds: ColumnElement[float] = func.date_part(literal_column("'epoch'"), func.clock_timestamp())
-        return cast(seconds * literal_column("1000000"), BigInteger)
+        catalog = func.pg_catalog
+        seconds: ColumnElement[float] = catalog.date_part(
+            literal_column("'epoch'"), catalog.clock_timestamp(), type_=Double()
+        )
+        return cast(seconds * cast(literal_column("1000000"), Double()), BigInteger)
 
     def insert(self, table: Table) -> Insert:
         return insert(table)
@@ -57,7 +67,7 @@ class PostgresGrammar(Grammar):
     def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Insert:
         rows = _unnested({name: table.c[column] for name, column in columns.items()})
         # A lock on one of the rows must not delay the other callers for long.
-        briefly = func.set_config("lock_timeout", f"{_BRIEF_LOCK_TIMEOUT_MS}ms", True).is_not(None)
+        briefly = func.pg_catalog.set_config("lock_timeout", f"{_BRIEF_LOCK_TIMEOUT_MS}ms", True).is_not(None)
         return insert(table).from_select(
             [*columns.values(), "created_at", "updated_at"], select(*rows.c, now, now).where(briefly)
         )
@@ -83,5 +93,6 @@ class PostgresGrammar(Grammar):
 
 def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:
     """A table of parameters: an array for each column."""
-    arrays = [bindparam(name, type_=ARRAY(column.type)) for name, column in columns.items()]
+    arrays = [bindparam(name, type_=Array(column.type)) for name, column in columns.items()]
+    # PostgreSQL knows unnest of several arrays by its bare name alone, and takes its own function for each of them.
     return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()

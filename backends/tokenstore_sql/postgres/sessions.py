@@ -48,8 +48,10 @@ async def terminate(connection: Connection, session: Session) -> None:
     this_process = and_(
         processes.c.pid == bindparam("pid", type_=Integer()),
         processes.c.usename == func.session_user(),
-        processes.c.datname == func.current_database(),
-        func.date_part(literal_column("'epoch'"), func.clock_timestamp() - processes.c.backend_start)
+        processes.c.datname == func.pg_catalog.current_database(),
+        func.pg_catalog.date_part(
+            literal_column("'epoch'"), func.pg_catalog.clock_timestamp() - processes.c.backend_start
+        )
         >= bindparam("age", type_=Double()),
     )
 
@@ -61,6 +63,8 @@ async def terminate(connection: Connection, session: Session) -> None:
         return len(found) > 0
 
     async def end(aside: Connection) -> None:
-        _ = await aside.run(select(func.pg_terminate_backend(processes.c.pid)).where(this_process), parameters())
+        _ = await aside.run(
+            select(func.pg_catalog.pg_terminate_backend(processes.c.pid)).where(this_process), parameters()
+        )
 
     await end_session(connection, exists, end)

@@ -10,12 +10,12 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-from matrix import ROWS, Row, params
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from watch import Place, app_engine, connection_of, source_of
 
+from support.database import Place, app_engine, connection_of, source_of
+from support.matrix import ROWS, Row, params
 from tokenstore import (
     AuthTokenStore,
     BackendError,

@@ -14,11 +14,11 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-from matrix import ROWS, Row, params
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from watch import Place, app_engine
 
+from support.database import Place, app_engine
+from support.matrix import ROWS, Row, params
 from tokenstore import AuthTokenStore, Keyring, UnsupportedOperationError, open_store
 from tokenstore.records import TokenKey
 

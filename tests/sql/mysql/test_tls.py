@@ -16,14 +16,16 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
-import servers
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from matrix import Row, params
-from watch import connection_of
 
+from support import servers
+from support.database import connection_of
+from support.matrix import Row, params
+from support.server_processes import sandbox
+from support.server_programs import any_mysqld, is_mariadb, which
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
 
 driver_rows = pytest.mark.parametrize("row", params(names=["mariadb+aiomysql", "mariadb+asyncmy"]))
@@ -86,14 +88,14 @@ def _certificates(folder: Path) -> Certificates:
 @pytest.fixture(scope="module")
 def certificates() -> Certificates:
     # In the servers' folder, because the server's account cannot look into pytest's.
-    return _certificates(servers._sandbox().folder / f"tls-{token_hex(4)}")
+    return _certificates(sandbox().folder / f"tls-{token_hex(4)}")
 
 
 @pytest.fixture(scope="module")
 def encrypting(certificates: Certificates) -> servers.Server:
     """A MariaDB of this file's own, with TLS. The tests' other MariaDB has none."""
-    program, install = servers._any_mysqld(), servers._which("mariadb-install-db")
-    if program is None or install is None or not servers._is_mariadb(program):
+    program, install = any_mysqld(), which("mariadb-install-db")
+    if program is None or install is None or not is_mariadb(program):
         pytest.skip("starts a MariaDB of its own")
     tls = {"ssl-ca": certificates.ca, "ssl-cert": certificates.certificate, "ssl-key": certificates.key}
     start = [program, "--no-defaults", *(f"--{name}={value}" for name, value in tls.items())]
@@ -279,7 +281,7 @@ def test_a_proxy_that_hides_the_server_s_tls_gains_nothing(
 def test_a_certificate_that_is_not_the_server_s_is_refused(
     row: Row, flaw: str, encrypting: servers.Server, certificates: Certificates, keyring: Keyring
 ) -> None:
-    other = _certificates(servers._sandbox().folder / f"tls-{token_hex(4)}")
+    other = _certificates(sandbox().folder / f"tls-{token_hex(4)}")
     ca = other.ca if flaw == "authority" else certificates.ca
 
     async def main() -> None:

@@ -1,0 +1,67 @@
+"""Servers of a test's own, beside the one that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from secrets import token_hex
+from signal import SIGINT, SIGQUIT
+
+import pytest
+
+from support import servers
+from support.server_processes import Home
+from support.server_programs import postgres_programs
+
+StartPostgres = Callable[..., servers.Server]
+
+
+@pytest.fixture(scope="session")
+def start_postgres() -> StartPostgres:
+    """Starts a further server with its own files and settings; it ends with the process.
+
+    ``standby_of`` makes it a hot standby of a server that was started here. ``files`` are written beside its data.
+    """
+    programs = postgres_programs()
+    if programs is None:
+        servers.postgres()  # which installs one, or says why it cannot
+        programs = postgres_programs()
+    if programs is None:
+        pytest.skip("the programs of a PostgreSQL server are not on this machine")
+
+    def start(
+        *, standby_of: servers.Server | None = None, files: dict[str, str] | None = None, **settings: str
+    ) -> servers.Server:
+        home = Home("postgresql", "postgres")
+        server = servers.Server(kind="postgresql", port=0, password=token_hex(16))
+        for name, text in (files or {}).items():
+            home.write(name, text)
+        if standby_of is None:
+            home.write("password", server.password)
+            options = ("--pgdata=data", "--auth=scram-sha-256", "--pwfile=password", f"--username={server.user}")
+            home.run(str(programs / "initdb"), *options, "--no-locale", "--encoding=UTF8", "--no-sync")
+        else:
+            server = replace(standby_of, _process=None)
+            url = server.url(database="postgres")
+            command = ("--pgdata=data", f"--dbname={url}", "--checkpoint=fast", "--no-sync", "--write-recovery-conf")
+            home.run(str(programs / "pg_basebackup"), *command)
+        # Its standby has a copy of pg_hba.conf, which allows replication from this machine.
+        all_settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "shared_buffers": "16MB",
+            "fsync": "off",
+            **settings,
+        }
+        return servers._serve(
+            replace(server, database="postgres"),
+            home,
+            lambda port: [
+                str(programs / "postgres"), "-D", "data", f"--port={port}",
+                *(f"--{name}={value}" for name, value in all_settings.items()),
+            ],
+            stop=SIGINT,
+            kill=SIGQUIT,
+        )  # fmt: skip
+
+    return start

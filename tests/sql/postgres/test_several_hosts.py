@@ -1,0 +1,140 @@
+"""The option `host` with several hosts: each is tried by itself, in order, until one serves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from secrets import token_hex
+
+import pytest
+
+from support import servers
+from support.matrix import Row, params
+from tokenstore import BackendUnavailableError, ConfigurationError, Keyring, open_store
+from tokenstore_sql.postgres.hosts import Host, hosts_of
+
+both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
+
+
+def _url(server: servers.Server, row: Row, *hosts: str) -> str:
+    """A URL with hosts in the query alone."""
+    url = server.url(row.name.partition("+")[2]).replace(f"@{server.host}:{server.port}", "@")
+    return f"{url}?host={','.join(hosts)}&table=t_{token_hex(8)}"
+
+
+def _at(server: servers.Server) -> str:
+    return f"{server.host}:{server.port}"
+
+
+@asynccontextmanager
+async def _silent() -> AsyncIterator[str]:
+    """A host that accepts connections and never answers."""
+    taken: list[asyncio.StreamWriter] = []
+    listener = await asyncio.start_server(lambda _, writer: taken.append(writer), "127.0.0.1", 0)
+    host, port = listener.sockets[0].getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        listener.close()
+        for writer in taken:
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), 5)
+        await listener.wait_closed()
+
+
+@both_drivers
+def test_a_host_that_never_answers_costs_its_own_timeout(row: Row, keyring: Keyring) -> None:
+    async def main() -> None:
+        async with _silent() as first, _silent() as second:
+            url = _url(servers.postgres(), row, first, second, _at(servers.postgres()))
+            async with open_store(url, keyring=keyring, connect_timeout=1, pool_size=1) as store:
+                started = time.monotonic()
+                await store.setup()
+                await store.store_tokens("github", "u1", "here", None, None)
+                record = await store.load_tokens("github", "u1")
+                assert record is not None
+                assert record["access_token"] == "here"
+                assert time.monotonic() - started > 2  # the two hosts were tried before
+
+    asyncio.run(main())
+
+
+@both_drivers
+def test_no_host_serves(row: Row, keyring: Keyring) -> None:
+    async def main() -> None:
+        async with _silent() as first, _silent() as second:
+            url = _url(servers.postgres(), row, first, second, "127.0.0.1:1")
+            store = open_store(url, keyring=keyring, connect_timeout=1)
+            with pytest.raises(BackendUnavailableError):
+                await store.load_tokens("github", "u1")
+            await store.aclose()
+
+    asyncio.run(main())
+
+
+@both_drivers
+def test_a_wrong_password_is_not_tried_elsewhere_in_silence(row: Row, keyring: Keyring) -> None:
+    """The caller is told that the password is wrong, not that there is no server."""
+    server = servers.postgres()
+    url = _url(server, row, _at(server), _at(server)).replace(server.password, "wrong")
+
+    async def main() -> None:
+        async with open_store(url, keyring=keyring) as store:
+            with pytest.raises(BackendUnavailableError, match="password"):
+                await store.load_tokens("github", "u1")
+
+    asyncio.run(main())
+
+
+@both_drivers
+def test_the_session_that_the_caller_wants(
+    row: Row, keyring: Keyring, start_postgres: Callable[..., servers.Server]
+) -> None:
+    """A primary and its hot standby, with each value of `target_session_attrs`, behind a host that never answers."""
+    primary = start_postgres()
+    standby = start_postgres(standby_of=primary)
+    application = f"several_{token_hex(4)}"
+
+    def asked() -> list[str]:
+        """The servers that the store is connected to."""
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{application}'"
+        counts = {"primary": primary.execute(query), "standby": standby.execute(query)}
+        return [name for name, [(count,)] in counts.items() if count]
+
+    async def ask(silent: str, wanted: str | None, *hosts: servers.Server) -> list[str]:
+        url = _url(primary, row, silent, *map(_at, hosts))
+        options = "" if wanted is None else f"&target_session_attrs={wanted}"
+        async with open_store(
+            f"{url}{options}", keyring=keyring, connect_timeout=1, application_name=application
+        ) as store:
+            with pytest.raises(Exception, match="the token table does not exist"):
+                await store.load_tokens("github", "u1")
+            return await asyncio.to_thread(asked)
+
+    async def main() -> None:
+        async with _silent() as silent:
+            for wanted in (None, "any"):
+                assert await ask(silent, wanted, standby, primary) == ["standby"]
+            for wanted in ("read-write", "primary"):
+                assert await ask(silent, wanted, standby, primary) == ["primary"]
+            for wanted in ("read-only", "standby", "prefer-standby"):
+                assert await ask(silent, wanted, primary, standby) == ["standby"]
+            assert await ask(silent, "prefer-standby", primary) == ["primary"]
+            url = _url(primary, row, silent, _at(standby))
+            async with open_store(f"{url}&target_session_attrs=primary", keyring=keyring, connect_timeout=1) as store:
+                with pytest.raises(BackendUnavailableError):
+                    await store.load_tokens("github", "u1")
+
+    asyncio.run(main())
+
+
+def test_how_hosts_are_written() -> None:
+    assert hosts_of("db1:5433,db2", 5432) == [Host("db1", 5433), Host("db2", 5432)]
+    assert hosts_of("db1, db2", None) == [Host("db1", None), Host("db2", None)]
+    assert hosts_of("[::1]:5433,[fe80::1]", 5432) == [Host("::1", 5433), Host("fe80::1", 5432)]
+    assert hosts_of("/run/postgresql", 5432) == [Host("/run/postgresql", 5432)]
+    for wrong in ("", "db1,,db2", "db1:port", "::1", "[::1", "db1:5432:1"):
+        with pytest.raises(ConfigurationError, match="is no host"):
+            hosts_of(wrong, None)
