@@ -36,18 +36,18 @@ class Loads(Batches[TokenKey, SealedRecord | None]):
     async def send(self, batch: Batch[TokenKey], *, again: bool = True) -> Sequence[SealedRecord | None]:
         return await self._calls.read(batch.requests, lambda rows: rows.get_many(batch.take()), again=again)
 
-    async def send_one(self, key: TokenKey) -> SealedRecord | None:
+    async def send_one(self, request: TokenKey) -> SealedRecord | None:
         """The fast lane: most calls read one row for one caller, so no layer is passed that can be left out.
 
         Whatever goes wrong, the read is sent again on the ordinary road, which tells errors apart.
         """
         source = self._calls.source
         if (connection := source.take()) is None:
-            (row,) = await self.send(Batch([key]))
+            (row,) = await self.send(Batch([request]))
             return row
         try:
             with self._calls.read_deadline.limited(TimeoutError):
-                rows, _ = await connection.run(self._calls.statements.get, {"p": key.provider, "u": key.user_id})
+                rows, _ = await connection.run(self._calls.statements.get, {"p": request.provider, "u": request.user_id})
             return record_of(rows)
         except Exception:  # noqa: BLE001, S110 - see above
             pass
@@ -55,7 +55,7 @@ class Loads(Batches[TokenKey, SealedRecord | None]):
             _ = source.put_back(connection)
         if connection.lost:
             source.discard_idle()
-        (row,) = await self.send(Batch([key]), again=False)
+        (row,) = await self.send(Batch([request]), again=False)
         return row
 
     def restated(self, error: Exception, request: TokenKey) -> Exception:
