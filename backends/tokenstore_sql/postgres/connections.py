@@ -112,15 +112,15 @@ class PostgresAlchemyConnection(AlchemyConnection):
     async def of(cls, alchemy: AsyncConnection, errors: ErrorTable, *, pooled: bool = False) -> Self:
         connection = await super().of(alchemy, errors, pooled=pooled)
         driver = await connection.driver_connection()
-        # The driver knows the setting: the server reports each change of it.
+        # The driver knows the setting: the server reports each change of it. A proxy may report nothing.
         if hasattr(driver, "get_settings"):
-            encoding = driver.get_settings().client_encoding
+            encoding = getattr(driver.get_settings(), "client_encoding", None)
         else:
-            encoding = (driver.pgconn.parameter_status(b"client_encoding") or b"").decode()
+            encoding = (driver.pgconn.parameter_status(b"client_encoding") or b"").decode() or None
             if _KNOWS_ARRAYS not in connection.info:
                 register_arrays(driver)
                 connection.info[_KNOWS_ARRAYS] = True
-        if encoding not in _UTF8:
+        if encoding is not None and encoding not in _UTF8:
             raise UnsupportedOperationError(
                 f"the connection's client_encoding is {encoding}, which cannot hold every user's id; let the engine "
                 "connect with client_encoding=utf8, whatever the database or the role has for a default"
