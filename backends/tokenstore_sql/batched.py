@@ -47,7 +47,9 @@ class Loads(Batches[TokenKey, SealedRecord | None]):
             return row
         try:
             with self._calls.read_deadline.limited(TimeoutError):
-                rows, _ = await connection.run(self._calls.statements.get, {"p": request.provider, "u": request.user_id})
+                rows, _ = await connection.run(
+                    self._calls.statements.get, {"p": request.provider, "u": request.user_id}
+                )
             return record_of(rows)
         except Exception:  # noqa: BLE001, S110 - see above
             pass

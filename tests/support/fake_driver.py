@@ -68,6 +68,12 @@ class FakeDialect:
     def classify(self, error: BaseException) -> tuple[type[Exception], None]:
         return BackendUnavailableError, None
 
+    def code(self, error: BaseException) -> None:
+        """None: no error of this driver has a code."""
+
+    def ends_connection(self, error: BaseException) -> bool:
+        return True
+
     def driver_errors(self) -> tuple[type[Exception], ...]:
         return (DriverError,)
 

@@ -63,7 +63,7 @@ class Array(TypeDecorator[list[Any]]):
 
     # Not process_bind_param, for which SQLAlchemy makes three calls in place of one.
     def bind_processor(self, dialect: Dialect) -> Any:
-        return self._array if dialect.driver == "psycopg" else None
+        return {"psycopg": self._array}.get(dialect.driver)
 
 
 def register_arrays(driver: Any) -> None:

@@ -18,7 +18,8 @@ __all__ = ["AsyncpgConnection", "PostgresAlchemyConnection", "PreparingAsyncpgCo
 # In the notes of an application's connection: it knows the store's arrays.
 _KNOWS_ARRAYS: Final = "tokenstore.arrays"
 # PostgreSQL's names of the one encoding that has every user's id.
-_UTF8: Final = ("UTF8", "UNICODE")
+# The names by which servers and poolers report UTF-8, in small letters, without punctuation.
+_UTF8: Final = ("utf8", "unicode")
 
 
 class AsyncpgConnection(DriverConnection):
@@ -120,7 +121,7 @@ class PostgresAlchemyConnection(AlchemyConnection):
             if _KNOWS_ARRAYS not in connection.info:
                 register_arrays(driver)
                 connection.info[_KNOWS_ARRAYS] = True
-        if encoding is not None and encoding not in _UTF8:
+        if encoding is not None and "".join(filter(str.isalnum, encoding.lower())) not in _UTF8:
             raise UnsupportedOperationError(
                 f"the connection's client_encoding is {encoding}, which cannot hold every user's id; let the engine "
                 "connect with client_encoding=utf8, whatever the database or the role has for a default"
