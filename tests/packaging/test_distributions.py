@@ -129,7 +129,8 @@ def test_the_extra_all_is_all_the_others(metadata: Message) -> None:
 
 def test_the_metadata_names_the_tested_pythons(metadata: Message) -> None:
     """The classifiers, ``requires-python`` and tox's environments say the same."""
-    tested = re.findall(r"^ +py3(\d+)$", (ROOT / "tox.ini").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    environments = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    tested = re.findall(r"^ +py3(\d+)(?:-sqlite)?$", environments, flags=re.MULTILINE)
     named = [c.rpartition(".")[2] for c in metadata.get_all("Classifier", []) if "Python :: 3." in c]
     assert named == tested
     assert metadata["Requires-Python"] == f">=3.{tested[0]}"

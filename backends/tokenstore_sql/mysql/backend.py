@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -22,7 +21,6 @@ from tokenstore_sql.options import ENGINE_ARGUMENTS
 
 __all__ = ["MySQLBackend"]
 
-_CONNECT_TIMEOUT: Final = 10.0
 # How many prepared statements asyncmy keeps on a connection: there is one for each number of rows in a batch.
 _PREPARED: Final = 100
 
@@ -53,7 +51,7 @@ class MySQLBackend(SQLBackend):
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
         connect: dict[str, Any] = {
             "charset": "utf8mb4",
-            "connect_timeout": max(1, round(options.get("connect_timeout", _CONNECT_TIMEOUT))),
+            "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
         }
         if url.get_driver_name() == "asyncmy":
             connect["stmt_cache_size"] = _PREPARED
@@ -73,9 +71,7 @@ class MySQLBackend(SQLBackend):
         connect = through_engine(engine, dialect.errors, dialect.begin, CONNECTION_CLASSES[engine.driver])
 
         async def ready() -> DriverConnection:
-            # asyncmy's own timeout does not cover the wait for the server's greeting.
-            async with asyncio.timeout(options.get("connect_timeout", _CONNECT_TIMEOUT)):
-                connection = await connect()
+            connection = await connect()
             try:
                 await connection.send_text(f"SET SESSION TRANSACTION ISOLATION LEVEL {dialect.isolation_level}")
             except BaseException:

@@ -8,10 +8,10 @@ import ssl
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from ipaddress import ip_address
 from typing import Any, Final, NoReturn
 
 from tokenstore.errors import UnsupportedOperationError
+from tokenstore_sql.connections.addresses import is_loopback
 from tokenstore_sql.mysql.connections import AiomysqlConnection, AsyncmyConnection
 
 __all__ = ["CONNECTION_CLASSES", "Opener"]
@@ -172,7 +172,4 @@ def _guarded_aiomysql() -> type[Any]:
 
 def _is_remote(peer: object) -> bool:
     """Whether a connection leaves this machine, by the address at its other end. A Unix socket's is a string."""
-    if not isinstance(peer, tuple):
-        return False
-    address = ip_address(str(peer[0]).partition("%")[0])
-    return not (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return isinstance(peer, tuple) and not is_loopback(str(peer[0]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from tokenstore_sql.connections.addresses import is_loopback
 from tokenstore_sql.connections.driver import Connector, DriverConnection
 from tokenstore_sql.postgres.connections import AsyncpgConnection, PsycopgConnection
 
@@ -43,11 +43,4 @@ def _remote_in_clear(connection: DriverConnection) -> str | None:
     if not isinstance(connection, AsyncpgConnection | PsycopgConnection) or connection.is_encrypted():
         return None
     address = connection.server_address()
-    return address if address and not _is_loopback(address) else None
-
-
-def _is_loopback(address: str) -> bool:
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        return found.ipv4_mapped.is_loopback
-    return found.is_loopback
+    return address if address and not is_loopback(address) else None

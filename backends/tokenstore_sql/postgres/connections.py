@@ -17,8 +17,8 @@ __all__ = ["AsyncpgConnection", "PostgresAlchemyConnection", "PreparingAsyncpgCo
 
 # In the notes of an application's connection: it knows the store's arrays.
 _KNOWS_ARRAYS: Final = "tokenstore.arrays"
-# PostgreSQL's names of the one encoding that has every user's id.
-# The names by which servers and poolers report UTF-8, in small letters, without punctuation.
+# The encoding that has every user's id, by the names with which servers and poolers report it, in small letters and
+# without punctuation.
 _UTF8: Final = ("utf8", "unicode")
 
 
