@@ -219,6 +219,15 @@ class Keyring:
                 f"or another key had that name when it was sealed"
             ) from None
 
+    @staticmethod
+    def key_id_of(sealed: bytes) -> str:
+        """The name of the key that sealed a value, by the value's header, which is bound to it.
+
+        Args:
+            sealed: A value that :meth:`open` has opened.
+        """
+        return sealed[2 : 2 + sealed[1]].decode("ascii")
+
     def _not_sealed(self, key: TokenKey, field: str, header: bytes, size: int) -> SealingError:
         """The error for a value whose header names no key of this keyring."""
         if len(header) <= 2 or header[0] != _FORMAT or size <= len(header) + _NONCE_BYTES + _TAG_BYTES:

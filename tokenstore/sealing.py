@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
 from tokenstore.validation import requested_row
@@ -64,6 +65,11 @@ def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenReco
         refresh_token = unseal(key, "refresh_token", tokens.refresh_token, place)
     if tokens.extra is not None:
         extra = unseal(key, "extra", tokens.extra, place)
+    # The column is plain text, which anyone who can write to the table can change. It tells an operator who is about to
+    # remove a key which rows still need that key: a row with another key's name could not be read afterwards.
+    sealed = filter(None, (tokens.access_token, tokens.refresh_token, tokens.extra))
+    if any(keyring.key_id_of(value) != tokens.key_id for value in sealed):
+        raise TamperedError(f"{key}: the column key_id is not the key that sealed the row; it was altered")
     return TokenRecord(
         provider=key.provider,
         user_id=key.user_id,

@@ -364,9 +364,11 @@ class AuthTokenStore(TokenOperations):
         """
         key = token_key(provider, user_id)
         row = requested_row(key, await self._rows().get(key))
-        if row is None or row.tokens.key_id == self._keyring.primary:
+        if row is None:
             return False
         record = open_record(self._keyring, key, row)
+        if record["key_id"] == self._keyring.primary:
+            return False
         sealed = seal_tokens(
             self._keyring,
             key,

@@ -51,6 +51,25 @@ async def test_a_new_key_reseals(store: AuthTokenStore) -> None:
 
 
 @on_every_row
+async def test_the_sealed_header_tells_the_key_and_not_the_column(store: AuthTokenStore) -> None:
+    """A column that hides that a row still needs the old key is found: by then the old key could have been removed."""
+    backend, key = store._backend, TokenKey("github", "u1")
+    north = AuthTokenStore(backend=backend, keyring=Keyring({"north": NORTH}))
+    both = AuthTokenStore(backend=backend, keyring=Keyring({"south": SOUTH, "north": NORTH}))
+    await north.store_tokens(*key, ACCESS, REFRESH, None, extra={"scope": SCOPE})
+    row = await backend.get(key)
+    assert row is not None
+    for key_id in ("south", "n", "north2", "", "é"):
+        assert await backend.rewrap(key, replace(row.tokens, key_id=key_id), generation=row.generation)
+        for call in (both.load_tokens, both.reseal_tokens):
+            with pytest.raises(TamperedError, match="user 'u1'"):
+                await call(*key)
+    assert await backend.rewrap(key, row.tokens, generation=row.generation)
+    assert await both.reseal_tokens(*key)
+    assert not both.needs_reseal(await load(both))
+
+
+@on_every_row
 async def test_sealed_values_do_not_open_elsewhere(store: AuthTokenStore) -> None:
     """Ciphertexts swapped between rows or columns, flipped or cut are errors, whoever wrote them to the database."""
     backend: Backend = store._backend
