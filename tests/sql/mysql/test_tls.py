@@ -63,7 +63,7 @@ def _certificates(folder: Path) -> Certificates:
         (folder / name).chmod(0o644)
         return str(folder / name)
 
-    def sign(name: str, key: Any, issuer: str, by: Any, extension: x509.ExtensionType) -> bytes:
+    def sign(name: str, key: Any, issuer: str, by: Any, *extensions: x509.ExtensionType) -> bytes:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
@@ -73,14 +73,22 @@ def _certificates(folder: Path) -> Certificates:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
-            .add_extension(extension, critical=False)
+            # Python 3.13 and later insist on these two.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
         )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=not isinstance(extension, x509.SubjectAlternativeName))
         return builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     addresses = [x509.IPAddress(ipaddress.ip_address(text)) for text in filter(None, ["127.0.0.1", _own_address()])]
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    ca = sign("authority", authority, "authority", authority, x509.BasicConstraints(ca=True, path_length=0))
+    signs = dict.fromkeys(
+        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False
+    )
+    usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False, **signs)
+    ca = sign("authority", authority, "authority", authority, x509.BasicConstraints(ca=True, path_length=0), usage)
     leaf = sign("server", key, "authority", authority, x509.SubjectAlternativeName(addresses))
     return Certificates(write("ca.pem", ca), write("server.pem", leaf), write("server.key", pem))
 
