@@ -164,7 +164,7 @@ class SQLBackend(SQLOperations):
 
     async def _run_setup(self, operation: Operation[None]) -> None:
         self._check()
-        await SetupCalls(self._engine_source, self.statements, self.dialect).write([], operation)
+        await SetupCalls(self._engine_source, self.statements, self.dialect).write([], operation, locked=True)
 
     async def aclose(self) -> None:
         if not self._calls.closed:

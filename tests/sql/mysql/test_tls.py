@@ -25,7 +25,6 @@ from support import servers
 from support.database import connection_of
 from support.matrix import Row, params
 from support.server_processes import sandbox
-from support.server_programs import any_mysqld, is_mariadb, which
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
 
 driver_rows = pytest.mark.parametrize("row", params(names=["mariadb+aiomysql", "mariadb+asyncmy"]))
@@ -101,22 +100,15 @@ def certificates() -> Certificates:
 
 @pytest.fixture(scope="module")
 def encrypting(certificates: Certificates) -> servers.Server:
-    """A MariaDB of this file's own, with TLS. The tests' other MariaDB has none."""
-    program, install = any_mysqld(), which("mariadb-install-db")
-    if program is None or install is None or not is_mariadb(program):
-        pytest.skip("starts a MariaDB of its own")
+    """A MariaDB of this file's own, with TLS."""
     tls = {"ssl-ca": certificates.ca, "ssl-cert": certificates.certificate, "ssl-key": certificates.key}
-    start = [program, "--no-defaults", *(f"--{name}={value}" for name, value in tls.items())]
-    return servers._start_mysqld("mariadb", start, [install, "--no-defaults", "--skip-test-db"], [])
+    return servers.start_mariadb(*(f"--{name}={value}" for name, value in tls.items()))
 
 
 @pytest.fixture(scope="module")
 def clear() -> servers.Server:
-    """A server without TLS."""
-    server = servers.mariadb()
-    if server.kind != "mariadb" or server._process is None:
-        pytest.skip("needs a MariaDB without TLS")
-    return server
+    """A MariaDB of this file's own, without TLS."""
+    return servers.start_mariadb()
 
 
 def _driver(row: Row) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from support import servers
 from support.server_processes import Home
-from support.server_programs import postgres_programs
+from support.server_programs import postgres_programs, provide
 
 StartPostgres = Callable[..., servers.Server]
 
@@ -22,12 +22,7 @@ def start_postgres() -> StartPostgres:
 
     ``standby_of`` makes it a hot standby of a server that was started here. ``files`` are written beside its data.
     """
-    programs = postgres_programs()
-    if programs is None:
-        servers.postgres()  # which installs one, or says why it cannot
-        programs = postgres_programs()
-    if programs is None:
-        pytest.skip("the programs of a PostgreSQL server are not on this machine")
+    programs = provide(postgres_programs, "PostgreSQL", servers.POSTGRES_PACKAGES, None, "postgres")
 
     def start(
         *, standby_of: servers.Server | None = None, files: dict[str, str] | None = None, **settings: str
