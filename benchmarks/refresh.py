@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import make_url
 
 from tokenstore import Keyring, open_store
-from tokenstore.records import TokenRecord
+from tokenstore.records import RefreshableRecord
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
 
@@ -140,7 +140,7 @@ class Probe:
 
         return noted
 
-    async def refresh(self, record: TokenRecord) -> dict[str, Any]:
+    async def refresh(self, record: RefreshableRecord) -> dict[str, Any]:
         """Call the provider."""
         self._note("call")
         new = await refresh_over_http(self.token_url, record["refresh_token"], **CLIENT, timeout=60)
@@ -162,7 +162,9 @@ class Probe:
         """Get a valid token by the three steps under a row lock."""
         async with self.store.transaction() as transaction:
             record = await transaction.load_tokens(*KEY, for_update=True)
-            if record is not None and not self.store.is_access_token_valid(record):
+            if record is None or self.store.is_access_token_valid(record):
+                return
+            if self.store.is_refresh_token_valid(record):
                 new = await self.refresh(record)
                 pair = new["access_token"], new["refresh_token"]
                 await transaction.store_tokens(*KEY, *pair, datetime.now(UTC) + HOUR)

@@ -25,7 +25,7 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import TokenEntry, TokenRecord
+from tokenstore.records import RefreshableRecord, TokenEntry, TokenRecord
 from tokenstore.results import RefreshResult
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.transaction import Transaction
@@ -46,6 +46,7 @@ __all__ = [
     "RefreshError",
     "RefreshResult",
     "RefreshTimeoutError",
+    "RefreshableRecord",
     "SealingError",
     "StoreClosedError",
     "TableMissingError",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, overload
 
 from tokenstore.errors import InvalidInputError
 from tokenstore.keyring import Keyring
-from tokenstore.records import CLOCK_SKEW, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.validation import extra_json, optional_epoch_us, seconds, token_key, token_text
 
@@ -153,6 +153,10 @@ class TokenOperations(ABC):
         expires_at = optional_epoch_us("access_token_expires_at", _field(token_record, "access_token_expires_at"))
         return expires_at is None or self._clock() + skew < expires_at / _US
 
+    @overload
+    def is_refresh_token_valid(self, token_record: TokenRecord) -> TypeGuard[RefreshableRecord]: ...
+    @overload
+    def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool: ...
     def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool:
         """Whether there is a refresh token that has not expired. One without an expiry does not expire.
 

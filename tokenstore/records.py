@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, TypeGuard, overload
 
 __all__ = [
     "CLOCK_SKEW",
@@ -16,6 +16,7 @@ __all__ = [
     "MAX_USER_ID_BYTES",
     "MICROSECOND",
     "Failure",
+    "RefreshableRecord",
     "ScannedRow",
     "SealedRecord",
     "SealedTokens",
@@ -156,6 +157,12 @@ class TokenEntry(TypedDict):
     updated_at: datetime
 
 
+_Text = Literal["provider", "user_id", "access_token", "key_id"]
+_Expiry = Literal["access_token_expires_at", "refresh_token_expires_at"]
+_Time = Literal["created_at", "updated_at"]
+_Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation"]
+
+
 class TokenRecord(dict[str, Any]):
     """One row's decrypted tokens: a ``dict`` whose ``repr`` and ``str`` show no token.
 
@@ -163,11 +170,36 @@ class TokenRecord(dict[str, Any]):
     ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: never),
     ``extra`` (a dict of further response fields), ``generation`` (int, changes with every write), ``key_id``,
     ``created_at`` and ``updated_at`` (aware UTC datetimes).
+
+    A type checker knows the type of each value and reports any other key. ``dict(record.items())`` is a plain ``dict``
+    of the same, to which it lets any key be added.
     """
 
     __slots__ = ()
 
     _SECRET = frozenset({"access_token", "refresh_token", "extra"})
+
+    if TYPE_CHECKING:
+        # Narrower than dict's, which take any string. A TypedDict would say the same, but it is no `dict`.
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: _Text, /) -> str: ...
+        @overload
+        def __getitem__(self, key: Literal["refresh_token"], /) -> str | None: ...
+        @overload
+        def __getitem__(self, key: _Expiry, /) -> datetime | None: ...
+        @overload
+        def __getitem__(self, key: _Time, /) -> datetime: ...
+        @overload
+        def __getitem__(self, key: Literal["generation"], /) -> int: ...
+        @overload
+        def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
+        def __getitem__(self, key: str, /) -> Any: ...
+
+        def get(self, key: _Key, default: object = None, /) -> Any:  # type: ignore[override]
+            """As ``dict.get``."""
+
+        def __setitem__(self, key: _Key, value: Any, /) -> None: ...  # type: ignore[override]
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -182,13 +214,33 @@ class TokenRecord(dict[str, Any]):
 
     def copy(self) -> TokenRecord:
         """A shallow copy, as redacted as this one."""
-        return TokenRecord(self)
+        return TokenRecord(self.items())
 
     def __or__(self, other: Mapping[str, Any]) -> TokenRecord:  # type: ignore[override]
-        return TokenRecord({**self, **other})
+        return TokenRecord(dict(self.items()) | dict(other))
 
     def __ror__(self, other: Mapping[str, Any]) -> TokenRecord:  # type: ignore[override]
-        return TokenRecord({**other, **self})
+        return TokenRecord(dict(other) | dict(self.items()))
+
+
+class RefreshableRecord(TokenRecord):
+    """A record with a refresh token: what a refresher is called with, and what ``is_refresh_token_valid`` accepted."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: Literal[_Text, "refresh_token"], /) -> str: ...
+        @overload
+        def __getitem__(self, key: _Expiry, /) -> datetime | None: ...
+        @overload
+        def __getitem__(self, key: _Time, /) -> datetime: ...
+        @overload
+        def __getitem__(self, key: Literal["generation"], /) -> int: ...
+        @overload
+        def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
+        def __getitem__(self, key: str, /) -> Any: ...
 
 
 def is_leased(row: SealedRecord | None) -> TypeGuard[SealedRecord]:

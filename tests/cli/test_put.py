@@ -43,6 +43,7 @@ def test_put_understands_an_expiry(
     assert record is not None
     found = record["access_token_expires_at"]
     if isinstance(expected, int | float):
+        assert found is not None
         assert before <= found - timedelta(seconds=expected) <= datetime.now(UTC)
     else:
         assert found == expected

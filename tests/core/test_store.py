@@ -47,6 +47,7 @@ async def test_times_are_utc_whatever_zone_they_came_in(store: AuthTokenStore) -
     for given in (naive, zoned):
         await store.store_tokens("github", "u1", "at", "rt", given)
         loaded = (await load(store))["access_token_expires_at"]
+        assert loaded is not None
         assert loaded == datetime(2040, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
         assert loaded.tzinfo is UTC
     for extreme in (datetime.min, datetime.max, datetime(1969, 12, 31), datetime(2038, 1, 20)):

@@ -32,7 +32,7 @@ class _Refresher:
     """Records what it is asked to refresh or revoke."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[str | None] = []
 
     async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
         self.asked.append(record["refresh_token"])

@@ -88,12 +88,11 @@ async def test_a_watch_that_fails_is_no_reason_to_fail(world: World, error: Exce
     watcher.before["watch"] = failing(error=error)
     store = await world.store(watcher, refreshers={"github": slow})
     old = await world.expired(store)
-    claim = {"generation": old["generation"], "holder": "other"}
-    assert await watcher.claim_lease(KEY, duration=0.1, **claim)
+    assert await watcher.claim_lease(KEY, generation=old["generation"], holder="other", duration=0.1)
     caller = asyncio.create_task(fresh(store))
     await slow.called.wait()
     world.ahead += 31
-    assert await watcher.claim_lease(KEY, duration=0.1, **claim)
+    assert await watcher.claim_lease(KEY, generation=old["generation"], holder="other", duration=0.1)
     slow.answer.set()
     assert pair(await caller) == pair(await world.stored()) == NEW_PAIR
     assert watcher.calls["watch"] >= 2

@@ -37,7 +37,7 @@ async def test_tasks_join_one_refresh(world: World) -> None:
     assert world.provider.stats().requests == 1
     read = await fresh(store)
     assert abs(read["updated_at"] - records[0]["updated_at"]) < timedelta(seconds=5)
-    assert read == {**records[0], "updated_at": read["updated_at"]}
+    assert read == records[0] | {"updated_at": read["updated_at"]}
     records[0]["extra"]["scope"] = records[0]["access_token"] = "spoilt"
     assert "spoilt" not in {
         value for record in records[1:] for value in (record["access_token"], *record["extra"].values())
@@ -71,6 +71,7 @@ async def test_many_stores_at_once_make_one_call(world: World) -> None:
             assert record is not None
             if store.is_access_token_valid(record):
                 return record
+            assert store.is_refresh_token_valid(record)
             new = await world.refresher(record)
             await tx.store_tokens("github", "u1", new["access_token"], new["refresh_token"], world.at(HOUR))
         return await world.stored()

@@ -322,4 +322,6 @@ async def test_the_moment_of_issue_is_when_the_provider_was_asked(world: World) 
     await world.expired(store)
     record = await store.load_fresh_tokens("github", "u1")
     assert record is not None
-    assert abs(record["access_token_expires_at"] - asked[0] - timedelta(seconds=3600)) < timedelta(seconds=5)
+    expires_at = record["access_token_expires_at"]
+    assert expires_at is not None
+    assert abs(expires_at - asked[0] - timedelta(seconds=3600)) < timedelta(seconds=5)

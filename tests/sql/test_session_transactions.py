@@ -256,7 +256,8 @@ def test_a_store_does_not_close_its_session(place: Place, keyring: Keyring) -> N
             record = await again.load_tokens("github", "user-123")
             assert record is not None
             assert again.is_access_token_valid(record)
-            assert record["access_token_expires_at"] is not None
-            assert record["access_token_expires_at"] > datetime.now(UTC)
+            expires_at = record["access_token_expires_at"]
+            assert expires_at is not None
+            assert expires_at > datetime.now(UTC)
 
     asyncio.run(main())

@@ -17,7 +17,7 @@ from support.generated_programs import Store
 from support.workers import Link
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ReauthorizationRequiredError, RefreshError
-from tokenstore.records import TokenKey, TokenRecord
+from tokenstore.records import RefreshableRecord, TokenKey, TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, _tls_context, refresh_over_http
@@ -80,7 +80,7 @@ class _Refresher:
         self._terms = terms
         self._stand = _standing(terms, link)
 
-    async def __call__(self, record: TokenRecord) -> dict[str, Any]:
+    async def __call__(self, record: RefreshableRecord) -> dict[str, Any]:
         self._stand(Stop.BEFORE_THE_CALL)
         client_id, secret = self._terms.client
         try:
@@ -278,6 +278,7 @@ async def lock_and_refresh(link: Link, terms: Terms, tasks: int) -> list[Answer]
             record = await transaction.load_tokens(PROVIDER, terms.user_id, for_update=True)
             assert record is not None
             if not store.is_access_token_valid(record):
+                assert store.is_refresh_token_valid(record)
                 new = await refresher(record)
                 expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
                 names = {name: new[name] for name in ("access_token", "refresh_token")}

@@ -16,7 +16,7 @@ from support.connection_faults import Faults, faulty
 from support.database import source_of
 from support.refreshers import Refresher, pair
 from support.store_calls import fresh, load
-from tokenstore import AuthTokenStore, Keyring, ProviderUnavailableError, TokenRecord, open_store
+from tokenstore import AuthTokenStore, Keyring, ProviderUnavailableError, RefreshableRecord, TokenRecord, open_store
 from tokenstore.records import TokenKey, is_leased
 from tokenstore.testing.provider import StrictRotatingProvider
 
@@ -48,7 +48,7 @@ class Recorder(Refresher):
         self.answered: Callable[[], None] = lambda: None
         self.retry_after: float | None = None
 
-    async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
+    async def __call__(self, record: RefreshableRecord) -> Mapping[str, Any]:
         row = await self._backend.get(TokenKey("github", record["user_id"]))
         if row is None or not is_leased(row):
             self.unleased.append(record["user_id"])

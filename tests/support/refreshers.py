@@ -8,7 +8,13 @@ from typing import Any
 
 import httpx
 
-from tokenstore import ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError, TokenRecord
+from tokenstore import (
+    ProviderRefusedError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+    RefreshableRecord,
+    TokenRecord,
+)
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
 
 OLD = ("old-access-secret", "old-refresh-secret")
@@ -37,7 +43,7 @@ class Refresher:
         self.provider = provider
         self.calls = 0
 
-    async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
+    async def __call__(self, record: RefreshableRecord) -> Mapping[str, Any]:
         self.calls += 1
         provider = self.provider
         try:

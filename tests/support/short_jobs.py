@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import httpx
 
-from tokenstore import AuthTokenStore, Keyring, TokenRecord, open_store
+from tokenstore import AuthTokenStore, Keyring, RefreshableRecord, open_store
 from tokenstore.errors import ReauthorizationRequiredError
 from tokenstore.records import TokenKey
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
@@ -55,7 +55,7 @@ class Refresher:
         self._client = client
         self.received: list[Mapping[str, Any]] = []
 
-    async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
+    async def __call__(self, record: RefreshableRecord) -> Mapping[str, Any]:
         client = self._client
         try:
             response = await refresh_over_http(

@@ -70,7 +70,8 @@ async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], 
             record = await transaction.load_tokens(*KEY, for_update=True)
             assert record is not None
             if one.tokens.is_access_token_valid(record):
-                return str(record["access_token"])
+                return record["access_token"]
+            assert one.tokens.is_refresh_token_valid(record)
             new = await refresh_over_http(token_url, record["refresh_token"], **client, timeout=60)
             expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
             await transaction.store_tokens(*KEY, new["access_token"], new["refresh_token"], expires_at)

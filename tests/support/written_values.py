@@ -43,7 +43,8 @@ def version(record: TokenRecord | None) -> Version | None:
     if record is None:
         return None
     value = record["access_token"].removeprefix("access ")
-    parts = (value, record["refresh_token"].removeprefix("refresh "), record["extra"].get("write"))
+    refresh_token = (record["refresh_token"] or "").removeprefix("refresh ")
+    parts = (value, refresh_token, record["extra"].get("write"))
     expiries = (record["access_token_expires_at"], record["refresh_token_expires_at"])
     if set(parts) != {value} or expiries != (stamp(value), stamp(value) + timedelta(days=1)):
         return Version(Mixture((*parts, *map(str, expiries))), record["generation"])

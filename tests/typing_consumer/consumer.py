@@ -13,6 +13,7 @@ import tokenstore_sql
 from tokenstore import (
     AuthTokenStore,
     Keyring,
+    RefreshableRecord,
     TokenEntry,
     TokenRecord,
     TokenStoreError,
@@ -40,6 +41,8 @@ async def borrowed(session: AsyncSession) -> None:
     record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
     assert_type(record, TokenRecord | None)
     if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
+        assert_type(record, RefreshableRecord)
+        assert_type(record["refresh_token"], str)
         await store.store_tokens("github", "user-123", "gho_def", record["refresh_token"], None)
 
 
@@ -67,6 +70,35 @@ async def owned(engine: AsyncEngine) -> None:
 def validity(store: AuthTokenStore, kept: dict[str, Any], seen: Mapping[str, object]) -> bool:
     """The checks take any mapping: a record, a plain dict, a row of another tool."""
     return store.is_access_token_valid(kept, clock_skew_seconds=120) and store.is_refresh_token_valid(seen)
+
+
+def known_keys(record: TokenRecord) -> None:
+    """Each key of a record has a type of its own."""
+    assert_type(record["access_token"], str)
+    assert_type(record["refresh_token"], str | None)
+    assert_type(record["access_token_expires_at"], datetime | None)
+    assert_type(record["created_at"], datetime)
+    assert_type(record["generation"], int)
+    assert_type(record["extra"], dict[str, Any])
+    assert_type(record | {"extra": {}}, TokenRecord)
+    assert_type(dict(record.items()), dict[str, Any])
+
+
+async def refresh(record: RefreshableRecord) -> dict[str, Any]:
+    """A refresher is only called for a record with a refresh token."""
+    assert_type(record["refresh_token"], str)
+    assert_type(record["access_token"], str)
+    return {"access_token": "new", "expires_in": 3600}
+
+
+async def refresh_any(record: TokenRecord) -> Mapping[str, Any]:
+    """A refresher may accept every record, too."""
+    return {"access_token": record["access_token"]}
+
+
+def refreshed(backend: MemoryBackend) -> AuthTokenStore:
+    """A store that refreshes by itself."""
+    return open_store(backend, refreshers={"github": refresh, "gitlab": refresh_any})
 
 
 def as_plain_dict(record: TokenRecord) -> dict[str, Any]:

@@ -46,6 +46,21 @@ async def a_missing_row_must_be_handled(store: AuthTokenStore) -> str:
     return str(record["access_token"])  # type: ignore[index]
 
 
+def a_misspelt_key_is_an_error(record: TokenRecord) -> object:
+    """The keys of a record are known."""
+    return record["acess_token"]  # type: ignore[call-overload]
+
+
+def a_misspelt_key_of_get_is_an_error(record: TokenRecord) -> object:
+    """The same keys."""
+    return record.get("expires_at")  # type: ignore[arg-type]
+
+
+def a_row_may_have_no_refresh_token(record: TokenRecord) -> str:
+    """RFC 6749 section 5.1 makes it optional; ``is_refresh_token_valid`` tells."""
+    return record["refresh_token"]  # type: ignore[return-value]
+
+
 def an_entry_holds_no_token(entry: TokenEntry) -> object:
     """``list_tokens`` opens nothing."""
     return entry["access_token"]  # type: ignore[typeddict-item]

@@ -138,7 +138,7 @@ def show(
             record = await store.load_tokens(provider, user)
             if record is None:
                 _not_found(provider, user)
-            shown = dict(record)
+            shown = dict(record.items())
             secret = {name: shown.pop(name) for name in ("access_token", "refresh_token", "extra")}
             shown |= {
                 "access_token_valid": store.is_access_token_valid(record),

@@ -240,9 +240,11 @@ class OAuth2Refresher:
                 + (f"; {self._provider.otherwise}" if self._provider.otherwise else "")
             )
         label = f"the revocation endpoint of {self._provider.name}"
-        kind = "access_token" if record["refresh_token"] is None else "refresh_token"
+        kind, token = "refresh_token", record["refresh_token"]
+        if token is None:
+            kind, token = "access_token", record["access_token"]
         name = self._provider.revocation_fields[kind == "access_token"]
-        form = {name: token_text(kind, record[kind])} | ({"token_type_hint": kind} if name == "token" else {})
+        form = {name: token_text(kind, token)} | ({"token_type_hint": kind} if name == "token" else {})
         answer = await self._ask(label, self._revocation_url, form, repeatable=True)
         fields = fields_of(answer)
         # RFC 7009 section 2.2: the body of a success means nothing. Against the RFC, some providers refuse an unknown

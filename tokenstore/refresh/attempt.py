@@ -19,7 +19,7 @@ from tokenstore.errors import (
     StoreClosedError,
 )
 from tokenstore.leases import wait_for_lease
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import Failure, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.refresh.backoff import Backoff
 from tokenstore.refresh.failures import (
     BRIEF_FAILURE,
@@ -60,7 +60,7 @@ from tokenstore.sealing import open_record, seal_tokens
 
 __all__ = ["Attempt", "AttemptResult", "Refresh"]
 
-Refresh = Callable[[TokenRecord], Awaitable[Mapping[str, Any]]]
+Refresh = Callable[[RefreshableRecord], Awaitable[Mapping[str, Any]]]
 """Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
 
 
@@ -302,7 +302,7 @@ class Attempt:
     async def _run_refresher(self, record: TokenRecord, issued_at: int) -> NewTokens:
         with self._settings.telemetry.provider_call(self.report):
             async with asyncio.timeout(self._settings.timeout):
-                response: object = self._refresh(deepcopy(record))  # a copy, which the refresher may change
+                response: object = self._refresh(RefreshableRecord(deepcopy(record).items()))  # which it may change
                 # Without an awaitable, the refresher was a plain function, and has refreshed already.
                 if inspect.isawaitable(response):
                     response = await response

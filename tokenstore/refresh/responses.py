@@ -151,6 +151,7 @@ def lifetime_of(record: TokenRecord) -> float | None:
 
 
 def _refresh_token(response: Mapping[str, Any], record: TokenRecord, issued_at: int) -> tuple[str | None, int | None]:
+    token: str | None
     try:
         token = token_text("refresh_token", response.get("refresh_token"))
     except InvalidInputError:
