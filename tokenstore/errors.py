@@ -110,9 +110,10 @@ class UnknownKeyError(SealingError):
 
 
 class TamperedError(SealingError):
-    """The value does not open: altered, truncated, moved from another row or column, or sealed by another key.
+    """The row was altered outside the store, or is not the requested one.
 
-    The last case: two keys had the same name at different times.
+    A sealed value does not open (altered, truncated, moved from another row or column, or sealed by another key that
+    had the same name at another time), or a plain column has a value that no store has written.
     """
 
 

@@ -1,20 +1,41 @@
-"""Reads rows page by page, and checks that each of them was requested."""
+"""Reads rows page by page, and checks that each of them was requested and can be believed."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from tokenstore.errors import TamperedError
 from tokenstore.protocol import Backend
 from tokenstore.records import ScannedRow, TokenKey
+from tokenstore.validation import key_problem, scanned_row_problem
 
-__all__ = ["scan_rows"]
+__all__ = ["RefusedRow", "scan_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """A row with a value that no store has written.
+
+    Attributes:
+        key: The row's key. Characters that cannot be printed are escaped.
+        problem: What is wrong with the row.
+    """
+
+    key: TokenKey
+    problem: str
+
+    def error(self) -> TamperedError:
+        """The error for this row."""
+        return TamperedError(self.problem)
 
 
 async def scan_rows(
     backend: Backend, *, provider: str | None, user_id: str | None = None, page_size: int
-) -> AsyncGenerator[ScannedRow, None]:
+) -> AsyncGenerator[ScannedRow | RefusedRow, None]:
     """Iterate over rows in ascending order of their keys, by one short query a page.
+
+    A row that was altered ends nothing: it is yielded as a :class:`RefusedRow`, and the rows behind it follow.
 
     Args:
         backend: The rows.
@@ -28,16 +49,30 @@ async def scan_rows(
         BackendError: The database refused or failed.
     """
     after: TokenKey | None = None
+    # The rows behind `after` with an impossible key. No query can begin behind one, so the next page has them again.
+    keyless = 0
     while True:
-        page = await backend.scan(provider=provider, user_id=user_id, after=after, limit=page_size)
-        for row in page:
-            # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
-            in_order = after is None or row.key > after
-            if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
-                raise TamperedError(
-                    f"the database listed the row of {row.key}, which was not requested, or is not in order"
-                )
-            after = row.key
-            yield row
-        if len(page) < page_size:
+        limit, seen = page_size + keyless, keyless
+        page = await backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        for position, row in enumerate(page):
+            if problem := key_problem(row.key):
+                if position < seen:
+                    continue
+                keyless += 1
+            else:
+                # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
+                in_order = after is None or row.key > after
+                if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
+                    raise TamperedError(
+                        f"the database listed the row of {row.key}, which was not requested, or is not in order"
+                    )
+                after, keyless = row.key, 0
+                problem = scanned_row_problem(row)
+            yield row if problem is None else RefusedRow(_printable(row.key), problem)
+        if len(page) < limit:
             return
+
+
+def _printable(key: TokenKey) -> TokenKey:
+    parts = (part if isinstance(part, str) else repr(part) for part in key)
+    return TokenKey(*(part.encode(errors="backslashreplace").decode() for part in parts))

@@ -173,7 +173,11 @@ class TokenOperations(ABC):
         return expires_at is None or self._clock() < expires_at / _US
 
     def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key."""
+        """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key.
+
+        For a record, the sealed values tell. For an entry, whose values are not read, only the column ``key_id`` tells,
+        which anyone who can write to the table can change: do not remove a key because of it.
+        """
         return bool(_field(token_record, "key_id") != self._keyring.primary)
 
 

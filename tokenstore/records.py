@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, Ty
 __all__ = [
     "CLOCK_SKEW",
     "EPOCH",
+    "MAX_GENERATION",
     "MAX_PROVIDER_BYTES",
     "MAX_TOKEN_BYTES",
     "MAX_USER_ID_BYTES",
@@ -38,6 +39,9 @@ MAX_USER_ID_BYTES = 512
 
 MAX_TOKEN_BYTES = 256 * 1024
 """The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""
+
+MAX_GENERATION: Final = 2**62
+"""No row reaches this generation. A row that has it was altered, and its next generations could end the column."""
 
 CLOCK_SKEW: Final = 60.0
 """How long before its expiry an access token counts as expired, in seconds."""

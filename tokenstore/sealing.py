@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
@@ -77,9 +78,19 @@ def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenReco
         refresh_token=refresh_token,
         access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
         refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
-        extra={} if extra is None else json.loads(extra),
+        extra={} if extra is None else _extra_of(key, extra),
         generation=row.generation,
         key_id=tokens.key_id,
         created_at=from_epoch_us(row.created_at),
         updated_at=from_epoch_us(row.updated_at),
     )
+
+
+def _extra_of(key: TokenKey, text: str) -> dict[str, Any]:
+    try:
+        extra = json.loads(text)
+    except (ValueError, RecursionError):
+        extra = None  # the error is raised below: otherwise its context, json's error, would show the text
+    if not isinstance(extra, dict):
+        raise TamperedError(f"extra of {key} is not a JSON object: another program sealed it")
+    return extra

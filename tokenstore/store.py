@@ -14,11 +14,12 @@ from tokenstore.errors import (
     ConfigurationError,
     InvalidInputError,
     StoreClosedError,
+    TamperedError,
     TransactionRequiredError,
     UnsupportedOperationError,
 )
 from tokenstore.keyring import Keyring
-from tokenstore.listing import scan_rows
+from tokenstore.listing import RefusedRow, scan_rows
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
 from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
@@ -323,7 +324,8 @@ class AuthTokenStore(TokenOperations):
 
         Raises:
             InvalidInputError: An argument is not acceptable.
-            TamperedError: The database answered with a row that was not requested.
+            TamperedError: Some rows have values that no store has written: raised at the end, after all other rows. Or
+                the database answered with a row that was not requested: raised at once.
             BackendError: The database refused or failed.
         """
         # token_key checks both parts of a key, so a missing part is replaced by a valid one.
@@ -335,8 +337,14 @@ class AuthTokenStore(TokenOperations):
             user_id=None if user_id is None else checked.user_id,
             page_size=page_size,
         )
+        first_refused: RefusedRow | None = None
+        refused = 0
         async with aclosing(rows):
             async for row in rows:
+                if isinstance(row, RefusedRow):
+                    first_refused = first_refused or row
+                    refused += 1
+                    continue
                 yield TokenEntry(
                     provider=row.key.provider,
                     user_id=row.key.user_id,
@@ -348,6 +356,9 @@ class AuthTokenStore(TokenOperations):
                     created_at=from_epoch_us(row.created_at),
                     updated_at=from_epoch_us(row.updated_at),
                 )
+        if first_refused is not None:
+            others = f" ({refused - 1} more rows were altered)" if refused > 1 else ""
+            raise TamperedError(first_refused.problem + others)
 
     async def reseal_tokens(self, provider: str, user_id: str) -> bool:
         """Seal a row's values with the keyring's primary key, if they are not sealed with it.

@@ -13,18 +13,22 @@ from typing import Final
 from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.records import (
     EPOCH,
+    MAX_GENERATION,
     MAX_PROVIDER_BYTES,
     MAX_TOKEN_BYTES,
     MAX_USER_ID_BYTES,
     MICROSECOND,
+    ScannedRow,
     SealedRecord,
     TokenKey,
 )
 
 __all__ = [
     "extra_json",
+    "key_problem",
     "optional_epoch_us",
     "requested_row",
+    "scanned_row_problem",
     "seconds",
     "to_epoch_us",
     "token_key",
@@ -33,8 +37,10 @@ __all__ = [
 
 _encode_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _LONGEST_SECONDS = 10**9  # over 31 years; fits every database's integers as microseconds
+_LONGEST_AGE = 10**11  # of a lease or failure that has expired, in seconds: since the year 1
 _MIN_US = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _MAX_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+_MAX_NAME = 64  # characters of a key's name, a lease holder's name and a failure's code
 
 
 def token_key(provider: object, user_id: object) -> TokenKey:
@@ -122,12 +128,111 @@ def seconds(name: str, value: object, *, positive: bool = False) -> float:
     return float(value)
 
 
+# -- rows from the database ---------------------------------------------------------------------------
+
+
 def requested_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
-    """Check that the database answered with the requested row, or with none.
+    """Check that the database answered with the requested row, or with none, and that the row's values are possible.
+
+    Anyone who can write to the table can put any value into a column that is not sealed. Without this check, such a
+    value would fail somewhere later: a generation that cannot grow, for example, only after the provider has already
+    replaced the refresh token.
 
     Raises:
-        TamperedError: The database answered with another row.
+        TamperedError: The database answered with another row, or a column holds a value that the store never writes.
     """
-    if row is not None and row.key != key:
+    if row is None:
+        return None
+    if row.key != key:
         raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
+    if column := _impossible_column(row):
+        raise TamperedError(_impossible(key, column))
     return row
+
+
+def key_problem(key: TokenKey) -> str | None:
+    """Why no store has written a row with this key, which the database listed; None if one may have."""
+    try:
+        _ = token_key(*key)
+    except InvalidInputError as error:
+        return f"{key}: no store has written a row with this key: {error}"
+    return None
+
+
+def scanned_row_problem(row: ScannedRow) -> str | None:
+    """Which column of a listed row holds a value that the store never writes, as a message; None if there is none."""
+    for column, possible in (
+        ("access_token_expires_at", row.access_token_expires_at is None or _is_time(row.access_token_expires_at)),
+        ("refresh_token_expires_at", row.refresh_token_expires_at is None or _is_time(row.refresh_token_expires_at)),
+        ("key_id", _is_name(row.key_id)),
+        ("generation", _is_generation(row.generation)),
+        ("created_at", _is_time(row.created_at)),
+        ("updated_at", _is_time(row.updated_at)),
+        ("the database's clock", _is_time(row.as_of)),
+    ):
+        if not possible:
+            return _impossible(row.key, column)
+    return None
+
+
+def _impossible(key: TokenKey, column: str) -> str:
+    return (
+        f"{key}: {column} has a value that no store has written, so the row was altered. Restore it from a backup, or "
+        "delete it and let the user log in again"
+    )
+
+
+def _impossible_column(row: SealedRecord) -> str | None:
+    """The first column with a value that the store never writes."""
+    tokens, failure = row.tokens, row.failure
+    # One test after the other, without a loop: each load makes them.
+    if not _is_sealed(tokens.access_token):
+        return "access_token"
+    if tokens.refresh_token is not None and not _is_sealed(tokens.refresh_token):
+        return "refresh_token"
+    if tokens.extra is not None and not _is_sealed(tokens.extra):
+        return "extra"
+    if tokens.access_token_expires_at is not None and not _is_time(tokens.access_token_expires_at):
+        return "access_token_expires_at"
+    if tokens.refresh_token_expires_at is not None and not _is_time(tokens.refresh_token_expires_at):
+        return "refresh_token_expires_at"
+    if not _is_name(tokens.key_id):
+        return "key_id"
+    if not _is_generation(row.generation):
+        return "generation"
+    if row.lease_holder is not None and not _is_name(row.lease_holder):
+        return "lease_holder"
+    if row.lease_expires_in is not None and not _is_duration(row.lease_expires_in):
+        return "lease_expires_at"
+    if failure is not None:
+        if not _is_name(failure.code):
+            return "failure_code"
+        if failure.retry_in is not None and not _is_duration(failure.retry_in):
+            return "retry_at"
+    if not _is_time(row.created_at):
+        return "created_at"
+    if not _is_time(row.updated_at):
+        return "updated_at"
+    return None if _is_time(row.as_of) else "the database's clock"
+
+
+def _is_sealed(value: object) -> bool:
+    return isinstance(value, bytes)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and _MIN_US <= value <= _MAX_US
+
+
+def _is_duration(value: object) -> bool:
+    """Whether a value is a number of seconds from or until now; NaN is none."""
+    return isinstance(value, int | float) and -_LONGEST_AGE <= value <= _LONGEST_SECONDS
+
+
+def _is_generation(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MAX_GENERATION
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value is fit for messages, logs and terminals: short, of printable ASCII characters."""
+    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isascii() and value.isprintable()

@@ -179,7 +179,7 @@ class SQLBackend(SQLOperations):
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
         self._check()
-        return await self._loads.ask(key)
+        return await self._loads.load(key)
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         self._check()

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from copy import copy
 from typing import Final
 
-from tokenstore.errors import BackendError, BackendUnavailableError
+from tokenstore.errors import BackendError, BackendUnavailableError, TamperedError
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.batching import Batch, Batches, SendAlone
 from tokenstore_sql.calls import StoreCalls
@@ -33,8 +33,20 @@ class Loads(Batches[TokenKey, SealedRecord | None]):
         super().__init__(width=calls.dialect.statements_at_once, most=calls.statements.grammar.most_at_once)
         self._calls = calls
 
+    async def load(self, key: TokenKey) -> SealedRecord | None:
+        """Read one row."""
+        try:
+            return await self.ask(key)
+        except SendAlone:
+            return await self.send_one(key)
+
     async def send(self, batch: Batch[TokenKey], *, again: bool = True) -> Sequence[SealedRecord | None]:
-        return await self._calls.read(batch.requests, lambda rows: rows.get_many(batch.take()), again=again)
+        try:
+            return await self._calls.read(batch.requests, lambda rows: rows.get_many(batch.take()), again=again)
+        except TamperedError:
+            if len(batch.requests) > 1:
+                raise SendAlone from None  # one row cannot be read; the callers of the others get theirs
+            raise
 
     async def send_one(self, request: TokenKey) -> SealedRecord | None:
         """The fast lane: most calls read one row for one caller, so no layer is passed that can be left out.

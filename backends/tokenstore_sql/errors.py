@@ -16,6 +16,7 @@ from tokenstore.errors import (
     ConflictError,
     LockTimeoutError,
     TableMissingError,
+    TamperedError,
     TokenStoreError,
 )
 
@@ -70,6 +71,10 @@ class ErrorTable(ABC):
         """Whether a server refused a new connection because it has as many as it, or this user, may have."""
         return False
 
+    def is_undecodable(self, error: BaseException) -> bool:
+        """Whether a query found text that is not UTF-8. The other databases' columns hold any bytes."""
+        return isinstance(error, UnicodeDecodeError)
+
     def ends_connection(self, error: BaseException) -> bool:
         """Whether a connection is of no more use after the server has answered with this error.
 
@@ -112,14 +117,18 @@ async def mapped(errors: ErrorTable, about: Callable[[], str], operation: Callab
         about: Returns what the error is about: a row or the table.
         operation: What to run.
     """
+    failure: TokenStoreError
     try:
         return await operation()
     except TokenStoreError:
         raise
     except Exception as error:
-        if not isinstance(error, (SQLAlchemyError, ConnectionLostError, OSError, *errors.driver_errors())):
+        if errors.is_undecodable(cause_of(error)):
+            failure = TamperedError(f"{about()}: a column holds text that is not UTF-8, which no store has written")
+        elif isinstance(error, (SQLAlchemyError, ConnectionLostError, OSError, *errors.driver_errors())):
+            failure = _translate(errors, about(), error)
+        else:
             raise
-        failure = _translate(errors, about(), error)
     raise failure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
@@ -194,16 +195,24 @@ def _record(row: Sequence[Any]) -> SealedRecord:
     ) = row
     failure = None
     if failure_code is not None:
-        failure = Failure(failure_code, None if retry_at is None else (retry_at - as_of) / _US)
+        failure = Failure(failure_code, None if retry_at is None else _seconds(retry_at, as_of))
     # By position, as names take twice as long.
     return SealedRecord(
         TokenKey(provider, user_id),
         SealedTokens(access_token, refresh_token, extra, access_token_expires_at, refresh_token_expires_at, key_id),
         generation,
         lease_holder,
-        None if lease_expires_at is None else (lease_expires_at - as_of) / _US,
+        None if lease_expires_at is None else _seconds(lease_expires_at, as_of),
         failure,
         created_at,
         updated_at,
         as_of,
     )
+
+
+def _seconds(at: Any, as_of: Any) -> float:
+    """Seconds until a time; NaN, which the core refuses, if an altered column holds something else than a number."""
+    try:
+        return float((at - as_of) / _US)
+    except TypeError:
+        return math.nan

@@ -38,8 +38,26 @@ def _encoded(value: str | None) -> bytes | None:
     return None if value is None else value.encode()
 
 
-def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+def _decoded(value: object) -> object:
+    # Somebody who can write to the table can put any bytes here. They must not end a query for several rows: the core
+    # refuses the one row, because no text of its own has surrogates. (An altered table may hold text already.)
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+class AnyBlob(LargeBinary):
+    """BLOB on SQLite, which keeps text and numbers in such a column, too, if the table is not STRICT.
+
+    The core refuses such a value. SQLAlchemy's own type would raise TypeError for it, and for all rows of the query.
+    """
+
+    def adapt(self, cls: Any, **kw: Any) -> Any:
+        return self
+
+    def bind_processor(self, dialect: Dialect) -> None:
+        """None: the driver takes bytes."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """None: the driver returns bytes."""
 
 
 class PostgresText(postgresql.TEXT):
@@ -73,7 +91,7 @@ def exact_text(size: int) -> Text:
 # A STRICT table of SQLite knows INTEGER only; it has 64 bits there.
 _INT64 = BigInteger().with_variant(Integer(), "sqlite")
 # MySQL's BLOB ends at 64 KiB.
-_SEALED = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+_SEALED = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb").with_variant(AnyBlob(), "sqlite")
 
 
 def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | None = None) -> Table:

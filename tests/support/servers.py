@@ -63,11 +63,13 @@ class Server:
 
     def execute(self, statement: str, database: str | None = None) -> list[tuple[Any, ...]]:
         """Run one statement, autocommitted, on a connection of its own; its rows, if it has any."""
+        is_postgres = self.kind == "postgresql"
         engine = create_engine(
-            self.url("psycopg" if self.kind == "postgresql" else "pymysql", database),
+            self.url("psycopg" if is_postgres else "pymysql", database),
             isolation_level="AUTOCOMMIT",
             poolclass=NullPool,
-            connect_args={"connect_timeout": 10},
+            # Without an encoding of its own, SQLAlchemy cannot connect to a database with the encoding SQL_ASCII.
+            connect_args={"connect_timeout": 10} | ({"client_encoding": "utf8"} if is_postgres else {}),
         )
         with engine.connect().execution_options(no_parameters=True) as connection:
             result = connection.exec_driver_sql(statement)

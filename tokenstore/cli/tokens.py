@@ -24,7 +24,7 @@ from tokenstore.cli.options import (
     run_async,
 )
 from tokenstore.cli.output import escaped, format_time, print_error, print_json, print_line, print_table
-from tokenstore.errors import InvalidInputError
+from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.records import optional_datetime
 from tokenstore.refresh.responses import ACCESS_TOKEN_EXPIRY, REFRESH_TOKEN_EXPIRY, ExpiryFields, read_expiry
 
@@ -185,18 +185,22 @@ def list_tokens(
     rows: list[Mapping[str, Any]] = []
     keep = print_json if options.as_json else rows.append
 
-    async def scan() -> None:
+    async def scan() -> TamperedError | None:
         async with open_from_options(options, needs_keys=False) as store:
-            async for entry in store.list_tokens(provider=provider, user_id=user):
-                keep({**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None})
+            try:
+                async for entry in store.list_tokens(provider=provider, user_id=user):
+                    keep({**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None})
+            except TamperedError as error:
+                return error
+        return None
 
-    run_async(scan())
-    if options.as_json:
-        return
-    if not rows:
+    altered = run_async(scan())
+    if rows:
+        print_table(map(_cells, rows), "PROVIDER", "USER", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
+    elif not options.as_json and altered is None:
         print_error("no rows", prefix="")
-        return
-    print_table(map(_cells, rows), "PROVIDER", "USER", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
+    if altered is not None:
+        raise altered
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Final
 
 from tokenstore.errors import TokenStoreError
-from tokenstore.listing import scan_rows
+from tokenstore.listing import RefusedRow, scan_rows
 from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
@@ -54,6 +54,9 @@ async def refresh_due(
     try:
         for provider, refresh in refreshers.items():
             async for key in _due_keys(settings.backend, provider, within, page_size):
+                if isinstance(key, RefusedRow):
+                    yield RefreshResult(*key.key, "failed", key.error())
+                    continue
                 attempt = Attempt(settings, key, refresh, Goal(new_holder(), urgent=False), Read(), margin=within)
                 pending.add(asyncio.create_task(_result_of(attempt, join)))
                 if len(pending) >= concurrency:
@@ -69,11 +72,17 @@ async def refresh_due(
             task.cancel()  # ends the wait for the refresh, not the refresh
 
 
-async def _due_keys(backend: Backend, provider: str, within: float, page_size: int) -> AsyncGenerator[TokenKey, None]:
+async def _due_keys(
+    backend: Backend, provider: str, within: float, page_size: int
+) -> AsyncGenerator[TokenKey | RefusedRow, None]:
     rows = scan_rows(backend, provider=provider, page_size=page_size)
     async with aclosing(rows):
         async for row in rows:
-            if row.has_refresh_token and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH:
+            if isinstance(row, RefusedRow):
+                yield row
+            elif (
+                row.has_refresh_token and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH
+            ):
                 yield row.key
 
 

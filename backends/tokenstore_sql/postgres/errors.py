@@ -73,6 +73,10 @@ class PostgresErrors(ErrorTable):
             self.code(error) == "08000" and any(words in str(error) for words in _NO_FREE_SLOT)
         )
 
+    def is_undecodable(self, error: BaseException) -> bool:
+        # Only a database with the encoding SQL_ASCII holds such text, and its server converts what it sends.
+        return self.code(error) == "22021" or super().is_undecodable(error)
+
     def ends_connection(self, error: BaseException) -> bool:
         # After such an answer the server closes the connection, whatever the code: a conflict on a standby is 40001.
         return _fatal(error) is not None or super().ends_connection(error)

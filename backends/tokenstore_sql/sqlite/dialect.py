@@ -18,7 +18,7 @@ from tokenstore_sql.connections.connection import Parameters
 from tokenstore_sql.dialect import Dialect, LockScope
 from tokenstore_sql.sqlite.busy import until_not_busy
 from tokenstore_sql.sqlite.errors import SQLiteErrors
-from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, require_version
+from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, any_text, require_version
 from tokenstore_sql.sqlite.grammar import SQLiteGrammar
 from tokenstore_sql.sqlite.watching import wait_for_change
 
@@ -31,9 +31,18 @@ _BEGIN: Final = sql("BEGIN IMMEDIATE")
 
 class _SQLiteAlchemyConnection(AlchemyConnection):
     async def execute(self, statement: Executable, parameters: Parameters) -> CursorResult[Any]:
+        driver = await self.driver_connection()
+
+        async def execute() -> CursorResult[Any]:
+            of_application, driver.text_factory = driver.text_factory, any_text
+            try:
+                return await self.alchemy.execute(statement, parameters)  # reads all rows
+            finally:
+                driver.text_factory = of_application
+
         # A statement that is cancelled half-way stays open inside SQLite, with its locks, even when its connection is
         # closed, until the garbage collector finds its cursor. No statement takes long.
-        return await finish(self.alchemy.execute(statement, parameters))
+        return await finish(execute())
 
 
 class SQLiteDialect(Dialect):

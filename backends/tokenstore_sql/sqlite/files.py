@@ -12,7 +12,7 @@ from typing import Final
 
 from tokenstore.errors import UnsupportedOperationError
 
-__all__ = ["BUSY_TIMEOUT_MS", "PRAGMAS", "ClosingConnection", "create_private", "require_version"]
+__all__ = ["BUSY_TIMEOUT_MS", "PRAGMAS", "ClosingConnection", "any_text", "create_private", "require_version"]
 
 # How long SQLite itself may block a thread, in milliseconds. A cancelled task has to wait for that, so the time is
 # short; longer waits are in asyncio.
@@ -45,6 +45,15 @@ class ClosingConnection(sqlite3.Connection):
         with suppress(sqlite3.Error):
             self.rollback()
         super().close()
+
+
+def any_text(value: bytes) -> str:
+    """The text in a column; a connection's ``text_factory``. Bytes that are not UTF-8 become surrogates.
+
+    Somebody who can write to the file can put any bytes into a column. They must not end a query for several rows: the
+    core refuses the one row, because no text of its own has surrogates.
+    """
+    return value.decode(errors="surrogateescape")
 
 
 def create_private(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tokenstore.cancellation import FINISH_GRACE, wait_through_cancellation
 from tokenstore_sql.sqlite.busy import until_not_busy
-from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, create_private
+from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, any_text, create_private
 
 __all__ = ["ConnectionThread"]
 
@@ -83,6 +83,7 @@ class ConnectionThread:
         self.raw = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
         )
+        self.raw.text_factory = any_text
 
     def _close(self, _: object) -> None:
         if self.raw is not None:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    func,
     literal_column,
     null,
     or_,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from tokenstore.records import TokenKey
+from tokenstore.records import MAX_GENERATION, TokenKey
 from tokenstore_sql.statements.grammar import Grammar
 
 __all__ = ["Statements"]
@@ -94,7 +95,12 @@ class Statements:
         }
         expiries = {name: _micros(name) for name in ("access_token_expires_at", "refresh_token_expires_at")}
         idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "retry_at"), null())
-        next_version = {**idle, "generation": c.generation + literal_column("1"), "updated_at": now}
+        # For every generation that a store has written, the mask and coalesce() change nothing. They bring a row whose
+        # generation was altered back into range, so that its user can log in again.
+        in_range = func.coalesce(c.generation, literal_column("0")).bitwise_and(
+            literal_column(str(MAX_GENERATION // 2 - 1))
+        )
+        next_version = {**idle, "generation": in_range + literal_column("1"), "updated_at": now}
         self._replaced, self._also = (*sealed, *expiries), next_version
         written = {"provider": bindparam("p"), "user_id": bindparam("u"), **sealed, **expiries}
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
