@@ -121,19 +121,19 @@ IMPOSSIBLE: dict[str, tuple[str, list[Operation]]] = {
         "wrong generation", [*FIRST, op("delete", 4, 5, ok=True), put(6, 7, 1), get(8, 9, 1, G)]),
     "two holders at once": ("two live holders", [*FIRST, A_CLAIMS, B_TAKES_OVER]),
     "a lease set free by a holder who had lost it": (
-        "release by a loser", [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("release", 8, 9, "a", True)]),
+        "stale release", [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("release", 8, 9, "a", True)]),
     "tokens written by a holder who had lost the lease": (
-        "completion by a loser",
+        "stale completion",
         [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("complete", 8, 9, "a", True, value=1)]),
     "tokens written over a newer version": (
-        "completion by a loser",
+        "stale completion",
         [*FIRST, A_CLAIMS, put(6, 7, 1), lease("complete", 8, 9, "a", True, value=2)]),
     "a late completion after newer tokens": (
-        "completion by a loser",
+        "stale completion",
         [*FIRST, A_CLAIMS_BRIEFLY, B_TAKES_OVER, lease("complete", 8, 9, "b", True, value=1),
          lease("complete", 10, 11, "a", True, value=2)]),
     "a late completion after a delete": (
-        "completion by a loser",
+        "stale completion",
         [*FIRST, A_CLAIMS, op("delete", 6, 7, ok=True), lease("complete", 8, 9, "a", True, value=1)]),
     "a claim on a version that is gone": (
         "wrong grant", [*FIRST, put(4, 5, 1), get(6, 7, 1), lease("claim", 8, 9, "a", True)]),
@@ -175,11 +175,11 @@ def test_the_message_draws_the_race() -> None:
     with pytest.raises(NotLinearizable) as failure:
         check_history([*FIRST, update(4, 7, 0, 1), update(5, 8, 0, 2), *unrelated])
     assert str(failure.value).splitlines() == [
-        "lost update of 'k': no order of these operations explains what they returned",
+        "lost update of 'k': no order of these operations explains their results",
         "        0..1   t   put 0                                            -> done",
         "        2..4   t   update of 0 to 1                                 -> done",
         "  >     3..5   t   update of 0 to 2                                 -> done",
-        "before the marked one returned, the row can only have been: 1",
+        "before the marked operation returned, the row can only have been: 1",
     ]
 
 

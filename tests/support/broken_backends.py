@@ -44,7 +44,7 @@ ALL = ("memory", "sqlite", "postgres", "mysql")
 SERVERS = ("postgres", "mysql")
 # What it looks like depends on who comes next: the first is the usual, and the others are consequences.
 _LOST = ("lost update", "wrong delete", "wrong generation", "stale read", "own write unseen")
-_TAKEN = ("two live holders", "wrong refusal", "completion by a loser", "release by a loser")
+_TAKEN = ("two live holders", "wrong refusal", "stale completion", "stale release")
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class _CompletesBesideALease(AnyBackend):
         return await super().complete_lease(key, tokens, generation=generation, holder=holder)
 
 
-@_fault("completion over newer tokens", "completion by a loser", *_LOST)
+@_fault("completion over newer tokens", "stale completion", *_LOST)
 class _CompletesAnything(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         await self.put(key, tokens)

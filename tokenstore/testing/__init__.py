@@ -1,11 +1,11 @@
-"""Shipped tools for tests: of an application that keeps tokens, and of a backend.
+"""Tools for the tests of a backend, and of an application that uses tokenstore.
 
-* :mod:`tokenstore.testing.conformance`: what every backend must do, as test classes to inherit from.
-* :mod:`tokenstore.testing.machine`: a Hypothesis state machine that holds a backend against the in-memory one.
-* :mod:`tokenstore.testing.history`: a checker of concurrent histories.
-* :mod:`tokenstore.testing.provider`: a strict OAuth token endpoint on loopback.
+* :mod:`tokenstore.testing.conformance`: conformance tests for a backend, as test classes to inherit from.
+* :mod:`tokenstore.testing.machine`: a Hypothesis state machine that compares a backend with the in-memory one.
+* :mod:`tokenstore.testing.history`: a linearizability checker for recorded histories of concurrent calls.
+* :mod:`tokenstore.testing.provider`: a strict OAuth token endpoint on the loopback interface.
 
-Import what you need from these modules; each has requirements of its own. The first two need pytest and Hypothesis:
+Import each module by its own name. The first one needs pytest and the second one Hypothesis:
 ``pip install "tokenstore[testing]"``.
 """
 

@@ -1,6 +1,6 @@
-"""What every backend must do, as test classes to inherit from. They need pytest, and no plugin of it.
+"""Conformance tests for backends, as test classes to inherit from. They need pytest, but no pytest plugin.
 
-A backend's whole test is a subclass that says how to reach a store with nothing in it::
+To test a backend, write a subclass that returns the URL of an empty store::
 
     from tokenstore.testing.conformance import BackendConformance, RowLockConformance, SharedBackendConformance
 
@@ -13,9 +13,9 @@ A backend's whole test is a subclass that says how to reach a store with nothing
     class TestMineShared(SharedBackendConformance, RowLockConformance):
         make_url = TestMine.make_url
 
-:class:`BackendConformance` is for all, :class:`RowLockConformance` for those with ``transaction()``.
-:class:`SharedBackendConformance` is for data that several processes can open: beside it the row locks are tested
-between two backend objects, which share nothing but the database.
+:class:`BackendConformance` is for every backend, :class:`RowLockConformance` for backends that have ``transaction()``,
+and :class:`SharedBackendConformance` for backends whose data several processes can open. Together with the last one,
+the tests of two callers use two backend objects, which share nothing but the database.
 """
 
 from __future__ import annotations
@@ -66,22 +66,22 @@ KEY = TokenKey("github", "user-1")
 OTHER = TokenKey("github", "user-2")
 THIRD = TokenKey("gitlab", "user-1")
 LONG = 3600.0
-"""A lease that outlives the test."""
+"""Duration in seconds of a lease that does not expire during the test."""
 SHORT = 0.03
-"""A lease that ends within it."""
-PATIENCE = 20.0
-"""How long something that must happen may take on a busy machine."""
+"""Duration in seconds of a lease that expires during the test."""
+TIMEOUT = 20.0
+"""Seconds within which an expected event must happen, also on a busy machine."""
 PAUSE = 0.1
-"""How long something that must not happen is watched."""
+"""Seconds for which a test watches that an event does not happen."""
 _SEALING_OVERHEAD = 2 + 32 + 12 + 16
 
 
 class LockingBackend(Backend, SupportsRowLocks, Protocol):
-    """A backend with both capabilities."""
+    """A backend that also has row locks."""
 
 
 def sealed(tag: str = "a", **changes: Any) -> SealedTokens:
-    """Made-up sealed tokens, every field of which tells the tag."""
+    """Invent sealed tokens; every field is derived from ``tag``, unless ``changes`` replaces it."""
     number = sum(tag.encode()) + 1_000_000
     tokens = SealedTokens(
         access_token=f"access-{tag}".encode(),
@@ -95,28 +95,28 @@ def sealed(tag: str = "a", **changes: Any) -> SealedTokens:
 
 
 class Testbed:
-    """How the tests reach a backend. Override :meth:`make_url`; the rest has defaults."""
+    """Opens and closes the backend under test. Override :meth:`make_url`; the other methods have defaults."""
 
     __test__ = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # pytest would also collect the classes that a test's module imports to inherit from.
+        # Without this, pytest would also collect the base classes that a test module imports.
         cls.__test__ = cls.make_url is not Testbed.make_url
 
     needs_setup: ClassVar[bool] = True
     """Whether the backend fails with TableMissingError until ``setup()`` has run."""
 
     def make_url(self, tmp_path: Path) -> str:
-        """A URL with nothing behind it: a new file, or the name of a table that does not exist yet."""
+        """Return the URL of an empty store: a new file, or a table that does not exist yet."""
         raise NotImplementedError(f"{type(self).__name__} must define make_url(self, tmp_path)")
 
     def open(self, url: str, **options: Any) -> Backend:
-        """Make a backend; by default through the registry, as ``open_store(url)`` does."""
+        """Make a backend. The default looks the URL up in the registry, as ``open_store(url)`` does."""
         return backend_for_url(url, options)
 
     async def close(self, backend: Backend) -> None:
-        """Close a backend that :meth:`open` made, and what had to be made for it."""
+        """Close a backend that :meth:`open` made, and everything else that ``open`` made for it."""
         await backend.aclose()
 
     @asynccontextmanager
@@ -131,23 +131,23 @@ class Testbed:
 
     @asynccontextmanager
     async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:  # noqa: ARG002
-        """The backend of the second caller: the same object, unless the data is shared."""
+        """Yield the second caller's backend: the same object, unless several processes can open the data."""
         yield backend
 
 
 def _check(
     arguments: Callable[..., Any], test: Callable[..., Coroutine[Any, Any, None]]
 ) -> Callable[[Testbed, Path], None]:
-    """Turn a coroutine function into a test, run in a loop of its own on what ``arguments`` opens."""
+    """Make a test of a coroutine function; it runs in a new event loop with the backends that ``arguments`` opens."""
 
     @functools.wraps(test)
     def run(self: Testbed, tmp_path: Path) -> None:
-        url = self.make_url(tmp_path)  # outside the loop: it may start a server
+        url = self.make_url(tmp_path)  # called outside the event loop because it may start a server
 
         async def main() -> None:
-            async with asyncio.timeout(3 * PATIENCE), arguments(self, url) as opened:
+            async with asyncio.timeout(3 * TIMEOUT), arguments(self, url) as opened:
                 await test(self, *opened)
-            await _eventually(_only_this_task, "every task of the backend's has ended")
+            await _eventually(_only_this_task, "all tasks that the backend started have ended")
 
         asyncio.run(main())
 
@@ -160,8 +160,8 @@ async def _only_this_task() -> bool:
     return asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def _on_backend(test: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> Callable[[Testbed, Path], None]:
-    """A test of one backend that has been set up."""
+def _on_one_backend(test: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> Callable[[Testbed, Path], None]:
+    """Decorate a test of one backend on which ``setup()`` has run."""
 
     @asynccontextmanager
     async def arguments(bed: Testbed, url: str) -> AsyncIterator[tuple[Backend]]:
@@ -172,7 +172,7 @@ def _on_backend(test: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> Callab
 
 
 def _on_url(test: Callable[[Any, str], Coroutine[Any, Any, None]]) -> Callable[[Testbed, Path], None]:
-    """A test that opens backends by itself."""
+    """Decorate a test that opens its backends itself."""
 
     @asynccontextmanager
     async def arguments(_bed: Testbed, url: str) -> AsyncIterator[tuple[str]]:
@@ -181,10 +181,10 @@ def _on_url(test: Callable[[Any, str], Coroutine[Any, Any, None]]) -> Callable[[
     return _check(arguments, test)
 
 
-def _on_two(
+def _on_two_backends(
     **options: Any,
 ) -> Callable[[Callable[[Any, Any, Any], Coroutine[Any, Any, None]]], Callable[[Testbed, Path], None]]:
-    """A test of two callers, each with a backend."""
+    """Decorate a test of two callers that have a backend each, made with these options."""
 
     @asynccontextmanager
     async def arguments(bed: Testbed, url: str) -> AsyncIterator[tuple[Backend, Backend]]:
@@ -196,7 +196,7 @@ def _on_two(
 
 async def _row(backend: Backend | BackendTransaction, key: TokenKey = KEY) -> SealedRecord:
     record = await backend.get(key)
-    assert record is not None, f"there is no row of {key}"
+    assert record is not None, f"no row for {key}"
     return record
 
 
@@ -210,15 +210,15 @@ async def _put_all(backend: Backend | BackendTransaction, entries: Mapping[Token
 
 
 async def _stored(backend: Backend, key: TokenKey = KEY, tag: str = "a") -> int:
-    """Store a row; its generation."""
+    """Store a row and return its generation."""
     await backend.put(key, sealed(tag))
     return (await _row(backend, key)).generation
 
 
-async def _eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+async def _eventually(check: Callable[[], Awaitable[bool]], expected: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while not await check():
-        assert time.monotonic() < deadline, f"within {PATIENCE} s: {what}"
+        assert time.monotonic() < deadline, f"not true within {TIMEOUT} s: {expected}"
         await asyncio.sleep(0.002)
 
 
@@ -226,22 +226,22 @@ async def _at_least(number: int, count: Callable[[], int]) -> bool:
     return count() >= number
 
 
-async def _expire(backend: Backend, key: TokenKey = KEY) -> None:
+async def _wait_for_expiry(backend: Backend, key: TokenKey = KEY) -> None:
     async def expired() -> bool:
         left = (await _row(backend, key)).lease_expires_in
-        assert left is not None, "there is no lease that could expire"
+        assert left is not None, "the row has no lease"
         return left < 0
 
-    await _eventually(expired, "the lease expires")
+    await _eventually(expired, "the lease has expired")
 
 
-async def _still_waits(*tasks: asyncio.Task[Any]) -> None:
+async def _assert_waiting(*tasks: asyncio.Task[Any]) -> None:
     done, _ = await asyncio.wait(tasks, timeout=PAUSE, return_when=asyncio.FIRST_COMPLETED)
-    assert not done, f"did not wait for the lock: {done}"
+    assert not done, f"tasks that did not wait for the row's lock: {done}"
 
 
 async def _all_keys(backend: Backend, limit: int, **where: Any) -> list[TokenKey]:
-    """Every key, read page by page."""
+    """Read all keys, ``limit`` rows a page."""
     keys: list[TokenKey] = []
     after = where.pop("after", None)
     while True:
@@ -254,7 +254,7 @@ async def _all_keys(backend: Backend, limit: int, **where: Any) -> list[TokenKey
 
 
 def _each_operation(backend: Backend) -> list[Callable[[], Awaitable[object]]]:
-    """One call of each operation on rows."""
+    """Return one call of each operation on rows."""
     held: dict[str, Any] = {"generation": 1, "holder": "h"}
     return [
         lambda: backend.get(KEY),
@@ -275,8 +275,12 @@ async def _fail(backend: Backend, generation: int, failure: Failure | None, key:
     assert await backend.release_lease(key, generation=generation, holder="failing", failure=failure)
 
 
-async def _assert_powerless(backend: Backend, generation: int, holder: str, key: TokenKey = KEY) -> None:
-    """A stale generation changes nothing, nor does a stale holder beside a live lease; without one it can complete."""
+async def _assert_cannot_change(backend: Backend, generation: int, holder: str, key: TokenKey = KEY) -> None:
+    """Assert that calls with this generation and holder change nothing in the row.
+
+    One exception is not asserted: a former holder may complete its lease if the row still has that generation and no
+    live lease.
+    """
     before = await _row(backend, key)
     stale: dict[str, Any] = {"generation": generation, "holder": holder}
     if generation != before.generation or (before.lease_expires_in or 0) > 0:
@@ -290,7 +294,7 @@ async def _assert_powerless(backend: Backend, generation: int, holder: str, key:
 
 
 def _lasting(record: SealedRecord) -> SealedRecord:
-    """A record without what the passing of time changes."""
+    """Remove the fields whose values change as time passes."""
     failure = record.failure and Failure(record.failure.code, None)
     return replace(record, lease_expires_in=None, failure=failure, as_of=0)
 
@@ -309,16 +313,16 @@ DISTINCT_TEXTS = [
     "bob\t",
     "bob\n",
     "é",  # one code point
-    "e\u0301",  # two: the same to the eye, and after normalising
+    "e\u0301",  # two code points that look the same, and are equal after Unicode normalisation
     "e",
     "ß",
     "ss",
-    "\u0131",  # dotless
+    "\u0131",  # dotless i
     "i",
     "İ",
     "K",
     "\u212a",  # the Kelvin sign
-    "\ufb00",  # sorts after every emoji as UTF-16, before them as UTF-8
+    "\ufb00",  # sorts after all emoji as UTF-16, but before them as UTF-8
     "🔑",
     "👩‍👩‍👧",
     "👩",
@@ -351,21 +355,21 @@ DISTINCT_TEXTS = [
     "\uffff",
     "\U0010ffff",
 ]
-"""Texts that some collation, driver or pattern takes for one another."""
+"""Different texts, some of which are equal under some collation, driver or LIKE pattern."""
 
 
 class BackendConformance(Testbed):
-    """Every sentence of :class:`tokenstore.protocol.Backend`."""
+    """The tests of :class:`tokenstore.protocol.Backend`."""
 
-    @_on_backend
+    @_on_one_backend
     async def test_is_a_backend(self, backend: Backend) -> None:
         assert isinstance(backend, Backend)
 
-    # Life
+    # Setting up and closing
 
     @_on_url
-    async def test_without_setup_the_table_is_missing(self, url: str) -> None:
-        """Every operation says so, rather than failing in the driver's words."""
+    async def test_without_setup_every_operation_raises_table_missing_error(self, url: str) -> None:
+        """No operation lets the driver's own exception through."""
         async with self.opened(url, setup=False) as backend:
             if not self.needs_setup:
                 assert await backend.get(KEY) is None
@@ -374,23 +378,23 @@ class BackendConformance(Testbed):
                 with pytest.raises(TableMissingError):
                     await operation()
 
-    @_on_backend
-    async def test_setup_is_idempotent(self, backend: Backend) -> None:
-        """Repeated, or called by eight tasks at once, it creates nothing twice and touches no row."""
+    @_on_one_backend
+    async def test_repeated_setup_changes_nothing(self, backend: Backend) -> None:
+        """A second ``setup()``, and eight more at the same time, succeed and leave existing rows as they are."""
         generation = await _stored(backend)
         await backend.setup()
         await asyncio.gather(*(backend.setup() for _ in range(8)))
         assert (await _row(backend)).generation == generation
 
     @_on_url
-    async def test_setup_by_many_tasks_at_once(self, url: str) -> None:
+    async def test_first_setup_from_eight_tasks_at_once(self, url: str) -> None:
         async with self.opened(url, setup=False) as backend:
             await asyncio.gather(*(backend.setup() for _ in range(8)))
             await _stored(backend)
 
-    @_on_backend
-    async def test_closed_is_closed(self, backend: Backend) -> None:
-        """``aclose`` is idempotent, and every operation after it is a StoreClosedError."""
+    @_on_one_backend
+    async def test_operations_after_aclose_raise_store_closed_error(self, backend: Backend) -> None:
+        """``aclose()`` can be called twice; every later operation raises StoreClosedError."""
         await _stored(backend)
         await backend.aclose()
         await backend.aclose()
@@ -403,16 +407,16 @@ class BackendConformance(Testbed):
                     await transaction.get(KEY)
 
     @_on_url
-    async def test_closing_what_was_never_used(self, url: str) -> None:
+    async def test_closing_a_backend_that_was_never_used(self, url: str) -> None:
         backend = self.open(url)
         await backend.aclose()
         await self.close(backend)
 
     # get, put, delete
 
-    @_on_backend
-    async def test_very_many_calls_at_once(self, backend: Backend) -> None:
-        """Each caller gets its own answer, however the backend shares statements between them."""
+    @_on_one_backend
+    async def test_many_concurrent_calls_get_their_own_answers(self, backend: Backend) -> None:
+        """Each of 1200 callers gets the row it asked for, even if the backend reads several rows in one statement."""
         keys = [TokenKey("github", f"user-{number}") for number in range(600)]
         stored = dict.fromkeys(keys[::3])
         await asyncio.gather(*(backend.put(key, sealed(key.user_id)) for key in stored))
@@ -424,8 +428,8 @@ class BackendConformance(Testbed):
             else:
                 assert record is None
 
-    @_on_backend
-    async def test_a_new_row(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_put_inserts_a_row(self, backend: Backend) -> None:
         await backend.put(KEY, sealed())
         record = await _row(backend)
         assert (record.key, record.tokens) == (KEY, sealed())
@@ -435,22 +439,22 @@ class BackendConformance(Testbed):
         assert (record.lease_holder, record.lease_expires_in, record.failure) == (None, None, None)
         assert 0 <= record.updated_at - record.created_at < 1_000_000
         assert type(record.as_of) is int
-        assert 0 <= record.as_of - record.updated_at < PATIENCE * 1_000_000
-        # Wide enough for a badly set clock, too narrow for a time zone.
+        assert 0 <= record.as_of - record.updated_at < TIMEOUT * 1_000_000
+        # Half an hour allows for a badly set clock, but not for a time in the wrong time zone.
         assert abs(record.created_at / 1_000_000 - time.time()) < 1800
 
-    @_on_backend
-    async def test_what_is_absent_is_none(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_absent_fields_are_read_as_none(self, backend: Backend) -> None:
         tokens = sealed(refresh_token=None, extra=None, access_token_expires_at=None, refresh_token_expires_at=None)
         await backend.put(KEY, tokens)
         assert (await _row(backend)).tokens == tokens
         await backend.put(KEY, sealed())
         await backend.put(KEY, tokens)
-        assert (await _row(backend)).tokens == tokens, "nothing of the earlier row is kept"
+        assert (await _row(backend)).tokens == tokens, "a field of the replaced row was kept"
 
-    @_on_backend
-    async def test_put_replaces(self, backend: Backend) -> None:
-        """The next generation is one more; ``created_at`` stays and ``updated_at`` goes on."""
+    @_on_one_backend
+    async def test_put_replaces_a_row(self, backend: Backend) -> None:
+        """The generation grows by one, ``created_at`` stays, and ``updated_at`` becomes later."""
         await backend.put(KEY, sealed("a"))
         old = await _row(backend)
 
@@ -458,7 +462,7 @@ class BackendConformance(Testbed):
             await backend.put(OTHER, sealed())
             return (await _row(backend, OTHER)).updated_at > old.updated_at
 
-        await _eventually(later, "the database's clock moves")
+        await _eventually(later, "the database's clock has advanced")
         await backend.put(KEY, sealed("b"))
         new = await _row(backend)
         assert new.tokens == sealed("b")
@@ -466,13 +470,13 @@ class BackendConformance(Testbed):
         assert new.created_at == old.created_at
         assert new.updated_at > old.updated_at
 
-    @_on_backend
-    async def test_put_of_the_same_values_is_a_write(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_put_of_the_same_values_changes_the_generation(self, backend: Backend) -> None:
         generation = await _stored(backend)
         await backend.put(KEY, sealed())
         assert (await _row(backend)).generation == generation + 1
 
-    @_on_backend
+    @_on_one_backend
     async def test_put_clears_lease_and_failure(self, backend: Backend) -> None:
         generation = await _stored(backend)
         await _fail(backend, generation, Failure("invalid_grant"))
@@ -484,9 +488,9 @@ class BackendConformance(Testbed):
         record = await _row(backend)
         assert (record.lease_holder, record.lease_expires_in, record.failure) == (None, None, None)
 
-    @_on_backend
-    async def test_delete(self, backend: Backend) -> None:
-        """Tells whether there was a row, and takes the lease with it."""
+    @_on_one_backend
+    async def test_delete_removes_one_row_and_its_lease(self, backend: Backend) -> None:
+        """``delete`` returns whether there was a row."""
         await _stored(backend, OTHER)
         assert await backend.delete(KEY) is False
         generation = await _stored(backend)
@@ -497,9 +501,9 @@ class BackendConformance(Testbed):
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG) is False
         assert (await _row(backend, OTHER)).tokens == sealed()
 
-    @_on_backend
-    async def test_no_generation_comes_back_after_a_delete(self, backend: Backend) -> None:
-        """Who still holds an old generation can do nothing to the new row."""
+    @_on_one_backend
+    async def test_generations_are_not_reused_after_a_delete(self, backend: Backend) -> None:
+        """A caller that still has a generation of a deleted row cannot change the new row."""
         seen: set[int] = set()
         for _ in range(3):
             generation = await _stored(backend)
@@ -509,13 +513,13 @@ class BackendConformance(Testbed):
             await backend.delete(KEY)
         generation = await _stored(backend, tag="new")
         for old in seen:
-            await _assert_powerless(backend, old, "h")
+            await _assert_cannot_change(backend, old, "h")
         record = await _row(backend)
         assert (record.tokens, record.generation, record.lease_holder) == (sealed("new"), generation, None)
 
-    @_on_backend
+    @_on_one_backend
     async def test_keys_compare_byte_for_byte(self, backend: Backend) -> None:
-        """No case folding, no normalising, no trimming, no patterns; in either part of the key."""
+        """Providers and user ids are not case-folded, normalised, trimmed or matched as patterns."""
         keys = [TokenKey(text, "u") for text in DISTINCT_TEXTS] + [TokenKey("p", text) for text in DISTINCT_TEXTS]
         assert len(set(keys)) == len(keys)
         expected = {key: sealed(str(number)) for number, key in enumerate(keys)}
@@ -529,9 +533,9 @@ class BackendConformance(Testbed):
         left = [key for number, key in enumerate(keys) if number % 5]
         assert await _all_keys(backend, 1000) == _in_order(left)
 
-    @_on_backend
-    async def test_the_longest_keys(self, backend: Backend) -> None:
-        """Of 128 and 512 bytes, told apart by their last byte."""
+    @_on_one_backend
+    async def test_keys_of_maximum_length(self, backend: Backend) -> None:
+        """A provider of 128 bytes and a user id of 512 bytes; keys that differ only in the last byte are different."""
         keys = [
             TokenKey("p" * (MAX_PROVIDER_BYTES - 1) + end, "u" * (MAX_USER_ID_BYTES - 1) + last)
             for end in "ab"
@@ -543,9 +547,9 @@ class BackendConformance(Testbed):
             assert (await _row(backend, key)).tokens == sealed(key.provider[-1] + key.user_id[-1])
         assert await _all_keys(backend, 2) == _in_order(keys)
 
-    @_on_backend
+    @_on_one_backend
     async def test_extreme_times(self, backend: Backend) -> None:
-        """From the year 1 to 9999, to the microsecond; zero is a time, not "never"."""
+        """Times from the year 1 to the year 9999 keep their microseconds; 0 is a time and does not mean None."""
         first, last = -62_135_596_800_000_000, 253_402_300_799_999_999
         for number in (first, last, 0, 1, -1, 2**31 * 1_000_000, None):
             tokens = sealed(access_token_expires_at=number, refresh_token_expires_at=number)
@@ -554,9 +558,9 @@ class BackendConformance(Testbed):
             [row] = await backend.scan(limit=2)
             assert (row.access_token_expires_at, row.refresh_token_expires_at) == (number, number)
 
-    @_on_backend
-    async def test_big_blobs_of_any_bytes(self, backend: Backend) -> None:
-        """The longest tokens with the sealing's overhead come back as they are."""
+    @_on_one_backend
+    async def test_tokens_of_maximum_size_and_any_bytes(self, backend: Backend) -> None:
+        """Tokens of the maximum size, with what sealing adds, are read back unchanged."""
         blob = bytes(range(256)) * (MAX_TOKEN_BYTES // 256) + b"\0\xff'\"\\%" * 20
         assert len(blob) >= MAX_TOKEN_BYTES + _SEALING_OVERHEAD
         big = sealed(access_token=blob, refresh_token=blob[::-1], extra=blob[1:], key_id="k" * 32)
@@ -569,15 +573,15 @@ class BackendConformance(Testbed):
         assert await backend.complete_lease(KEY, swapped, generation=generation, holder="h")
         assert (await _row(backend)).tokens == swapped
 
-    @_on_backend
-    async def test_a_read_tells_the_database_s_clock(self, backend: Backend) -> None:
-        """In every kind of read: the clock that leases and failures run on, as it was when the row was read."""
+    @_on_one_backend
+    async def test_as_of_is_the_database_time_of_the_read(self, backend: Backend) -> None:
+        """``get`` and ``scan`` set ``as_of`` from the clock by which leases and failures expire."""
         generation = await _stored(backend)
         await _stored(backend, OTHER)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
 
         async def clocks() -> list[int]:
-            # Two at once, which may share a statement.
+            # One read alone, and two at the same time, which may share a statement.
             one, (_, many), (row, *_) = (
                 await _row(backend),
                 await asyncio.gather(_row(backend, OTHER), _row(backend)),
@@ -595,12 +599,12 @@ class BackendConformance(Testbed):
             return min(await clocks()) > max(before)
 
         assert before == sorted(before)
-        await _eventually(later, "the database's clock moves")
-        assert len(ends) == 1, "the lease's end stands still"
+        await _eventually(later, "the database's clock has advanced")
+        assert len(ends) == 1, "as_of + lease_expires_in differs between reads of one lease"
 
     # scan
 
-    @_on_backend
+    @_on_one_backend
     async def test_scan_by_provider_and_user(self, backend: Backend) -> None:
         keys = [TokenKey(provider, user) for provider in ("a", "b", "c") for user in ("1", "2", "3")]
         await _put_all(backend, {key: sealed() for key in reversed(keys)})
@@ -612,7 +616,7 @@ class BackendConformance(Testbed):
             assert await _all_keys(backend, limit, provider="d") == []
             assert await _all_keys(backend, limit, provider="a", user_id="4") == []
 
-    @_on_backend
+    @_on_one_backend
     async def test_scan_after_a_key_that_does_not_exist(self, backend: Backend) -> None:
         keys = [TokenKey(provider, user) for provider in ("b", "d") for user in ("2", "4")]
         await _put_all(backend, {key: sealed() for key in keys})
@@ -623,8 +627,8 @@ class BackendConformance(Testbed):
             assert await _all_keys(backend, 3, after=after, provider="d") == [k for k in expected if k.provider == "d"]
             assert await _all_keys(backend, 3, after=after, user_id="4") == [k for k in expected if k.user_id == "4"]
 
-    @_on_backend
-    async def test_scan_shows_what_is_stored_without_the_tokens(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_scan_returns_all_fields_but_the_tokens(self, backend: Backend) -> None:
         await _put_all(
             backend, {KEY: sealed("1"), OTHER: sealed("2", refresh_token=None, refresh_token_expires_at=None)}
         )
@@ -650,37 +654,37 @@ class BackendConformance(Testbed):
 
     # Leases
 
-    @_on_backend
-    async def test_a_claim_shows_and_changes_nothing_else(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_a_claim_sets_the_lease_and_no_other_field(self, backend: Backend) -> None:
         await _stored(backend)
         before = await _row(backend)
         assert await backend.claim_lease(KEY, generation=before.generation, holder="h" * 32, duration=60) is True
         record = await _row(backend)
         assert record.lease_holder == "h" * 32
         assert record.lease_expires_in is not None
-        assert 60 - PATIENCE < record.lease_expires_in <= 60
+        assert 60 - TIMEOUT < record.lease_expires_in <= 60
         assert _lasting(replace(record, lease_holder=None)) == _lasting(before)
 
-    @_on_backend
-    async def test_a_claim_needs_the_row_and_its_generation(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_a_claim_is_refused_without_a_row_of_that_generation(self, backend: Backend) -> None:
         assert await backend.claim_lease(KEY, generation=1, holder="h", duration=LONG) is False
         generation = await _stored(backend)
         for other in (generation - 1, generation + 1):
             assert await backend.claim_lease(KEY, generation=other, holder="h", duration=LONG) is False
         assert (await _row(backend)).lease_holder is None
 
-    @_on_backend
-    async def test_a_live_lease_refuses_everybody(self, backend: Backend) -> None:
-        """Its own holder, too: two claims are two refreshes."""
+    @_on_one_backend
+    async def test_a_live_lease_refuses_every_claim(self, backend: Backend) -> None:
+        """Its own holder's claim is refused too, because a second claim would be a second refresh."""
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         for holder in ("h", "H", "h ", "other"):
             assert await backend.claim_lease(KEY, generation=generation, holder=holder, duration=LONG) is False
         assert (await _row(backend)).lease_holder == "h"
 
-    @_on_backend
-    async def test_a_completed_lease(self, backend: Backend) -> None:
-        """New tokens, the next generation, no lease, no failure."""
+    @_on_one_backend
+    async def test_completing_a_lease_stores_the_tokens_and_ends_the_lease(self, backend: Backend) -> None:
+        """The row gets the next generation, and has no lease and no failure."""
         generation = await _stored(backend)
         before = await _row(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
@@ -691,24 +695,24 @@ class BackendConformance(Testbed):
         assert (record.lease_holder, record.lease_expires_in, record.failure) == (None, None, None)
         assert record.created_at == before.created_at
         assert record.updated_at >= before.updated_at
-        await _assert_powerless(backend, generation, "h")
+        await _assert_cannot_change(backend, generation, "h")
 
-    @_on_backend
-    async def test_only_its_holder_can_end_a_lease(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_only_the_lease_holder_can_end_a_lease(self, backend: Backend) -> None:
         generation = await _stored(backend)
-        await _assert_powerless(backend, generation, "h")  # there is no lease at all
+        await _assert_cannot_change(backend, generation, "h")  # the row has no lease yet
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         for holder in ("H", "h ", "other"):
-            await _assert_powerless(backend, generation, holder)
-        await _assert_powerless(backend, generation + 1, "h")
+            await _assert_cannot_change(backend, generation, holder)
+        await _assert_cannot_change(backend, generation + 1, "h")
         await _stored(backend, OTHER)
-        await _assert_powerless(backend, generation, "h", OTHER)
-        nobody: dict[str, Any] = {"generation": generation, "holder": "h"}
-        assert await backend.complete_lease(THIRD, sealed(), **nobody) is False
-        assert await backend.release_lease(THIRD, **nobody) is False
+        await _assert_cannot_change(backend, generation, "h", OTHER)
+        lease: dict[str, Any] = {"generation": generation, "holder": "h"}
+        assert await backend.complete_lease(THIRD, sealed(), **lease) is False
+        assert await backend.release_lease(THIRD, **lease) is False
         assert await backend.get(THIRD) is None
 
-    @_on_backend
+    @_on_one_backend
     async def test_a_released_lease_can_be_claimed_at_once(self, backend: Backend) -> None:
         generation = await _stored(backend)
         before = await _row(backend)
@@ -718,8 +722,8 @@ class BackendConformance(Testbed):
         assert await backend.release_lease(KEY, generation=generation, holder="h") is False
         assert await backend.claim_lease(KEY, generation=generation, holder="other", duration=LONG)
 
-    @_on_backend
-    async def test_a_failure_for_good_holds_until_new_tokens(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_a_failure_without_retry_time_refuses_claims_until_new_tokens(self, backend: Backend) -> None:
         generation = await _stored(backend)
         before = await _row(backend)
         await _fail(backend, generation, Failure("c" * 64))
@@ -729,15 +733,15 @@ class BackendConformance(Testbed):
         assert await backend.claim_lease(KEY, generation=generation + 1, holder="h", duration=LONG) is True
         assert await backend.complete_lease(KEY, sealed(), generation=generation + 1, holder="h")
 
-    @_on_backend
-    async def test_a_failure_for_a_while_refuses_claims_until_then(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_a_failure_with_retry_time_refuses_claims_until_then(self, backend: Backend) -> None:
         generation = await _stored(backend)
         await _fail(backend, generation, Failure("unavailable", LONG))
         failure = (await _row(backend)).failure
         assert failure is not None
         assert failure.code == "unavailable"
         assert failure.retry_in is not None
-        assert LONG - PATIENCE < failure.retry_in <= LONG
+        assert LONG - TIMEOUT < failure.retry_in <= LONG
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG) is False
         generation = await _stored(backend)
         await _fail(backend, generation, Failure("unavailable", SHORT))
@@ -745,12 +749,12 @@ class BackendConformance(Testbed):
         async def granted() -> bool:
             return await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
 
-        await _eventually(granted, "the failure lapses")
+        await _eventually(granted, "a claim after the failure's retry time was granted")
         assert await backend.complete_lease(KEY, sealed("b"), generation=generation, holder="h")
         assert (await _row(backend)).failure is None
 
-    @_on_backend
-    async def test_a_release_replaces_the_failure_that_was_there(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_a_release_replaces_an_earlier_failure(self, backend: Backend) -> None:
         generation = await _stored(backend)
         outcomes = [Failure("first", SHORT), Failure("second", SHORT), None, Failure("third")]
         for failure in outcomes:
@@ -758,37 +762,37 @@ class BackendConformance(Testbed):
             async def granted() -> bool:
                 return await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
 
-            await _eventually(granted, "the failure lapses")
+            await _eventually(granted, "a claim after the failure's retry time was granted")
             assert await backend.release_lease(KEY, generation=generation, holder="h", failure=failure)
             found = (await _row(backend)).failure
             assert (found and found.code) == (failure and failure.code)
             assert (found and found.retry_in) is None or (failure and failure.retry_in) is not None
 
-    @_on_backend
-    async def test_an_expired_lease_still_completes(self, backend: Backend) -> None:
-        """If nobody took it over: its tokens may be the only copy."""
+    @_on_one_backend
+    async def test_an_expired_lease_can_be_completed(self, backend: Backend) -> None:
+        """If no other holder claimed the lease, the late tokens are stored: they may be the only copy."""
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="slow", duration=SHORT)
-        await _expire(backend)
+        await _wait_for_expiry(backend)
         assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="slow") is True
         record = await _row(backend)
         assert (record.tokens, record.generation, record.lease_holder) == (sealed("late"), generation + 1, None)
 
-    @_on_backend
-    async def test_an_expired_lease_still_ends_with_its_failure(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_an_expired_lease_can_be_released_with_a_failure(self, backend: Backend) -> None:
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="slow", duration=SHORT)
-        await _expire(backend)
+        await _wait_for_expiry(backend)
         refused = Failure("invalid_grant")
         assert await backend.release_lease(KEY, generation=generation, holder="slow", failure=refused) is True
         assert (await _row(backend)).failure == refused
 
-    @_on_backend
-    async def test_an_expired_lease_is_taken_over_once(self, backend: Backend) -> None:
-        """Of many claims one is granted, and the former holder has lost all power over the row."""
+    @_on_one_backend
+    async def test_one_claim_of_an_expired_lease_is_granted(self, backend: Backend) -> None:
+        """Of eight claims one is granted; after it, the former holder can neither complete nor release."""
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="dead", duration=SHORT)
-        await _expire(backend)
+        await _wait_for_expiry(backend)
         holders = [f"holder-{number}" for number in range(8)]
         granted = await asyncio.gather(
             *(backend.claim_lease(KEY, generation=generation, holder=holder, duration=LONG) for holder in holders)
@@ -796,20 +800,21 @@ class BackendConformance(Testbed):
         assert granted.count(True) == 1
         winner = holders[granted.index(True)]
         for loser in {"dead", *holders} - {winner}:
-            await _assert_powerless(backend, generation, loser)
+            await _assert_cannot_change(backend, generation, loser)
         assert (await _row(backend)).lease_holder == winner
         assert await backend.complete_lease(KEY, sealed("new"), generation=generation, holder=winner) is True
 
-    @_on_backend
-    async def test_who_lost_the_lease_completes_once_the_new_holder_has_given_up(self, backend: Backend) -> None:
-        """For good or for a while: tokens that came late end the failure, as they are newer than what failed."""
+    @_on_one_backend
+    async def test_a_former_holder_can_complete_after_the_new_holder_released(self, backend: Backend) -> None:
+        """The late tokens also clear a failure of the new holder: they are newer than the tokens that failed."""
         for failure in (Failure("invalid_grant"), Failure("unavailable", LONG), None):
             generation = await _stored(backend, tag="old")
             assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
-            await _expire(backend)
+            await _wait_for_expiry(backend)
             assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=LONG)
             of: dict[str, Any] = {"generation": generation, "holder": "late"}
-            assert await backend.complete_lease(KEY, sealed("late"), **of) is False, "beside a live lease"
+            completed = await backend.complete_lease(KEY, sealed("late"), **of)
+            assert completed is False, "completed although another holder has a live lease"
             assert (await _row(backend)).tokens == sealed("old")
             assert await backend.release_lease(KEY, generation=generation, holder="new", failure=failure)
             assert await backend.release_lease(KEY, **of, failure=Failure("late")) is False
@@ -820,21 +825,21 @@ class BackendConformance(Testbed):
             assert await backend.complete_lease(KEY, sealed("twice"), **of) is False
             assert await backend.claim_lease(KEY, generation=generation + 1, holder="next", duration=LONG)
 
-    @_on_backend
-    async def test_who_lost_the_lease_completes_when_the_new_one_has_expired(self, backend: Backend) -> None:
-        """The first of the two to bring tokens wins."""
+    @_on_one_backend
+    async def test_a_former_holder_can_complete_after_the_new_lease_expired(self, backend: Backend) -> None:
+        """The first of the two holders to complete stores its tokens; the other one's call returns False."""
         generation = await _stored(backend, tag="old")
         for holder in ("late", "new"):
             assert await backend.claim_lease(KEY, generation=generation, holder=holder, duration=SHORT)
-            await _expire(backend)
+            await _wait_for_expiry(backend)
         assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is True
         assert await backend.complete_lease(KEY, sealed("new"), generation=generation, holder="new") is False
         record = await _row(backend)
         assert (record.tokens, record.generation, record.lease_holder) == (sealed("late"), generation + 1, None)
 
-    @_on_backend
-    async def test_a_late_completion_loses_to_newer_tokens(self, backend: Backend) -> None:
-        """The new holder's, a put's, and those of a row that was deleted and stored again."""
+    @_on_one_backend
+    async def test_a_late_completion_does_not_replace_newer_tokens(self, backend: Backend) -> None:
+        """The newer tokens are those of a new lease holder, of a put, or of a row deleted and stored again."""
 
         async def by_new_holder(generation: int) -> None:
             assert await backend.complete_lease(KEY, sealed("newer"), generation=generation, holder="new")
@@ -851,65 +856,67 @@ class BackendConformance(Testbed):
         for newer in (by_new_holder, by_put, anew):
             generation = await _stored(backend, tag="old")
             assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
-            await _expire(backend)
+            await _wait_for_expiry(backend)
             assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=LONG)
             await newer(generation)
             assert await backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late") is False
             assert (await _row(backend)).tokens == sealed("newer")
 
-    @_on_backend
-    async def test_newer_tokens_end_a_lease(self, backend: Backend) -> None:
-        """After a put, or a delete and a put, the holder of the old version can neither complete nor release."""
+    @_on_one_backend
+    async def test_a_put_ends_a_lease(self, backend: Backend) -> None:
+        """After a put, or a delete and a put, the former holder can neither complete nor release."""
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         await backend.put(KEY, sealed("newer"))
-        await _assert_powerless(backend, generation, "h")
-        await _assert_powerless(backend, generation + 1, "h")
+        await _assert_cannot_change(backend, generation, "h")
+        await _assert_cannot_change(backend, generation + 1, "h")
         await backend.delete(KEY)
         assert await backend.complete_lease(KEY, sealed("stale"), generation=generation, holder="h") is False
         assert await backend.get(KEY) is None
         renewed = await _stored(backend, tag="renewed")
         for old in (generation, generation + 1, renewed):
-            await _assert_powerless(backend, old, "h")
+            await _assert_cannot_change(backend, old, "h")
 
-    @_on_two()
-    async def test_one_of_many_claims_is_granted(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_one_of_many_concurrent_claims_is_granted(self, backend: Backend, other: Backend) -> None:
         generation = await _stored(backend)
-        for turn in range(3):
+        for attempt in range(3):
             granted = await asyncio.gather(
                 *(
                     (backend, other)[number % 2].claim_lease(
-                        KEY, generation=generation, holder=f"{turn}-{number}", duration=LONG
+                        KEY, generation=generation, holder=f"{attempt}-{number}", duration=LONG
                     )
                     for number in range(16)
                 )
             )
             assert granted.count(True) == 1
-            holder = f"{turn}-{granted.index(True)}"
-            assert await other.complete_lease(KEY, sealed(str(turn)), generation=generation, holder=holder)
+            holder = f"{attempt}-{granted.index(True)}"
+            assert await other.complete_lease(KEY, sealed(str(attempt)), generation=generation, holder=holder)
             generation += 1
 
-    @_on_two()
-    async def test_a_completion_and_a_take_over_exclude_each_other(self, backend: Backend, other: Backend) -> None:
-        """However they meet: the late holder writes, or the new one holds the lease, never both."""
-        for turn in range(5):
+    @_on_two_backends()
+    async def test_of_a_late_completion_and_a_concurrent_claim_one_succeeds(
+        self, backend: Backend, other: Backend
+    ) -> None:
+        """Either the late holder's tokens are stored, or the new holder gets the lease; never both."""
+        for attempt in range(5):
             generation = await _stored(backend, tag="old")
             assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
-            await _expire(backend)
+            await _wait_for_expiry(backend)
             completed, claimed = await asyncio.gather(
                 backend.complete_lease(KEY, sealed("late"), generation=generation, holder="late"),
                 other.claim_lease(KEY, generation=generation, holder="new", duration=LONG),
             )
-            assert completed is not claimed, f"turn {turn}"
+            assert completed is not claimed, f"attempt {attempt}"
             record = await _row(backend)
             expected = (sealed("late"), None) if completed else (sealed("old"), "new")
             assert (record.tokens, record.lease_holder) == expected
 
     # rewrap
 
-    @_on_backend
-    async def test_rewrap_changes_the_sealed_values_alone(self, backend: Backend) -> None:
-        """No generation, no lease, no failure, no time: the holder of a lease can still complete it."""
+    @_on_one_backend
+    async def test_rewrap_changes_only_the_sealed_values(self, backend: Backend) -> None:
+        """Generation, lease, failure and times stay, so that a lease holder can still end its lease."""
         generation = await _stored(backend, tag="old")
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         before = await _row(backend)
@@ -924,13 +931,13 @@ class BackendConformance(Testbed):
         assert _lasting(record) == _lasting(replace(before, tokens=kept))
         assert record.lease_expires_in is not None
         assert before.lease_expires_in is not None
-        assert LONG - PATIENCE < record.lease_expires_in <= before.lease_expires_in
+        assert LONG - TIMEOUT < record.lease_expires_in <= before.lease_expires_in
         assert await backend.release_lease(KEY, generation=generation, holder="h", failure=Failure("invalid_grant"))
         assert await backend.rewrap(KEY, sealed("again"), generation=generation) is True
         assert (await _row(backend)).failure == Failure("invalid_grant")
 
-    @_on_backend
-    async def test_rewrap_loses_to_newer_tokens(self, backend: Backend) -> None:
+    @_on_one_backend
+    async def test_rewrap_does_not_replace_newer_tokens(self, backend: Backend) -> None:
         assert await backend.rewrap(KEY, sealed(), generation=1) is False
         assert await backend.get(KEY) is None
         generation = await _stored(backend, tag="old")
@@ -938,16 +945,16 @@ class BackendConformance(Testbed):
         assert await backend.rewrap(KEY, sealed("stale"), generation=generation) is False
         assert (await _row(backend)).tokens == sealed("newer")
 
-    # Waiting for somebody else's lease
+    # Waiting while another holder has the lease
 
-    @_on_two()
-    async def test_watching(self, backend: Backend, other: Backend) -> None:
-        """Ends by itself and takes no connection from others, however many watch; whoever is cancelled leaves."""
+    @_on_two_backends()
+    async def test_watch_returns_in_time_and_holds_no_connection(self, backend: Backend, other: Backend) -> None:
+        """40 watchers of one row, or of a row that does not exist, do not delay reads, and can be cancelled."""
         if not isinstance(backend, SupportsWatching):
             return
         generation = await _stored(backend)
         assert await other.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
-        for key in (KEY, THIRD):  # there is no such row
+        for key in (KEY, THIRD):  # there is no row for THIRD
             async with asyncio.timeout(3):
                 await asyncio.gather(*(backend.watch(key) for _ in range(40)))
         watching = [asyncio.ensure_future(backend.watch(KEY)) for _ in range(40)]
@@ -961,27 +968,27 @@ class BackendConformance(Testbed):
         await backend.put(KEY, sealed("b"))
         assert (await _row(other)).tokens == sealed("b")
 
-    # Many callers
+    # Concurrent callers
 
-    @_on_two()
-    async def test_no_write_is_lost(self, backend: Backend, other: Backend) -> None:
-        """32 concurrent puts of one row are 32 generations."""
+    @_on_two_backends()
+    async def test_every_concurrent_put_gets_its_own_generation(self, backend: Backend, other: Backend) -> None:
+        """After 32 concurrent puts of one row, its generation has grown by 32."""
         generation = await _stored(backend)
         await asyncio.gather(*((backend, other)[i % 2].put(KEY, sealed(str(i))) for i in range(32)))
         record = await _row(backend)
         assert record.generation == generation + 32
         assert record.tokens in [sealed(str(i)) for i in range(32)]
 
-    @_on_two()
-    async def test_many_first_inserts_of_one_row(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_concurrent_first_puts_make_one_row(self, backend: Backend, other: Backend) -> None:
         for number in range(3):
             key = TokenKey("github", f"new-{number}")
             await asyncio.gather(*((backend, other)[i % 2].put(key, sealed(str(i))) for i in range(8)))
             assert (await _row(backend, key)).tokens in [sealed(str(i)) for i in range(8)]
             assert len(await backend.scan(user_id=key.user_id, limit=3)) == 1
 
-    @_on_two()
-    async def test_every_read_is_of_one_write(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_a_read_never_mixes_two_writes(self, backend: Backend, other: Backend) -> None:
         await _stored(backend, tag="0")
         versions = [sealed(str(i), access_token=str(i).encode() * 20_000) for i in range(12)]
         seen: list[SealedTokens] = []
@@ -999,9 +1006,9 @@ class BackendConformance(Testbed):
             written.set()
         assert set(seen) <= {sealed("0"), *versions}
 
-    @_on_backend
-    async def test_cancelled_calls_leave_nothing_behind(self, backend: Backend) -> None:
-        """Wherever a call is cancelled, the row is whole, nothing stays locked, and no connection is lost."""
+    @_on_one_backend
+    async def test_cancelled_calls_release_locks_and_connections(self, backend: Backend) -> None:
+        """A call is cancelled after any number of steps of the event loop; the row is always one complete write."""
         generation = await _stored(backend)
         attempts = 0
         for steps in range(0, 40, 2):
@@ -1012,8 +1019,8 @@ class BackendConformance(Testbed):
                 task.cancel()
                 await asyncio.wait([task])
                 attempts += 1
-        # A statement may have been on its way: cancelled does not mean undone.
-        async with asyncio.timeout(PATIENCE):
+        # The database may still execute the statement of a cancelled call, so the number of writes is not known.
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*(backend.get(KEY) for _ in range(32)))
             await asyncio.gather(*(backend.put(KEY, sealed("d")) for _ in range(8)))
         record = await _row(backend)
@@ -1022,20 +1029,20 @@ class BackendConformance(Testbed):
 
 
 class SharedBackendConformance(Testbed):
-    """Two backend objects on the same data: what processes are to each other.
+    """Tests of two backend objects that open the same data, as two processes do.
 
-    Inherit from it beside :class:`BackendConformance` or :class:`RowLockConformance`: the tests of two callers then
-    give each of them a backend object of its own.
+    Inherit from it together with :class:`BackendConformance` or :class:`RowLockConformance`. In their tests of two
+    callers, each caller then has its own backend object.
     """
 
     @asynccontextmanager
     async def second(self, url: str, backend: Backend, **options: Any) -> AsyncIterator[Backend]:  # noqa: ARG002
-        """An object of its own."""
+        """Yield a second backend object that opens the same URL."""
         async with self.opened(url, **options) as other:
             yield other
 
-    @_on_two()
-    async def test_one_reads_what_the_other_wrote(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_one_backend_reads_what_the_other_wrote(self, backend: Backend, other: Backend) -> None:
         await backend.put(KEY, sealed("a"))
         assert (await _row(other)).tokens == sealed("a")
         await other.put(KEY, sealed("b"))
@@ -1043,24 +1050,24 @@ class SharedBackendConformance(Testbed):
         assert await other.delete(KEY)
         assert await backend.get(KEY) is None
 
-    @_on_two()
-    async def test_closing_one_leaves_the_other_open(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_closing_one_backend_leaves_the_other_open(self, backend: Backend, other: Backend) -> None:
         await backend.put(KEY, sealed())
         await other.aclose()
         assert (await _row(backend)).tokens == sealed()
 
-    @_on_two()
-    async def test_a_lease_binds_both(self, backend: Backend, other: Backend) -> None:
+    @_on_two_backends()
+    async def test_a_lease_claimed_on_one_backend_holds_on_the_other(self, backend: Backend, other: Backend) -> None:
         generation = await _stored(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         assert (await _row(other)).lease_holder == "h"
         assert await other.claim_lease(KEY, generation=generation, holder="other", duration=LONG) is False
         assert await backend.release_lease(KEY, generation=generation, holder="h")
         assert await other.claim_lease(KEY, generation=generation, holder="other", duration=LONG) is True
-        await _assert_powerless(backend, generation, "h")
+        await _assert_cannot_change(backend, generation, "h")
 
     @_on_url
-    async def test_setup_from_eight_at_once(self, url: str) -> None:
+    async def test_setup_from_eight_backends_at_once(self, url: str) -> None:
         backends = [self.open(url) for _ in range(8)]
         try:
             await asyncio.gather(*(backend.setup() for backend in backends))
@@ -1072,23 +1079,23 @@ class SharedBackendConformance(Testbed):
 
 
 class RowLockConformance(Testbed):
-    """Every sentence of :class:`tokenstore.protocol.SupportsRowLocks` and its transactions.
+    """The tests of :class:`tokenstore.protocol.SupportsRowLocks` and :class:`tokenstore.protocol.BackendTransaction`.
 
-    The backend must take the option ``lock_timeout``, in seconds.
+    The backend must accept the option ``lock_timeout``, in seconds.
     """
 
-    @_on_two()
+    @_on_two_backends()
     async def test_is_a_backend_with_row_locks(self, backend: LockingBackend, other: LockingBackend) -> None:
         for each in (backend, other):
             assert isinstance(each, SupportsRowLocks)
             async with each.transaction() as transaction:
                 assert isinstance(transaction, BackendTransaction)
 
-    @_on_two()
-    async def test_a_transaction_sees_its_own_writes_and_others_see_them_once_committed(
+    @_on_two_backends()
+    async def test_a_transaction_reads_its_own_writes_and_others_read_them_after_the_commit(
         self, backend: LockingBackend, other: LockingBackend
     ) -> None:
-        """READ COMMITTED, and readers never wait for the holder of a lock."""
+        """The isolation level is READ COMMITTED, and reads never wait for a row's lock."""
         generation = await _stored(backend, tag="old")
         await _stored(backend, OTHER)
         async with backend.transaction() as transaction:
@@ -1113,9 +1120,9 @@ class RowLockConformance(Testbed):
         record = await _row(other)
         assert (record.tokens, record.generation) == (sealed("new"), generation + 1)
 
-    @_on_two()
-    async def test_a_transaction_sees_what_others_commit(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """What it has read before neither hides the new row nor stands in the way of its own writes."""
+    @_on_two_backends()
+    async def test_a_transaction_reads_what_others_commit(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """An earlier read of the row in the same transaction hides no later commit, and prevents no write."""
         generation = await _stored(backend, tag="old")
         async with backend.transaction() as transaction:
             assert (await _row(transaction)).tokens == sealed("old")
@@ -1128,12 +1135,12 @@ class RowLockConformance(Testbed):
         record = await _row(other)
         assert (record.tokens, record.generation) == (sealed("own"), generation + 2)
 
-    @_on_two()
+    @_on_two_backends()
     async def test_an_error_rolls_back(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """The caller's exception comes out as it is, and nothing is stored, locked or taken."""
+        """The caller's exception is raised unchanged; nothing is stored, and no lock or connection stays taken."""
         await _stored(backend, tag="old")
         before = await _row(backend)
-        for _ in range(12):  # more often than a usual pool has connections
+        for _ in range(12):  # more transactions than a usual pool has connections
             with pytest.raises(KeyError, match="the caller's own"):  # noqa: PT012
                 async with backend.transaction() as transaction:
                     await transaction.lock(KEY)
@@ -1147,9 +1154,11 @@ class RowLockConformance(Testbed):
         async with asyncio.timeout(5):
             await other.put(KEY, sealed("next"))
 
-    @_on_two()
-    async def test_a_waiter_reads_what_the_holder_stored(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Nobody goes on with an old row; of one that the holder deleted there is nothing."""
+    @_on_two_backends()
+    async def test_a_waiter_reads_what_the_lock_holder_stored(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """A caller that waited never gets the old row; if the lock holder deleted the row, the caller gets None."""
         generation = await _stored(backend, tag="0")
         await _stored(backend, OTHER)
 
@@ -1161,10 +1170,10 @@ class RowLockConformance(Testbed):
             for key in (KEY, OTHER):
                 await transaction.lock(key)
             waiters = [asyncio.create_task(wait(key)) for key in (KEY, OTHER)]
-            await _still_waits(*waiters)
+            await _assert_waiting(*waiters)
             await transaction.put(KEY, sealed("1"))
             await transaction.delete(OTHER)
-            await _still_waits(*waiters)
+            await _assert_waiting(*waiters)
         (locked, read), gone = await asyncio.gather(*waiters)
         assert locked is not None
         assert read is not None
@@ -1172,9 +1181,9 @@ class RowLockConformance(Testbed):
         assert _lasting(read) == _lasting(locked)
         assert gone == (None, None)
 
-    @_on_two()
-    async def test_counting_under_the_lock_loses_nothing(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Twenty tasks read, add one and write."""
+    @_on_two_backends()
+    async def test_increments_under_the_lock_are_not_lost(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """Twenty tasks lock the row, add one to a number in it, and write it: the number becomes 20."""
         await backend.put(KEY, sealed(access_token_expires_at=0))
 
         async def add_one(mine: LockingBackend) -> None:
@@ -1189,9 +1198,11 @@ class RowLockConformance(Testbed):
         await asyncio.gather(*(add_one((backend, other)[i % 2]) for i in range(20)))
         assert (await _row(backend)).tokens.access_token_expires_at == 20
 
-    @_on_two()
-    async def test_lone_writes_wait_for_the_holder(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """And then win, or lose to its newer tokens: a row lock and a lease exclude each other."""
+    @_on_two_backends()
+    async def test_writes_outside_a_transaction_wait_for_the_lock(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """After the wait a put or delete takes effect; a claim or rewrap is refused if the lock holder wrote tokens."""
         keys = {name: TokenKey("github", name) for name in ("put", "delete", "changed", "unchanged", "rewrap")}
         await _put_all(backend, {key: sealed("old") for key in keys.values()})
         generations = {name: (await _row(backend, key)).generation for name, key in keys.items()}
@@ -1211,25 +1222,27 @@ class RowLockConformance(Testbed):
                     other.rewrap(keys["rewrap"], sealed("stale"), generation=generations["rewrap"])
                 ),
             }
-            await _still_waits(*tasks.values())
+            await _assert_waiting(*tasks.values())
             await _put_all(transaction, {keys[name]: sealed("held") for name in ("put", "delete", "changed", "rewrap")})
-            await _still_waits(*tasks.values())
+            await _assert_waiting(*tasks.values())
             held = time.monotonic()
         outcomes = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         assert outcomes == {"put": None, "delete": True, "changed": False, "unchanged": True, "rewrap": False}
         record = await _row(backend, keys["unchanged"])
         elapsed = time.monotonic() - held
         assert record.lease_expires_in is not None
-        # Granted on the clock after the wait of two pauses, not on the one before it.
+        # The lease must be granted by the clock after the wait of two pauses; otherwise it would expire too soon.
         assert record.lease_expires_in >= 1.0 - elapsed - PAUSE
         record = await _row(backend, keys["put"])
         assert (record.tokens, record.generation) == (sealed("lone"), generations["put"] + 2)
         assert await backend.get(keys["delete"]) is None
         assert (await _row(backend, keys["rewrap"])).tokens == sealed("held")
 
-    @_on_two(lock_timeout=1)
-    async def test_a_lock_that_is_not_free_in_time(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """LockTimeoutError within the bound; nothing of the call is stored; then the row can be locked at once."""
+    @_on_two_backends(lock_timeout=1)
+    async def test_waiting_for_a_lock_ends_with_lock_timeout_error(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """The call ends after ``lock_timeout`` and stores nothing; once the lock is free, the row can be locked."""
         await _stored(backend, OTHER, "old")
 
         async def lock() -> None:
@@ -1255,11 +1268,13 @@ class RowLockConformance(Testbed):
             async with other.transaction() as transaction:
                 locked = await transaction.lock(OTHER)
         assert locked is not None
-        assert locked.tokens == sealed("held"), "the holder was not disturbed"
+        assert locked.tokens == sealed("held"), "the lock holder's write is missing"
 
-    @_on_two()
-    async def test_a_cancelled_waiter(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """It returns within a second, and leaves nothing locked and no connection behind."""
+    @_on_two_backends()
+    async def test_a_cancelled_waiter_releases_lock_and_connection(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """A call that waits for a row's lock and is cancelled ends within a second and stores nothing."""
         await _stored(backend)
 
         async def lock() -> None:
@@ -1270,7 +1285,7 @@ class RowLockConformance(Testbed):
             await transaction.lock(KEY)
             waiters = [asyncio.create_task(lock()) for _ in range(12)]
             waiters.append(asyncio.ensure_future(other.put(KEY, sealed("cancelled"))))
-            await _still_waits(*waiters)
+            await _assert_waiting(*waiters)
             for waiter in waiters:
                 waiter.cancel()
             _, pending = await asyncio.wait(waiters, timeout=1)
@@ -1281,8 +1296,10 @@ class RowLockConformance(Testbed):
         async with asyncio.timeout(5):
             await lock()
 
-    @_on_two()
-    async def test_cancellation_inside_rolls_back(self, backend: LockingBackend, other: LockingBackend) -> None:
+    @_on_two_backends()
+    async def test_cancellation_in_a_transaction_rolls_back(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
         await _stored(backend, tag="old")
         inside = asyncio.Event()
 
@@ -1304,9 +1321,11 @@ class RowLockConformance(Testbed):
         async with asyncio.timeout(5):
             await other.put(KEY, sealed("next"))
 
-    @_on_two()
-    async def test_a_cancelled_transaction_at_any_point(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Committed or not, it is over: the row is whole, and the next one does not wait."""
+    @_on_two_backends()
+    async def test_a_transaction_cancelled_at_any_step_stores_all_or_nothing(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """It is committed or rolled back as a whole, and leaves no lock for which the next transaction would wait."""
         await _stored(backend, tag="old")
 
         async def replace_row() -> None:
@@ -1324,19 +1343,21 @@ class RowLockConformance(Testbed):
                 locked = await transaction.lock(KEY)
                 assert locked is not None
                 found = await transaction.get(OTHER)
-                assert (locked.tokens == sealed("new")) is (found is not None), "both rows or neither"
+                assert (locked.tokens == sealed("new")) is (found is not None), "only one of the two rows was stored"
                 await transaction.put(KEY, sealed("old"))
                 await transaction.delete(OTHER)
 
-    @_on_two()
-    async def test_locking_a_missing_row_is_no_obstacle(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Two transactions that both find nothing both insert, one after the other; the same row or two."""
+    @_on_two_backends()
+    async def test_two_transactions_can_lock_a_missing_row_and_insert(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """Both find no row, then both insert without an error, the same row or a row each."""
         found: list[SealedRecord | None] = []
 
         async def first_insert(mine: LockingBackend, key: TokenKey, tag: str) -> None:
             async with mine.transaction() as transaction:
                 found.append(await transaction.lock(key))
-                # Where locks allow it, both get here before either writes.
+                # Unless the backend locks more than a row, both transactions get here before either writes.
                 together.release()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(both.wait(), PAUSE)
@@ -1353,11 +1374,11 @@ class RowLockConformance(Testbed):
             await asyncio.gather(first_insert(backend, keys[0], "1"), first_insert(other, keys[1], "2"), meet())
             for key in keys:
                 assert (await _row(backend, key)).tokens in (sealed("1"), sealed("2"))
-        assert found.count(None) >= 3, "only the second one for the same row may have found it"
+        assert found.count(None) >= 3, "more than one of the four locking reads found a row"
 
-    @_on_two(lock_timeout=1)
-    async def test_two_that_lock_in_opposite_orders(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """The dead-lock ends in an error of ours for one of them or both; what failed has written nothing."""
+    @_on_two_backends(lock_timeout=1)
+    async def test_a_deadlock_ends_with_an_error(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """Two transactions lock two rows in opposite orders: one or both raise, and a failed one stores nothing."""
         await _put_all(backend, {KEY: sealed("old"), OTHER: sealed("old")})
 
         async def lock_both(mine: LockingBackend, keys: list[TokenKey], tag: str) -> None:
@@ -1378,11 +1399,11 @@ class RowLockConformance(Testbed):
         async with asyncio.timeout(2):
             await lock_both(other, [KEY, OTHER], "next")
 
-    @_on_two()
+    @_on_two_backends()
     async def test_an_idle_transaction_takes_no_connection(
         self, backend: LockingBackend, other: LockingBackend
     ) -> None:
-        """Before its first call: many more than a pool has can be open at once."""
+        """Before their first call, 60 transactions can be open, which is more than a usual pool has connections."""
         await _stored(backend)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(60):
@@ -1391,13 +1412,15 @@ class RowLockConformance(Testbed):
                 assert (await _row(backend)).tokens == sealed()
                 await other.put(KEY, sealed("b"))
 
-    @_on_two()
-    async def test_the_clock_is_read_after_the_wait(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """A lease that ends while somebody waits for the row's lock has ended, whoever waits and for whatever."""
+    @_on_two_backends()
+    async def test_the_clock_is_read_after_waiting_for_the_lock(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """A lease that expires while a call waits for the row's lock counts as expired, for reads and completions."""
         generation = await _stored(backend, tag="old")
         await _stored(backend, OTHER, "old")
         assert await backend.claim_lease(KEY, generation=generation, holder="late", duration=SHORT)
-        await _expire(backend)
+        await _wait_for_expiry(backend)
         assert await backend.claim_lease(KEY, generation=generation, holder="new", duration=2 * PAUSE)
 
         async def lock() -> SealedRecord | None:
@@ -1407,8 +1430,8 @@ class RowLockConformance(Testbed):
         async with backend.transaction() as transaction:
             held = await transaction.lock(KEY)
             locking = asyncio.create_task(lock())
-            await _still_waits(locking)
-            # Nothing is written, so that the waiter gets the very version that it began to wait for.
+            await _assert_waiting(locking)
+            # Nothing is written, so the waiter reads the same row version as before the wait, where a stale time shows.
             await asyncio.sleep(2 * PAUSE)
         record = await locking
         assert record is not None
@@ -1425,24 +1448,25 @@ class RowLockConformance(Testbed):
                 other.complete_lease(KEY, sealed("late"), generation=generation, holder="late")
             )
             await asyncio.wait([completing], timeout=PAUSE)
-            refused_at_once = completing.done()  # right as well: the lease was live at that moment
+            # A backend may also refuse without waiting, because the lease was live at that moment.
+            refused_at_once = completing.done()
             await asyncio.sleep(2 * PAUSE)
         assert await completing is not refused_at_once
         assert (await _row(backend)).generation == generation + (not refused_at_once)
 
-    @_on_two()
-    async def test_a_rollback_in_the_middle(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Undoes what came before, frees the rows, and is the start of a new transaction; more than once."""
+    @_on_two_backends()
+    async def test_a_transaction_continues_after_rollback(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """``rollback()`` undoes all writes and releases all locks; it can be called several times."""
         generation = await _stored(backend, tag="old")
         async with backend.transaction() as transaction:
-            await transaction.rollback()  # nothing has begun
+            await transaction.rollback()  # before the first statement
             for tag in "12":
                 await transaction.lock(KEY)
                 await _put_all(transaction, {KEY: sealed("undone"), OTHER: sealed("undone")})
                 await transaction.delete(KEY)
                 await transaction.rollback()
                 await transaction.rollback()
-                # Others can lock and write at once, and the transaction sees it.
+                # Other callers can lock and write without waiting, and this transaction reads what they wrote.
                 async with asyncio.timeout(2):
                     async with other.transaction() as another:
                         locked = await another.lock(KEY)
@@ -1457,7 +1481,7 @@ class RowLockConformance(Testbed):
             assert locked is not None
             assert (locked.tokens, locked.generation) == (sealed("2"), generation + 2)
             writing = asyncio.ensure_future(other.put(KEY, sealed("last")))
-            await _still_waits(writing)
+            await _assert_waiting(writing)
             await _put_all(transaction, {KEY: sealed("kept"), THIRD: sealed("kept")})
         await writing
         found = await _rows(other, KEY, OTHER, THIRD)
@@ -1466,11 +1490,11 @@ class RowLockConformance(Testbed):
         async with backend.transaction() as transaction:
             await transaction.put(KEY, sealed("undone"))
             await transaction.rollback()
-        assert (await _row(other)).tokens == sealed("last"), "nothing came after the rollback"
+        assert (await _row(other)).tokens == sealed("last"), "the write before the rollback was stored"
 
-    @_on_two()
+    @_on_two_backends()
     async def test_waiting_for_a_lease_with_rollbacks(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """What the core does: lock, find a live lease, roll back, and lock again until its holder has completed."""
+        """As in the core: lock, find a live lease, roll back, and repeat until the lease holder has completed."""
         generation = await _stored(backend, tag="old")
         assert await other.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         tries = 0
@@ -1488,14 +1512,16 @@ class RowLockConformance(Testbed):
                     await asyncio.sleep(0.005)
 
         waiters = [asyncio.create_task(lock_unleased()) for _ in range(12)]  # more than a usual pool has connections
-        await _eventually(lambda: _at_least(12, lambda: tries), "everybody has found the lease")
+        await _eventually(lambda: _at_least(12, lambda: tries), "waiting transactions have found the lease 12 times")
         assert await other.complete_lease(KEY, sealed("new"), generation=generation, holder="h") is True
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert await asyncio.gather(*waiters) == [sealed("new")] * 12
 
-    @_on_two()
-    async def test_a_cancelled_rollback(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """Wherever it is cancelled: nothing of the transaction stays, neither writes nor locks nor connections."""
+    @_on_two_backends()
+    async def test_a_rollback_cancelled_at_any_step_is_complete(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """No write of the transaction is stored, and no lock or connection stays taken."""
         await _stored(backend, tag="old")
 
         async def undo() -> None:
@@ -1519,9 +1545,11 @@ class RowLockConformance(Testbed):
                 assert locked is not None
                 assert locked.tokens == sealed("old")
 
-    @_on_two()
-    async def test_a_transaction_and_leases(self, backend: LockingBackend, other: LockingBackend) -> None:
-        """A locking read shows the lease; a write in the transaction ends it; a roll-back brings it back."""
+    @_on_two_backends()
+    async def test_a_write_in_a_transaction_ends_a_lease_unless_rolled_back(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """A locking read returns the lease; after a roll-back the lease is unchanged."""
         generation = await _stored(backend)
         assert await other.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         with pytest.raises(KeyError):  # noqa: PT012
@@ -1535,5 +1563,5 @@ class RowLockConformance(Testbed):
         assert (record.tokens, record.generation, record.lease_holder) == (sealed(), generation, "h")
         async with backend.transaction() as transaction:
             await transaction.put(KEY, sealed("new"))
-        await _assert_powerless(other, generation, "h")
+        await _assert_cannot_change(other, generation, "h")
         assert (await _row(backend)).lease_holder is None

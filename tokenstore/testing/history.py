@@ -1,19 +1,20 @@
-"""Was it as if one thing happened after the other? A linearizability checker for recorded histories of a store.
+"""A linearizability checker for recorded histories of a store.
 
-Tasks, threads or processes record what they called, when it began and ended on one shared clock, and what they got
-back. :func:`check_history` looks, key by key, for an order that keeps every operation between its two times and in
-which a single row, used by one caller alone, would have answered the same. If there is none, the store has let a race
-show, and :class:`NotLinearizable` names it and draws it::
+Tasks, threads or processes record each call: when it began and when it ended, on one shared clock, and its result. For
+each key, :func:`check_history` searches for an order of the calls such that each one takes effect between its beginning
+and its end, and a single row that answers one call after the other would have given the same results. If there is no
+such order, the store has a race, and :class:`NotLinearizable` names it and shows the calls::
 
     lost update of 'user-1': no order of these operations explains what they returned
          0..1   setup   put 0
          2..3   setup   get                                        -> 0 in generation 7
          4..7   a       update of 0 in generation 7 to 1           -> done
       >  5..8   b       update of 0 in generation 7 to 2           -> done
-    before the marked one returned, the row can only have been: 1 in generation 8
+    before the marked operation returned, the row can only have been: 1 in generation 8
 
-The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's memory of where it has been
-("Testing for linearizability", 2017). Keys are independent (linearizability is local), which keeps it small.
+The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993), with the set of visited states that
+Lowe added ("Testing for linearizability", 2017). Linearizability is local, so each key is checked separately; that
+keeps the search small.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from typing import Literal, NamedTuple
 __all__ = ["Kind", "Mixture", "NotLinearizable", "Operation", "Row", "Version", "check_history"]
 
 Kind = Literal[
-    "lost update",  # a locked read saw what was no longer, or not yet, there
-    "stale read",  # so did a plain one
+    "lost update",  # a locking read returned a version that was already replaced, or not yet written
+    "stale read",  # a plain read did
     "mixed read",
-    "wrong generation",  # a write added none, or more than one, or a number came back
-    "wrong delete",  # it miscounted
+    "wrong generation",  # a write did not add exactly one to the generation, or a generation was used twice
+    "wrong delete",  # its result did not say whether there was a row
     "two live holders",
-    "wrong grant",  # of a generation that is gone, or in spite of a failure
-    "completion by a loser",  # over newer tokens, or beside another's live lease
-    "release by a loser",
-    "wrong refusal",  # of a claim that was free, or of a holder that nobody stood in the way of
+    "wrong grant",  # a claim was granted for an old generation, or although a failure forbids claims
+    "stale completion",  # it replaced newer tokens, or another holder had a live lease
+    "stale release",  # it ended a lease that was not the caller's
+    "wrong refusal",  # a claim, completion or release was refused although its conditions were met
 ]
 
 _MOST_LINES = 60
 
 
 class Version(NamedTuple):
-    """What a read returned.
+    """The version of a row that a read returned.
 
     Attributes:
-        value: What the write that made this version wrote; a :class:`Mixture` where the parts come from several.
-        generation: The row's generation; None: not looked at.
+        value: The value that was read; a :class:`Mixture` if its parts come from several writes.
+        generation: The row's generation; None: the caller did not look at it.
     """
 
     value: Hashable
@@ -57,7 +58,7 @@ class Version(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """A value that no single write wrote: the parts disagree about who did."""
+    """A value whose parts come from different writes."""
 
     parts: tuple[Hashable, ...]
 
@@ -66,13 +67,13 @@ class Mixture(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The one row of the sequential model.
+    """The row of the sequential model.
 
     Attributes:
-        value: What was written last.
-        generation: Its generation; None: not observed yet, any will do.
-        holder: Who holds, or held, its lease.
-        live: Whether the lease still excludes others; None: it may have expired.
+        value: The value that was written last.
+        generation: The row's generation; None: not observed yet, so that any generation fits.
+        holder: The holder of the lease, or of the last lease.
+        live: Whether the lease still excludes other holders; None: it may have expired.
         failed: Whether a failure forbids further claims.
     """
 
@@ -89,25 +90,26 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One call, and what came of it.
+    """One call and its result.
 
     Attributes:
-        name: ``update`` is a whole transaction: a locking read, then a write or delete. If it found no row, record a
-            ``get`` and a ``put`` instead: where there is no row there is nothing to lock.
-        key: The row's identity.
-        by: Who called, for the reader.
-        invoked: When it began, on the history's clock.
-        returned: When it returned a result, or None: it was cancelled or failed, so that it may have taken effect or
-            not. Such a read tells nothing; leave it out.
-        ended: Where it returned no result: when its caller got the cancellation or the error. It took effect before
-            that, or never. None: it may take effect at any later time.
-        value: What ``put``, ``update`` or ``complete`` wrote, different for each write; None in ``update``: it deleted.
-        seen: What ``get`` or ``update`` read; None: no row.
-        generation: What ``claim``, ``complete`` and ``release`` compared with.
-        holder: Who claimed, completed or released.
-        ok: What ``delete``, ``claim``, ``complete`` and ``release`` returned.
-        lasting: ``claim``: the lease outlives the history; otherwise it may expire at any moment.
-        failed: ``release``: it left a failure behind that forbids claims of this generation.
+        name: The operation. ``update`` is a whole transaction: a locking read, then a write or delete. If the
+            transaction found no row, record a ``get`` and a ``put`` instead, because a missing row cannot be locked.
+        key: The row's key.
+        by: The caller's name, shown in the report.
+        invoked: When the call began, on the history's clock.
+        returned: When the call returned a result. None: it was cancelled or raised an error, so that it may or may not
+            have taken effect. Leave out reads without a result.
+        ended: For a call without a result: when its caller got the cancellation or the error. The call took effect
+            before that time or never. None: it may take effect at any later time.
+        value: The value that ``put``, ``update`` or ``complete`` wrote, different for each write; None: ``update``
+            deleted the row.
+        seen: The version that ``get`` or ``update`` read; None: there was no row.
+        generation: The generation that ``claim``, ``complete`` or ``release`` compared with the row's.
+        holder: The holder that claimed, completed or released.
+        ok: The result of ``delete``, ``claim``, ``complete`` or ``release``.
+        lasting: For ``claim``: whether the lease outlives the history; otherwise it may expire at any moment.
+        failed: For ``release``: whether it stored a failure that forbids claims of this generation.
     """
 
     name: Literal["get", "put", "delete", "update", "claim", "complete", "release"]
@@ -142,16 +144,16 @@ class Operation:
 
     @property
     def is_pure(self) -> bool:
-        """Whether it changes nothing but our knowledge: taking it as soon as it fits loses no order."""
+        """Whether the call changes no row. Placing such a call as soon as it fits rules out no order."""
         return self.name == "get" or self.ok is False
 
 
 class NotLinearizable(AssertionError):
-    """No order of the operations explains what they returned.
+    """No order of the operations explains their results.
 
     Attributes:
-        kind: What it looks like from the operation that cannot be placed.
-        operations: The shortest failing part of the history.
+        kind: The kind of fault, derived from the operation that fits into no order.
+        operations: A part of the history that suffices to show the fault.
     """
 
     def __init__(self, message: str, kind: Kind, operations: Sequence[Operation]) -> None:
@@ -164,10 +166,11 @@ def check_history(operations: Iterable[Operation]) -> None:
     """Check that a history is linearizable, each key starting without a row.
 
     Args:
-        operations: In any order. No two writes to a key may write the same value.
+        operations: The history, in any order. Each write to a key must write a different value.
 
     Raises:
-        NotLinearizable: It is not; the message shows the shortest failing part of it.
+        NotLinearizable: The history is not linearizable; the message shows a part of it that suffices to see this.
+        ValueError: Two writes to one key wrote the same value.
     """
     by_key: dict[Hashable, list[Operation]] = defaultdict(list)
     for operation in operations:
@@ -175,14 +178,14 @@ def check_history(operations: Iterable[Operation]) -> None:
     for key, history in by_key.items():
         values = [operation.value for operation in history if operation.value is not None]
         if len(values) != len(set(values)):
-            raise ValueError(f"two writes to {key!r} wrote the same value, so that reads cannot tell them apart")
+            raise ValueError(f"two writes to {key!r} wrote the same value; each write needs a different one")
         _check_generations(history)
         if not _final_rows(history):
             raise _explain(history)
 
 
 def _next(row: Row | None, operation: Operation) -> list[Row | None]:
-    """The sequential model: the states in which the operation may leave this row; none if its result is impossible."""
+    """Return the states that the row can have after this operation; none if the operation's result is impossible."""
     succeeds = operation.returned is None or operation.ok
     match operation.name:
         case "get":
@@ -196,7 +199,7 @@ def _next(row: Row | None, operation: Operation) -> list[Row | None]:
                 None if operation.value is None else _written(found, operation.value)
                 for found in _read(row, operation.seen)
             ]
-    # A generation that nobody has looked at may be the one compared with, or another.
+    # A generation that no read has returned yet may or may not be the one that this call compared with.
     same = row is not None and row.generation in {None, operation.generation}
     certain = row is not None and row.generation == operation.generation
     if operation.name == "claim":
@@ -208,7 +211,7 @@ def _next(row: Row | None, operation: Operation) -> list[Row | None]:
         return [row._replace(generation=operation.generation, holder=operation.holder, live=live)]
     owned = row is not None and row.holder == operation.holder
     if operation.name == "complete":
-        # Beside a lease of somebody else's that may have expired, either answer is right.
+        # If another holder's lease may have expired, both results are possible.
         if not succeeds:
             return [] if row is not None and certain and (owned or row.live is False) else [row]
         if row is None or not same or (row.live and not owned):
@@ -235,20 +238,20 @@ def _written(row: Row | None, value: Hashable) -> Row:
 
 
 def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row | None]:
-    """The rows in which the orders that explain the history end: one of them, or every one; empty if there is none."""
+    """Return the last row of one order that explains the history, or of every such order; empty if there is none."""
     known = sorted((op for op in history if op.returned is not None), key=lambda op: op.invoked)
     unknown = [op for op in history if op.returned is None]
-    # For each call without a result: the calls that began after it had ended, of which it must precede each.
+    # For each call without a result: the calls that began after its end. If it took effect, it did so before them.
     later_known = [_indexes_after(op, known) for op in unknown]
     later_unknown = [_indexes_after(op, unknown) for op in unknown]
-    # What has been placed (a bit for each operation) and the row it leads to decide what can follow.
+    # A state of the search: the operations placed so far (one bit each) and the row that they lead to.
     stack: list[tuple[int, int, Row | None]] = [(0, 0, None)]
     visited = set(stack)
     found: set[Row | None] = set()
     while stack:
         placed, effective, row = stack.pop()
         first = (~placed & (placed + 1)).bit_length() - 1
-        # Next can come whatever began before the first of the unplaced ones ended.
+        # The next operation must have begun before any other unplaced operation ended.
         window, deadline = [], None
         for index in range(first, len(known)):
             if deadline is not None and known[index].invoked > deadline:
@@ -261,7 +264,7 @@ def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row
             found.add(row)
             if not every:
                 break
-        # To place one of these rules out that a call which had ended before it takes effect after all.
+        # Placing one of these operations excludes an earlier call without a result from taking effect.
         decisive = 0
         for index, later in enumerate(later_known):
             if not effective >> index & 1 and not placed & later:
@@ -295,14 +298,17 @@ def _final_rows(history: Sequence[Operation], *, every: bool = False) -> set[Row
 
 
 def _indexes_after(ended: Operation, operations: Sequence[Operation]) -> int:
-    """The operations that began after this one had ended, a bit for each."""
+    """Return the operations that began after this one had ended, one bit each."""
     if ended.ended is None:
         return 0
     return sum(1 << index for index, op in enumerate(operations) if op.invoked > ended.ended)
 
 
 def _check_generations(history: Sequence[Operation]) -> None:
-    """A generation names one version for ever: a compare-and-set must not succeed on its namesake after a delete."""
+    """Check that no generation was used twice, even after a delete.
+
+    Otherwise a compare-and-set with a generation of a deleted row would succeed on the new row.
+    """
     owner: dict[int, Operation] = {}
     for operation in history:
         if operation.seen is None or operation.seen.generation is None:
@@ -311,14 +317,15 @@ def _check_generations(history: Sequence[Operation]) -> None:
         if earlier.seen is not None and earlier.seen.value != operation.seen.value:
             mixed = isinstance(operation.seen.value, Mixture) or isinstance(earlier.seen.value, Mixture)
             kind: Kind = "mixed read" if mixed else "wrong generation"
-            raise _error(kind, [earlier, operation], operation, "one generation names two versions")
+            raise _error(kind, [earlier, operation], operation, "two versions have the same generation")
 
 
 def _explain(history: Sequence[Operation]) -> NotLinearizable:
-    """Find the operation whose return made the history impossible, and leave out what is not needed to see it."""
+    """Find the operation whose result made the history impossible, and leave out operations not needed to see it."""
     ends = sorted(op.returned for op in history if op.returned is not None)
     low, high = 0, len(ends) - 1
-    while low < high:  # every beginning of a possible history is possible, so bisection finds the first end that is not
+    # Bisection works because every prefix of a possible history is possible.
+    while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if _final_rows(_until(history, ends[middle])) else (low, middle)
     part = _until(history, ends[low])
@@ -330,15 +337,15 @@ def _explain(history: Sequence[Operation]) -> NotLinearizable:
     others = [op for op in part if op is not culprit]
     before = _final_rows(others if culprit.is_pure else [*others, replace(culprit, returned=None)], every=True)
     rows = sorted("no row" if row is None else str(row) for row in before)
-    remark = f"before the marked one returned, the row can only have been: {'; or '.join(rows)}"
-    # Shown as they were: what had not returned by then may have done so later.
+    remark = f"before the marked operation returned, the row can only have been: {'; or '.join(rows)}"
+    # `part` has no results of calls that returned later; show them with their results.
     whole = {replace(op, returned=None, ok=None): op for op in history}
     shown = [whole[replace(op, returned=None, ok=None)] for op in part]
     return _error(_kind(culprit, part, before), shown, culprit, remark)
 
 
 def _until(history: Sequence[Operation], end: int) -> list[Operation]:
-    """The history as it stood at that time; what had not returned might have taken effect, or not."""
+    """Cut the history at that time; a call that had not returned by then may or may not have taken effect."""
     known = [op for op in history if op.returned is not None and op.returned <= end]
     late = [op for op in history if op.invoked <= end and (op.returned is None or op.returned > end)]
     return known + [replace(op, returned=None, ok=None) for op in late if not op.is_pure]
@@ -350,7 +357,7 @@ def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | 
             if _possible_if_blind("update", part):
                 return "lost update"
             if _possible_if_blind("complete", part):
-                return "completion by a loser"
+                return "stale completion"
         if culprit.seen is not None:
             if isinstance(culprit.seen.value, Mixture):
                 return "mixed read"
@@ -364,11 +371,11 @@ def _kind(culprit: Operation, part: Sequence[Operation], before: Iterable[Row | 
         return "wrong refusal"
     if culprit.name == "claim":
         return "two live holders" if any(row is not None and row.live for row in before) else "wrong grant"
-    return "completion by a loser" if culprit.name == "complete" else "release by a loser"
+    return "stale completion" if culprit.name == "complete" else "stale release"
 
 
 def _possible_if_blind(name: str, part: Sequence[Operation]) -> bool:
-    """Whether these writes are at fault: the history is possible if they did not depend on what they met."""
+    """Whether the history would be possible if the writes of this name had been unconditional puts."""
     writes = [replace(op, name="put") if op.name == name and op.value is not None else op for op in part]
     return bool(_final_rows(writes))
 
@@ -377,12 +384,12 @@ def _error(kind: Kind, part: Iterable[Operation], culprit: Operation, remark: st
     operations = sorted(part, key=lambda op: op.invoked)
     times = sorted({time for op in operations for time in (op.invoked, op.returned) if time is not None})
     rank = {time: number for number, time in enumerate(times)}
-    who = max(len(op.by) for op in operations)
+    width = max(len(op.by) for op in operations)
     lines = []
     for op in operations:
         span = f"{rank[op.invoked]}..{'' if op.returned is None else rank[op.returned]}"
-        lines.append(f"  {'>' if op is culprit else ' '} {span:>8}   {op.by:{who}}   {op}")
+        lines.append(f"  {'>' if op is culprit else ' '} {span:>8}   {op.by:{width}}   {op}")
     if len(lines) > _MOST_LINES:
         lines = [f"  … {len(lines) - _MOST_LINES} earlier operations", *lines[-_MOST_LINES:]]
-    title = f"{kind} of {culprit.key!r}: no order of these operations explains what they returned"
+    title = f"{kind} of {culprit.key!r}: no order of these operations explains their results"
     return NotLinearizable("\n".join([title, *lines, remark]), kind, operations)

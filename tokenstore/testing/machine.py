@@ -1,13 +1,14 @@
-"""A Hypothesis state machine that holds a backend against the in-memory one, operation by operation.
+"""A Hypothesis state machine that compares a backend with the in-memory backend, operation by operation.
 
-It tries sequences of every operation of :class:`tokenstore.protocol.Backend`, alone, concurrently and in transactions
-that commit or roll back, and compares each answer and, after each step, every row. Where they differ Hypothesis prints
-the shortest sequence that shows it::
+It runs sequences of all operations of :class:`tokenstore.protocol.Backend`, alone, concurrently, and in transactions
+that commit or roll back. It compares each result, and after each step all rows. If the two backends differ, Hypothesis
+prints the shortest sequence that it found::
 
     def test_agreement(tmp_path):
         check_agreement(lambda: backend_for_url(f"mine://{tmp_path}", {}))
 
-Generations start at random numbers, so they are compared by how they go on; times are compared by what changes them.
+Each row's generations start at a random number, so the machine compares by how much they grow. Of times it compares
+which operations change them.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ __all__ = ["agreement_machine", "check_agreement"]
 T = TypeVar("T")
 
 _LONG = 10_000.0
-"""Seconds: longer than any run."""
+"""Seconds; a lease that does not expire during a run."""
 _SHORT = 0.002
-"""Seconds: a lease, or a failure, that the machine waits out."""
-_PATIENCE = 20.0
+"""Seconds; for a lease or a failure whose end the machine waits for."""
+_TIMEOUT = 20.0
 
-# Few, so that operations meet; they differ in what collations drop, and in their order as UTF-8, UTF-16 and by letters.
+# Few keys, so that operations use the same rows. Some are equal under some collations, and their order as UTF-8 differs
+# from that as UTF-16 and from the alphabetical one.
 _KEYS = [
     TokenKey("github", "bob"),
     TokenKey("GitHub", "bob"),
@@ -62,7 +64,7 @@ _HOLDERS = ["h1", "h2", "H1"]
 
 _keys = st.sampled_from(_KEYS)
 _holders = st.sampled_from(_HOLDERS)
-_ages = st.sampled_from([0, 0, 0, 1, 2])  # 0: the newest generation seen of a key
+_ages = st.sampled_from([0, 0, 0, 1, 2])  # 0: the newest generation seen of a key, 1: the one before
 _times = st.one_of(
     st.none(), st.sampled_from([-62_135_596_800_000_000, -1, 0, 253_402_300_799_999_999]), st.integers(0, 2**51)
 )
@@ -85,16 +87,16 @@ _operations = st.one_of(
 
 
 class _ModelBackend(Backend, SupportsRowLocks, Protocol):
-    """What the model is: a backend with both capabilities."""
+    """The model's type: a backend that also has row locks."""
 
 
-class _RolledBack(Exception):  # a signal
+class _RolledBack(Exception):  # not an error: ends a transaction with a roll-back
     pass
 
 
 @dataclass
 class _Clock:
-    """The model's clock, which moves when the machine says so."""
+    """The model's clock, which advances only when the machine sets it."""
 
     now: float = 1_700_000_000.0
 
@@ -103,7 +105,7 @@ class _Clock:
 
 
 def _model(clock: _Clock) -> _ModelBackend:
-    # By URL, as the core knows no backend's class; the clock has no place in a URL.
+    # Made by URL, because the core must not import a backend; a URL cannot carry the clock.
     backend: Any = backend_for_url("memory://", {})
     backend._clock = clock
     model: _ModelBackend = backend
@@ -114,7 +116,8 @@ def check_agreement(open_backend: Callable[[], Backend], settings: hypothesis_se
     """Run the machine as a test.
 
     Args:
-        open_backend: Makes a backend whose rows may be deleted. It is called once; setup and closing are done here.
+        open_backend: Makes a backend whose rows may be deleted. It is called once; the test sets the backend up and
+            closes it.
         settings: Hypothesis's settings; default: those of the loaded profile.
     """
     with asyncio.Runner() as runner:
@@ -132,7 +135,7 @@ def check_agreement(open_backend: Callable[[], Backend], settings: hypothesis_se
 
 
 def agreement_machine(runner: asyncio.Runner, backend: Backend) -> type[RuleBasedStateMachine]:
-    """The machine's class, for a backend that has been set up and runs on the runner's loop."""
+    """Make the machine's class for a backend on which ``setup()`` has run in the runner's event loop."""
 
     class AgreementMachine(_Machine):
         _runner = runner
@@ -149,7 +152,7 @@ class _Machine(RuleBasedStateMachine):
         super().__init__()
         self._clock = _Clock()
         self._model = _model(self._clock)
-        # Every generation seen of a key, newest last, as the model's and the backend's number.
+        # All generations seen of a key, newest last, as pairs of the model's number and the backend's.
         self._generations: dict[TokenKey, list[tuple[int, int]]] = {}
         self._created: dict[tuple[TokenKey, int], int] = {}
         self._updated: dict[tuple[TokenKey, int], int] = {}
@@ -160,11 +163,11 @@ class _Machine(RuleBasedStateMachine):
 
     @initialize(tokens=_tokens)
     def begin(self, tokens: SealedTokens) -> None:
-        """With rows: most that can go wrong needs one."""
+        """Start with rows, because most faults need an existing row."""
         for key in _KEYS[:4]:
             self.put(key, tokens)
 
-    # One operation
+    # Single operations
 
     @rule(key=_keys, tokens=_tokens)
     def put(self, key: TokenKey, tokens: SealedTokens) -> None:
@@ -189,7 +192,7 @@ class _Machine(RuleBasedStateMachine):
 
     @rule(key=_keys, age=_ages, holder=_holders, brief=st.booleans())
     def claim(self, key: TokenKey, age: int, holder: str, brief: bool) -> None:
-        """A brief lease has expired when the next step begins."""
+        """Claim a lease; if it is brief, wait until it has expired."""
         duration = _SHORT if brief else _LONG
         granted = self._agree(
             lambda backend, which: backend.claim_lease(
@@ -238,7 +241,7 @@ class _Machine(RuleBasedStateMachine):
         ending: str,
         ended_by: str,
     ) -> None:
-        """What a refresh does to a row that exists: single steps would seldom make it this far."""
+        """Claim and end a lease of an existing row in one step, because random single steps seldom do both."""
         existing = [key for key in _KEYS if self._run(self._model.get(key)) is not None]
         if existing:
             key = data.draw(st.sampled_from(existing))
@@ -248,7 +251,7 @@ class _Machine(RuleBasedStateMachine):
             elif ending == "r":
                 self.release(key, 0, ended_by, failure)
 
-    # Operations at once, whose order does not matter or can be told afterwards
+    # Concurrent operations, whose order does not matter or can be derived from the results
 
     @rule(entries=st.dictionaries(_keys, _tokens, min_size=2, max_size=6), reads=st.lists(_keys, max_size=3))
     def put_different_rows_at_once(self, entries: dict[TokenKey, SealedTokens], reads: list[TokenKey]) -> None:
@@ -272,7 +275,7 @@ class _Machine(RuleBasedStateMachine):
         duration = _SHORT if brief else _LONG
 
         def claim(backend: Backend, generation: int, holder: str) -> Awaitable[bool]:
-            # Long enough that none expires before all have been claimed; brief ones end by release.
+            # Long leases, so that none expires before all claims have been made; a brief lease is ended by a release.
             return backend.claim_lease(key, generation=generation, holder=holder, duration=_LONG)
 
         granted = self._at_once(*(claim(self._backend, of_backend, holder) for holder in holders))
@@ -293,7 +296,7 @@ class _Machine(RuleBasedStateMachine):
 
     @rule(key=_keys, age=_ages, tokens=st.lists(_tokens, min_size=3, max_size=3))
     def complete_and_put_at_once(self, key: TokenKey, age: int, tokens: list[SealedTokens]) -> None:
-        """A lease that meets a put is completed before it or not at all."""
+        """A lease is either completed before a concurrent put, or not at all."""
         of_model, of_backend = self._generation(key, age)
         completed, _ = self._at_once(
             self._backend.complete_lease(key, tokens[0], generation=of_backend, holder="h1"),
@@ -323,7 +326,7 @@ class _Machine(RuleBasedStateMachine):
 
         assert isinstance(self._backend, SupportsRowLocks)
         found, expected = self._run(run(self._backend)), self._run(run(self._model))
-        assert found == expected, f"{found} where the model says {expected}"
+        assert found == expected, f"the backend returned {found}, the model {expected}"
 
     @precondition(lambda self: isinstance(self._backend, SupportsRowLocks))
     @rule(key=_keys, versions=st.lists(_tokens, min_size=2, max_size=4))
@@ -338,27 +341,27 @@ class _Machine(RuleBasedStateMachine):
         known = self._run(self._model.get(key))
         steps = self._at_once(*(one(self._backend, tokens) for tokens in versions))
         self._catch_up(key, versions)
-        if known is not None:  # a row that exists serialises them: each read what the one before it stored
+        if known is not None:  # an existing row's lock puts the transactions in order: each reads the one before it
             before, after = [step[0] for step in steps], [known.tokens, *(step[1] for step in steps)]
-            assert all(tokens in after for tokens in before), "a locked read of something never stored"
+            assert all(tokens in after for tokens in before), "a locking read returned tokens that were never stored"
 
-    # What must hold after each step
+    # After each step
 
     @invariant()
     def same_rows(self) -> None:
-        self._clock.now += 1  # so that every step of the model has a time of its own
+        self._clock.now += 1  # so that each step of the model has a different time
         self._agree(lambda backend, _: backend.scan(limit=1000))
         for key in _KEYS:
             self.get(key)
 
-    # Machinery
+    # Helpers
 
     def _run(self, operation: Awaitable[T]) -> T:
         async def bounded() -> T:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 return await operation
 
-        # Not runner.run(), which sets a signal handler each time, at ten times the cost.
+        # Not runner.run(): it sets a signal handler on every call, which makes it ten times slower.
         return self._runner.get_loop().run_until_complete(bounded())
 
     def _at_once(self, *operations: Awaitable[Any]) -> list[Any]:
@@ -370,13 +373,13 @@ class _Machine(RuleBasedStateMachine):
     async def _clear(self) -> None:
         for row in await self._backend.scan(limit=1000):
             await self._backend.delete(row.key)
-        assert await self._backend.scan(limit=1) == [], "rows that were deleted are still there"
+        assert await self._backend.scan(limit=1) == [], "a deleted row is still in the scan"
 
     def _agree(self, operation: Callable[[Backend, int], Awaitable[T]]) -> T:
-        """Call both, the model first (0) and the backend next (1); compare; the backend's answer."""
+        """Call the model (index 0), then the backend (1); compare their results and return the backend's."""
         expected = self._run(operation(self._model, 0))
         found = self._run(operation(self._backend, 1))
-        assert _outline(found) == _outline(expected), f"{found} where the model says {expected}"
+        assert _outline(found) == _outline(expected), f"the backend returned {found}, the model {expected}"
         if isinstance(found, list) and isinstance(expected, list):
             for record, model_record in zip(found, expected, strict=True):
                 if record is not None:
@@ -388,14 +391,14 @@ class _Machine(RuleBasedStateMachine):
         seen = self._generations.setdefault(key, [])
         pair = (expected.generation, record.generation)
         if pair not in seen:
-            assert pair[1] not in {number for _, number in seen}, f"generation {pair[1]} of {key} came back"
+            assert pair[1] not in {number for _, number in seen}, f"generation {pair[1]} of {key} was used twice"
             if seen and self._created.get((key, expected.created_at)) is not None:
                 advanced = (pair[0] - seen[-1][0], pair[1] - seen[-1][1])
                 assert advanced[0] == advanced[1], (
-                    f"the generation of {key} went on by {advanced[1]}, not {advanced[0]}"
+                    f"the generation of {key} grew by {advanced[1]}, not by {advanced[0]}"
                 )
             seen.append(pair)
-        # The model's times are all different, so they stand for what the backend's must be equal to.
+        # The model's times are all different: wherever two of them are equal, the backend's must be equal too.
         assert record.created_at == self._created.setdefault((key, expected.created_at), record.created_at)
         assert record.updated_at == self._updated.setdefault((key, expected.generation), record.updated_at)
         assert record.created_at <= record.updated_at <= record.as_of
@@ -405,27 +408,27 @@ class _Machine(RuleBasedStateMachine):
         return seen[-1 - age] if age < len(seen) else (1, 1)
 
     def _wait_out(self, key: TokenKey) -> None:
-        """Wait until the key's lease and failure have lapsed by the database's clock; let the model's jump."""
+        """Wait until the row's lease and failure have expired by the database's clock; advance the model's clock."""
 
-        async def lapsed() -> None:
-            deadline = time.monotonic() + _PATIENCE
+        async def expired() -> None:
+            deadline = time.monotonic() + _TIMEOUT
             while True:
                 record = await self._backend.get(key)
                 assert record is not None
                 left = [record.lease_expires_in, None if record.failure is None else record.failure.retry_in]
                 if all(seconds is None or seconds < 0 or seconds > 1 for seconds in left):
                     return
-                assert time.monotonic() < deadline, f"within {_PATIENCE} s the lease or failure did not lapse"
+                assert time.monotonic() < deadline, f"the lease or failure did not expire within {_TIMEOUT} s"
                 await asyncio.sleep(_SHORT)
 
-        self._run(lapsed())
+        self._run(expired())
         self._clock.now += 1
 
     def _catch_up(self, key: TokenKey, versions: Sequence[SealedTokens]) -> None:
-        """Bring the model to where concurrent puts of one row have left the backend: any of them may be the last."""
+        """Repeat concurrent puts of one row on the model; the last one is the one whose tokens the backend has."""
         record = self._run(self._backend.get(key))
         assert record is not None
-        assert record.tokens in versions, "what is stored is none of the concurrent writes"
+        assert record.tokens in versions, "the stored tokens are from none of the concurrent writes"
         others = list(versions)
         others.remove(record.tokens)
         for tokens in (*others, record.tokens):
@@ -433,7 +436,7 @@ class _Machine(RuleBasedStateMachine):
 
 
 def _outline(answer: object) -> object:
-    """An answer without numbers that differ from backend to backend."""
+    """Remove the numbers that differ between backends from a result."""
     if isinstance(answer, list):
         return [_outline(element) for element in answer]
     if isinstance(answer, ScannedRow):

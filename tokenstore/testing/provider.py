@@ -1,9 +1,9 @@
-"""A strict OAuth 2.0 token endpoint on loopback, for tests and demos.
+"""A strict OAuth 2.0 token endpoint on the loopback interface, for tests and demos.
 
-:class:`StrictRotatingProvider` serves real HTTP from a background thread and treats refresh tokens the way the
-strictest providers do (RFC 6749 section 6, RFC 9700 section 4.14): each one works once, and presenting a used one
-revokes its whole grant. A token store with a race in it loses its grants here; one without never notices. The provider
-can also be slow, be down, hold its answers back or hang up instead::
+:class:`StrictRotatingProvider` serves HTTP from a background thread and treats refresh tokens as the strictest
+providers do (RFC 6749 section 6, RFC 9700 section 4.14): each refresh token works once, and a request with a used one
+revokes its whole grant. So a token store that has a race loses grants. The provider can also be slow, be unavailable,
+delay its responses, or close the connection instead of responding::
 
     with StrictRotatingProvider(access_token_lifetime=60) as provider:
         tokens = provider.new_grant("alice")
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProviderError", "ProviderStats", "StrictRotatingProvider", "refresh_over_http"]
 
-_MAX_BYTES = 16 * 1024  # each of a request's head and body; a real token request has under 4 KiB
-_BACKLOG = 1024  # a fleet connects at once, before the loop thread gets to accept
+_MAX_BYTES = 16 * 1024  # limit of a request's head, and of its body; a real token request has under 4 KiB
+_BACKLOG = 1024  # many workers may connect before the event loop's thread accepts the first connection
 _REALM = 'realm="tokenstore.testing"'
 _REQUEST_LINE = re.compile(r"([A-Z]+) (/[!-~]*) HTTP/1\.([01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
@@ -57,10 +57,15 @@ _SINGULAR = frozenset({"authorization", "content-length", "content-type", "host"
 
 
 class ProviderError(Exception):
-    """The token endpoint refused: HTTP ``status`` and OAuth ``error`` code; never holds a token."""
+    """The token endpoint refused a request.
+
+    Attributes:
+        status: The HTTP status.
+        error: The OAuth error code; it never contains a token.
+    """
 
     def __init__(self, status: int, error: str) -> None:
-        super().__init__(status, error)  # both as args, so that it pickles between processes
+        super().__init__(status, error)  # both in `args`, so that the error can be pickled for another process
         self.status = status
         self.error = error
 
@@ -70,26 +75,26 @@ class ProviderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProviderStats:
-    """Counters of a :class:`StrictRotatingProvider` since it was made; all but one only grow."""
+    """Counters of a :class:`StrictRotatingProvider` since it was made. All of them but ``in_flight`` only grow."""
 
     requests: int
-    """``POST /token`` requests received whole, whatever their outcome."""
+    """``POST /token`` requests that were received completely, whatever the response."""
     refreshes: int
-    """Successful refreshes: each issued new tokens."""
+    """Successful refreshes; each one issued new tokens."""
     replays: int
-    """Used refresh tokens forgiven because they came within ``grace`` seconds."""
+    """Requests with a used refresh token that succeeded because they came within ``grace`` seconds."""
     reuses: int
-    """Used refresh tokens presented and not forgiven, on revoked grants too."""
+    """Requests with a used refresh token that were refused, including those for a revoked grant."""
     revoked_grants: int
-    """Grants revoked, by a reuse or through ``/revoke``."""
+    """Grants that were revoked, by the reuse of a refresh token or through ``/revoke``."""
     rejected_clients: int
     """Requests refused with ``invalid_client``."""
     in_flight: int
-    """``POST /token`` requests decided but not answered yet."""
+    """``POST /token`` requests that have taken effect and are not answered yet."""
     max_in_flight: int
-    """The highest ``in_flight`` seen."""
+    """The highest value that ``in_flight`` has had."""
     refreshes_by_user: Mapping[str, int]
-    """Successful refreshes per user; users with none are absent."""
+    """Successful refreshes per user; users without one are absent."""
 
 
 @dataclass(slots=True)
@@ -138,31 +143,32 @@ class _Reply:
 
 
 class _HttpError(Exception):
-    def __init__(self, status: int, error: str, why: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, error: str, description: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(error)
-        self.reply = _Reply(status, {"error": error, "error_description": why}, headers or {})
+        self.reply = _Reply(status, {"error": error, "error_description": description}, headers or {})
 
 
 class StrictRotatingProvider:
     """A token endpoint on ``127.0.0.1`` that rotates refresh tokens and detects their reuse.
 
-    A context manager (or :meth:`start` and :meth:`stop`); started again it keeps its port and its grants. Thread-safe.
-    Every setting but ``port`` and ``clock`` is an attribute that may be changed while the provider runs. Nothing is
-    logged, and no token shows in a ``repr``.
+    Use it as a context manager, or call :meth:`start` and :meth:`stop`. If it is started again, it keeps its port and
+    its grants. It is thread-safe. Every setting but ``port`` and ``clock`` is an attribute that may be changed while
+    the provider runs. Nothing is logged, and no ``repr`` contains a token.
 
     Args:
         client_id: The one client that may refresh.
-        client_secret: Its secret, sent as HTTP Basic or in the body (RFC 6749 section 2.3.1).
-        access_token_lifetime: Seconds an access token lives, unless a refresh replaces it sooner. Default: an hour.
-        refresh_token_lifetime: Seconds a refresh token lives, told to the client as ``refresh_token_expires_in``.
-            Default: until it is used.
-        latency: Seconds between a token request taking effect (its refresh token is consumed) and the answer.
-        rotate: Whether a refresh issues a new refresh token. Otherwise the answer names none and the old one stays
-            good, as with several large providers.
-        grace: Seconds during which the refresh token used last gets its successor once more instead of revoking the
-            grant, as long as that successor is unused. Default: none, which is strict.
-        port: The port to listen on. Default: a free one.
-        clock: Seconds since the epoch, for all lifetimes.
+        client_secret: The client's secret, sent as HTTP Basic or in the body (RFC 6749 section 2.3.1).
+        access_token_lifetime: Lifetime of an access token in seconds; a refresh ends it sooner. Default: one hour.
+        refresh_token_lifetime: Lifetime of a refresh token in seconds, which the token response states as
+            ``refresh_token_expires_in``. Default: None; a refresh token is valid until it is used.
+        latency: Seconds from the time at which a token request takes effect (and consumes its refresh token) to the
+            response. Default: 0.
+        rotate: Whether a refresh issues a new refresh token. If False, the response contains none and the old one stays
+            valid, as with several large providers. Default: True.
+        grace: Seconds after a refresh during which the refresh token that it consumed gets the same new tokens again,
+            as long as the new refresh token is unused. Otherwise a used refresh token revokes the grant. Default: 0.
+        port: The port to listen on. Default: 0, any free port.
+        clock: Returns the time in seconds since the epoch; used for all lifetimes. Default: ``time.time``.
     """
 
     def __init__(
@@ -186,13 +192,13 @@ class StrictRotatingProvider:
         self.rotate = rotate
         self.grace = grace
         self.outage = False
-        """While true, every call but ``/stats`` is answered 503 and nothing is consumed."""
+        """While True, the provider answers every request but ``/stats`` with 503 and consumes no refresh token."""
         self._port = port
         self._clock = clock
-        # Guards everything below: the loop thread decides requests, callers read and steer.
+        # Guards the attributes below: the event loop's thread handles requests with them, callers read and set them.
         self._state = threading.Condition()
-        self._refresh_tokens: dict[str, _Grant] = {}  # every one ever issued: used ones are known
-        self._access_tokens: dict[str, _Grant] = {}  # live ones only
+        self._refresh_tokens: dict[str, _Grant] = {}  # all that were issued, so that a used one is recognised
+        self._access_tokens: dict[str, _Grant] = {}  # only valid ones
         self._faults: deque[_Reply] = deque()
         self._drops = 0
         self._gates: list[Future[None]] = []
@@ -216,50 +222,54 @@ class StrictRotatingProvider:
         self.stop()
 
     def start(self) -> None:
-        """Listen and serve from a background thread; a no-op if it already does."""
+        """Listen, and serve requests in a background thread. Does nothing if the provider is running."""
         if self._thread is not None:
             return
         listener = socket.create_server(("127.0.0.1", self._port), backlog=_BACKLOG)
         self._port = listener.getsockname()[1]
         ready: Future[Callable[[], object]] = Future()
-        # A daemon, so that a provider nobody stopped cannot keep the interpreter alive.
+        # A daemon thread, so that a provider that was not stopped cannot keep the interpreter from exiting.
         thread = threading.Thread(target=self._run, args=(listener, ready), name=f"provider-{self._port}", daemon=True)
         thread.start()
         self._shutdown = ready.result()
         self._thread = thread
 
     def stop(self) -> None:
-        """Stop listening, cut every connection, end every hold; a no-op if not running."""
+        """Stop listening, close all connections and end every :meth:`hold`. Does nothing if it is not running."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._shutdown()
             thread.join()
             with self._state:
-                self._gates.clear()  # cancelled along with the requests that waited for them
+                self._gates.clear()  # cancelled together with the requests that waited for them
 
     @property
     def base_url(self) -> str:
-        """``http://127.0.0.1:PORT``, without a slash; the port is known once started."""
+        """``http://127.0.0.1:PORT``, without a slash at the end.
+
+        Raises:
+            RuntimeError: The provider was never started, and no port was given.
+        """
         if self._port == 0:
-            raise RuntimeError("the provider has no address yet: enter it with `with` or start()")
+            raise RuntimeError("the provider has no address yet: start it with `with` or start()")
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def token_url(self) -> str:
-        """The token endpoint."""
+        """The URL of the token endpoint."""
         return f"{self.base_url}/token"
 
-    # -- steering --------------------------------------------------------------------------------
+    # -- grants, counters and faults -------------------------------------------------------------
 
     def new_grant(self, user: str, *, scope: str = "read write") -> dict[str, Any]:
-        """Log ``user`` in: a new grant's token response (RFC 6749 section 5.1)."""
+        """Log ``user`` in and return the token response of the new grant (RFC 6749 section 5.1)."""
         with self._state:
             grant = _Grant(user=user, scope=scope)
             self._issue(grant, scope, rotate=True)
             return self._response(grant, with_refresh=True)
 
     def stats(self) -> ProviderStats:
-        """A consistent snapshot of the counters."""
+        """Return a consistent snapshot of the counters."""
         with self._state:
             return ProviderStats(
                 requests=self._requests,
@@ -281,9 +291,13 @@ class StrictRotatingProvider:
         *,
         error: str = "temporarily_unavailable",
     ) -> None:
-        """Answer the next ``times`` token requests with ``status``, consuming nothing.
+        """Answer the next ``times`` token requests with an error, without consuming their refresh tokens.
 
-        ``retry_after`` becomes the ``Retry-After`` header: seconds, or an HTTP date.
+        Args:
+            status: The HTTP status.
+            times: The number of token requests.
+            retry_after: The ``Retry-After`` header: seconds, or an HTTP date. Default: None, no such header.
+            error: The OAuth error code.
         """
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         reply = _HttpError(status, error, "injected fault", headers).reply
@@ -291,13 +305,13 @@ class StrictRotatingProvider:
             self._faults.extend([reply] * times)
 
     def drop_next_response(self, times: int = 1) -> None:
-        """Carry out the next ``times`` successful refreshes but hang up instead of answering."""
+        """Let the next ``times`` successful refreshes take effect, but close the connection instead of responding."""
         with self._state:
             self._drops += times
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep back the answers to token requests until the block ends; they still take effect."""
+        """Delay the responses to token requests until the block ends; the requests take effect at once."""
         gate: Future[None] = Future()
         with self._state:
             self._gates.append(gate)
@@ -306,26 +320,26 @@ class StrictRotatingProvider:
         finally:
             with self._state, suppress(ValueError):
                 self._gates.remove(gate)
-            with suppress(InvalidStateError):  # stop() came first
+            with suppress(InvalidStateError):  # stop() has cancelled it
                 gate.set_result(None)
 
     def wait_for_requests(self, n: int, timeout: float = 10.0) -> None:
-        """Block until ``stats().requests`` reaches ``n``: so many have taken effect in all.
+        """Block until ``n`` token requests have taken effect since the provider was made (``stats().requests``).
 
-        From a coroutine: ``await asyncio.to_thread(provider.wait_for_requests, n)``.
+        In a coroutine, write ``await asyncio.to_thread(provider.wait_for_requests, n)``.
 
         Raises:
-            TimeoutError: Fewer came within ``timeout`` seconds.
+            TimeoutError: There were fewer after ``timeout`` seconds.
         """
         with self._state:
             if not self._state.wait_for(lambda: self._requests >= n, timeout):
-                raise TimeoutError(f"{self._requests} of {n} token requests in {timeout} s")
+                raise TimeoutError(f"only {self._requests} of {n} token requests within {timeout} s")
 
-    # -- the loop thread -------------------------------------------------------------------------
+    # -- in the event loop's thread --------------------------------------------------------------
 
     def _run(self, listener: socket.socket, ready: Future[Callable[[], object]]) -> None:
         try:
-            # A loop with a selector whatever the process's policy: `_serve` needs `add_reader`.
+            # A selector event loop, whatever the process's event loop policy, because `_serve` needs `add_reader`.
             with listener, asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(self._serve(listener, ready))
         except BaseException as exc:
@@ -335,28 +349,28 @@ class StrictRotatingProvider:
 
     async def _serve(self, listener: socket.socket, ready: Future[Callable[[], object]]) -> None:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-        conversations: set[asyncio.Task[None]] = set()
+        connections: set[asyncio.Task[None]] = set()
 
-        # Not `asyncio.start_server`: closing it leaks the connections that it accepted but has not handed over yet.
+        # Not `asyncio.start_server`: when closed, it leaks connections that it has accepted but not passed on yet.
         def accept() -> None:
-            with suppress(OSError):  # the client left again
+            with suppress(OSError):  # the client has closed the connection already
                 connection, _ = listener.accept()
                 connection.setblocking(False)
-                task = loop.create_task(self._converse(connection))
-                conversations.add(task)
-                task.add_done_callback(conversations.discard)
+                task = loop.create_task(self._serve_connection(connection))
+                connections.add(task)
+                task.add_done_callback(connections.discard)
 
         listener.setblocking(False)
         loop.add_reader(listener, accept)
         ready.set_result(lambda: loop.call_soon_threadsafe(stopping.set))
         await stopping.wait()
         loop.remove_reader(listener)
-        await asyncio.sleep(0)  # every conversation begins, so that it closes its connection when cancelled
-        for task in conversations:
+        await asyncio.sleep(0)  # a task cancelled before its first step would not close its connection
+        for task in connections:
             task.cancel()
-        await asyncio.gather(*conversations, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
 
-    async def _converse(self, connection: socket.socket) -> None:
+    async def _serve_connection(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection, limit=_MAX_BYTES)
         keep_alive = True
         try:
@@ -364,7 +378,7 @@ class StrictRotatingProvider:
                 head_only = False
                 try:
                     request = await _read_request(reader, writer)
-                except _HttpError as error:  # the stream's framing is lost: answer and hang up
+                except _HttpError as error:  # the next request's start is unknown: respond, then close
                     reply, keep_alive = error.reply, False
                 else:
                     answer = await self._answer(request)
@@ -375,13 +389,13 @@ class StrictRotatingProvider:
                 now = self._clock()
                 writer.write(reply.encode(now=now, head_only=head_only, keep_alive=keep_alive))
                 await writer.drain()
-            # Closing with unread input would reset the connection and might destroy the answer.
+            # Read to the end: closing a socket with unread input resets the connection, which can lose the response.
             writer.write_eof()
             async with asyncio.timeout(1):
                 while await reader.read(_MAX_BYTES):
                     pass
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the client went away, or (TimeoutError is an OSError) would not
+            pass  # the client closed the connection, or did not do so in time (TimeoutError is an OSError)
         except asyncio.CancelledError:
             writer.transport.abort()
             raise
@@ -389,7 +403,7 @@ class StrictRotatingProvider:
             writer.close()
 
     async def _answer(self, request: _Request) -> _Reply | None:
-        """The reply once it is due, or ``None`` to hang up."""
+        """Handle the request; return the response when it is due, or None to close the connection instead."""
         with self._state:
             try:
                 reply = self._decide(request)
@@ -410,12 +424,12 @@ class StrictRotatingProvider:
             for gate in gates:
                 await asyncio.wrap_future(gate)
         finally:
-            # Before the bytes leave: whoever has the answer does not see itself in flight.
+            # Before the response is sent, so that a client that has it does not count as in flight.
             with self._state:
                 self._in_flight -= 1
         return None if dropped else reply
 
-    # -- decisions, all under the lock -----------------------------------------------------------
+    # -- request handlers, which run with the lock held ------------------------------------------
 
     def _decide(self, request: _Request) -> _Reply:
         routes = {
@@ -430,7 +444,7 @@ class StrictRotatingProvider:
         if request.method != method:
             raise _HttpError(405, "invalid_request", f"use {method}", {"Allow": method})
         if self.outage and request.path != "/stats":
-            raise _HttpError(503, "temporarily_unavailable", "the provider is down")
+            raise _HttpError(503, "temporarily_unavailable", "the provider is unavailable")
         return handler(request)
 
     def _token(self, request: _Request) -> _Reply:
@@ -438,17 +452,17 @@ class StrictRotatingProvider:
             return self._faults.popleft()
         form = self._authenticated_form(request)
         if _required(form, "grant_type") != "refresh_token":
-            raise _HttpError(400, "unsupported_grant_type", "only refresh_token is supported")
+            raise _HttpError(400, "unsupported_grant_type", "the only supported grant_type is refresh_token")
         token = _required(form, "refresh_token")
         grant = self._refresh_tokens.get(token)
         if grant is None:
             raise _HttpError(400, "invalid_grant", "unknown refresh token")
         scope = form.get("scope", grant.scope)
         if not set(scope.split()) <= set(grant.scope.split()):  # RFC 6749 section 6
-            raise _HttpError(400, "invalid_scope", "exceeds the scope granted by the user")
+            raise _HttpError(400, "invalid_scope", "the scope exceeds what the user granted")
         now = self._clock()
         if token != grant.refresh:
-            # Older ones get no grace: their successor is used, so somebody is ahead of the caller.
+            # No grace for older refresh tokens: the ones that replaced them are used.
             in_grace = token == grant.previous and now - grant.rotated_at < self.grace
             if grant.revoked or not in_grace:
                 self._reuses += 1
@@ -466,22 +480,22 @@ class StrictRotatingProvider:
         return _Reply(200, self._response(grant, with_refresh=rotate))
 
     def _revoke(self, request: _Request) -> _Reply:
-        """RFC 7009: a refresh token takes its grant along, an access token only itself."""
+        """Revoke a token (RFC 7009). A refresh token is revoked with its grant, an access token alone."""
         token = _required(self._authenticated_form(request), "token")
         self._access_tokens.pop(token, None)
         if grant := self._refresh_tokens.get(token):
             self._revoke_grant(grant)
-        return _Reply(200)  # for an unknown token too, section 2.2
+        return _Reply(200)  # also for an unknown token (RFC 7009 section 2.2)
 
     def _resource(self, request: _Request) -> _Reply:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":  # RFC 6750 section 3.1: no error code without a token
+        if scheme.lower() != "bearer":  # without a token, the challenge has no error code (RFC 6750 section 3.1)
             challenge = {"WWW-Authenticate": f"Bearer {_REALM}"}
             raise _HttpError(401, "invalid_token", "a Bearer token is required", challenge)
         grant = self._access_tokens.get(token.strip())
         if grant is None or self._clock() >= grant.access_expires:
             challenge = {"WWW-Authenticate": f'Bearer {_REALM}, error="invalid_token"'}
-            raise _HttpError(401, "invalid_token", "unknown, expired or revoked", challenge)
+            raise _HttpError(401, "invalid_token", "the token is unknown, expired or revoked", challenge)
         return _Reply(200, {"user": grant.user, "scope": grant.access_scope})
 
     def _authenticated_form(self, request: _Request) -> dict[str, str]:
@@ -489,7 +503,7 @@ class StrictRotatingProvider:
         if media_type != "application/x-www-form-urlencoded":
             raise _HttpError(415, "invalid_request", "use application/x-www-form-urlencoded")
         try:
-            # Parameters without a value count as omitted (section 3.2): parse_qsl drops them.
+            # parse_qsl drops parameters without a value, which count as omitted (RFC 6749 section 3.2).
             pairs = parse_qsl(request.body.decode(), errors="strict", max_num_fields=100)
         except ValueError:
             raise _HttpError(400, "invalid_request", "malformed body") from None
@@ -553,10 +567,14 @@ def _required(form: Mapping[str, str], name: str) -> str:
 
 
 def _credentials(header: str | None, form: Mapping[str, str]) -> tuple[str, str]:
-    """The client's id and secret (RFC 6749 section 2.3.1); ``ValueError`` if it does not give them."""
+    """Return the client's id and secret (RFC 6749 section 2.3.1).
+
+    Raises:
+        ValueError: The request does not contain them.
+    """
     if header is None:
         return form.get("client_id", ""), form.get("client_secret", "")
-    if "client_secret" in form:  # section 2.3
+    if "client_secret" in form:  # RFC 6749 section 2.3 allows one method
         raise _HttpError(400, "invalid_request", "more than one client authentication")
     scheme, _, encoded = header.partition(" ")
     client_id, _, secret = (
@@ -564,12 +582,16 @@ def _credentials(header: str | None, form: Mapping[str, str]) -> tuple[str, str]
         for part in b64decode(encoded.strip(), validate=True).decode().partition(":")
     )
     if scheme.lower() != "basic" or form.get("client_id", client_id) != client_id:
-        raise ValueError("not Basic, or another client's id in the body")
+        raise ValueError("the scheme is not Basic, or the body names another client_id")
     return client_id, secret
 
 
 async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Request:
-    """One HTTP/1.x request (RFC 9112), small and of known length, or :class:`_HttpError`."""
+    """Read one HTTP/1.x request (RFC 9112) of known, limited length.
+
+    Raises:
+        _HttpError: It is not such a request.
+    """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -604,7 +626,7 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """The default of httpx, made once: loading the certificates takes longer than a refresh and blocks the loop."""
+    """Make httpx's default TLS context once: loading the certificates is slow and blocks the event loop."""
     import httpx
 
     return httpx.create_ssl_context(trust_env=False)
@@ -618,31 +640,31 @@ async def refresh_over_http(
     client_secret: str,
     timeout: float = 10.0,
 ) -> dict[str, Any]:
-    """Refresh at ``token_url`` (RFC 6749 section 6): the token response.
+    """Refresh at ``token_url`` and return the token response (RFC 6749 section 6).
 
-    Ignores proxy settings, as they would divert loopback traffic, and follows no redirect.
+    Ignores proxy settings, which would redirect loopback traffic, and follows no HTTP redirect.
 
     Args:
-        token_url: The token endpoint.
-        refresh_token: Consumed by a rotating provider, even if its answer is lost.
-        client_id: Sent with the secret as HTTP Basic.
+        token_url: The URL of the token endpoint.
+        refresh_token: The refresh token; a rotating provider consumes it, even if its response is lost.
+        client_id: The client's id, sent with the secret as HTTP Basic.
         client_secret: The client's secret.
-        timeout: Seconds for each network operation.
+        timeout: Seconds for each network operation. Default: 10.
 
     Raises:
-        ProviderError: The endpoint refused, or its answer is no token response.
+        ProviderError: The endpoint refused, or its response is not a token response.
         MissingDependencyError: httpx is not installed.
-        httpx.TransportError: There was no answer.
+        httpx.TransportError: There was no response.
     """
     try:
-        import httpx  # here, as the server does without
+        import httpx  # imported here because the server does not need it
     except ImportError as exc:
         raise MissingDependencyError("refresh_over_http needs httpx: pip install 'tokenstore[cli]'") from exc
     async with httpx.AsyncClient(verify=_tls_context(), trust_env=False, timeout=timeout) as client:
         answer = await client.post(
             token_url,
             data={"grant_type": "refresh_token", "refresh_token": refresh_token},
-            auth=(quote_plus(client_id), quote_plus(client_secret)),  # section 2.3.1 encodes both
+            auth=(quote_plus(client_id), quote_plus(client_secret)),  # both encoded, see RFC 6749 section 2.3.1
         )
     tokens: Any = None
     with suppress(ValueError):
@@ -650,6 +672,6 @@ async def refresh_over_http(
     if answer.status_code == 200 and isinstance(tokens, dict) and "access_token" in tokens:
         return tokens
     error = tokens.get("error") if isinstance(tokens, dict) else None
-    # Only what looks like an error code: whatever else a server echoes may contain a token.
+    # Only text that looks like an error code: any other text from a server may contain a token.
     known = isinstance(error, str) and re.fullmatch(r"[a-z_]{1,40}", error)
     raise ProviderError(answer.status_code, str(error) if known else "invalid_response")
