@@ -1,1 +1,1 @@
-"""Measurements, to be run from the checkout: ``python -m benchmarks``; see ``docs/benchmarks.md``."""
+"""Benchmarks. Run them in the root of the checkout with ``python -m benchmarks``; see ``docs/benchmarks.md``."""

@@ -1,4 +1,4 @@
-"""One worker's part: its contenders on one table, and a turn of each when the controller says so."""
+"""What one worker process does: it opens the contenders on one table and measures one when the controller asks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import inspect, text
 
-from benchmarks.contenders import OURS, Arena, Contender, MissingError, Operations, Tokenstore, contenders
+from benchmarks.contenders import OURS, Contender, MissingError, Operations, TableTarget, Tokenstore, contenders
 from benchmarks.databases import Database
 from benchmarks.floors import connect, fill
 from benchmarks.measure import Operation, Sample, closed_loop, percentile
@@ -23,7 +23,7 @@ from benchmarks.settings import Settings
 from benchmarks.tokens import ACCESS, EXTENT, REFRESH, key, sealed_row
 from tokenstore.records import SealedTokens, TokenKey
 
-__all__ = ["CASES", "Bench", "Entrant"]
+__all__ = ["CASES", "Bench", "ContenderInfo"]
 
 _HOT: Final = 8
 _DRAWN: Final = 5000
@@ -35,16 +35,16 @@ _STATM: Final = Path("/proc/self/statm")
 
 
 class Case(NamedTuple):
-    """What callers do, and to which rows."""
+    """One workload: the operation that callers repeat, and the keys of the rows."""
 
     pick: Callable[[Operations], Operation | None]
     keys: Callable[[Bench], Iterator[TokenKey]]
     finds: bool | None = None
-    """Of a load: whether there is a row."""
+    """For a load: whether the row exists; None: not a load."""
 
 
-class Entrant(NamedTuple):
-    """A contender as the controller knows it; ``problem`` says why it does not take part."""
+class ContenderInfo(NamedTuple):
+    """What the controller knows of a contender; ``problem`` says why it is not measured, empty if it is."""
 
     name: str
     kind: str
@@ -54,7 +54,7 @@ class Entrant(NamedTuple):
 
 
 class Bench:
-    """The contenders of one database, in one process and one event loop."""
+    """The contenders on one database, in one process and one event loop."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
@@ -64,26 +64,26 @@ class Bench:
         self._salt = f"new{random.randrange(16**5):05x}"
         self._rows = 0
 
-    # ---- Before and after
+    # ---- Setting up and cleaning up
 
     async def setup(self, table: str, rows: int) -> None:
-        """Create the shared table, and fill it. One process does so before the others open anything."""
-        arena = self._arena(table)
-        ours = Tokenstore(arena)
+        """Create and fill the shared table. Called in one process, before any other process opens the table."""
+        target = self._target(table)
+        ours = Tokenstore(target)
         await ours.open()
         try:
             await ours.store.setup()
             if self.database.dialect:
-                await fill(arena, rows)
+                await fill(target, rows)
             elif not self.database.one_process:
                 await _put(ours, rows)
         finally:
             await ours.close()
 
-    async def open(self, table: str, rows: int, *, only: tuple[str, ...] = ()) -> list[Entrant]:
-        """Open every contender (or only these), except those that are missing something."""
-        arena, self._rows, entrants = self._arena(table), rows, []
-        for contender in contenders(arena, peers=self.settings.peers):
+    async def open(self, table: str, rows: int, *, only: tuple[str, ...] = ()) -> list[ContenderInfo]:
+        """Open all contenders, or only those named, except those whose package is not installed."""
+        target, self._rows, infos = self._target(table), rows, []
+        for contender in contenders(target, peers=self.settings.peers):
             if only and contender.name not in only:
                 continue
             problem = ""
@@ -93,23 +93,25 @@ class Bench:
                 problem = str(error)
             else:
                 self._contenders[contender.name] = contender
-            entrants.append(Entrant(contender.name, contender.kind, contender.title, contender.most_callers, problem))
+            infos.append(
+                ContenderInfo(contender.name, contender.kind, contender.title, contender.most_callers, problem)
+            )
         if self.database.one_process:
             await self._ours.store.setup()
             await _put(self._ours, rows)
-        return entrants
+        return infos
 
     async def fill(self, *, first: bool) -> None:
-        """Fill the contenders' own tables, in the first process; in the others only get ready."""
+        """Prepare the contenders; the first process also fills the contenders' own tables."""
         for contender in self._contenders.values():
             if first or contender.kind in ("floor", "reference"):
                 await contender.fill(self._rows)
-        # What stays to the end need not be looked through before each turn.
+        # Exempt these objects from garbage collection: they live to the end, and scanning them would cost time.
         gc.collect()
         gc.freeze()
 
     async def server(self) -> dict[str, str]:
-        """The server's version, and its settings that decide what a commit costs."""
+        """Return the server's version, and its settings that decide the cost of a commit."""
         if not self.database.dialect:
             return {}
         sqlite, mysql = (self.database.dialect == name for name in ("sqlite", "mysql"))
@@ -131,9 +133,9 @@ class Bench:
             await engine.dispose()
 
     async def clean(self, tables: list[str], rows: int) -> None:
-        """Drop these tables, or delete our rows where tables are not ours to drop."""
+        """Drop these tables; on a database that only tokenstore can open, delete the rows instead."""
         if not self.database.dialect:
-            ours = Tokenstore(self._arena(""))
+            ours = Tokenstore(self._target(""))
             await ours.open()
             for number in range(rows):
                 await ours.store.delete_tokens(*key(number))
@@ -149,13 +151,13 @@ class Bench:
             await engine.dispose()
 
     async def close(self) -> None:
-        """Close every contender; another table can be opened then."""
+        """Close all contenders. Afterwards another table can be opened."""
         while self._contenders:
             _, contender = self._contenders.popitem()
             await contender.close()
 
-    def _arena(self, table: str) -> Arena:
-        return Arena(self.database, table, self.settings.pool_size)
+    def _target(self, table: str) -> TableTarget:
+        return TableTarget(self.database, table, self.settings.pool_size)
 
     @property
     def _ours(self) -> Tokenstore:
@@ -163,16 +165,16 @@ class Bench:
         assert isinstance(ours, Tokenstore)
         return ours
 
-    # ---- Turns
+    # ---- Measuring
 
-    async def able(self, name: str, case: str) -> bool:
-        """Whether this contender can do that at all."""
+    async def supports(self, name: str, case: str) -> bool:
+        """Whether this contender has the workload's operation."""
         contender = self._contenders[name]
         await contender.prepare(1)
         return CASES[case].pick(contender.operations(0)) is not None
 
-    async def turn(self, name: str, case: str, callers: int, seconds: float) -> Sample:
-        """One turn of one contender."""
+    async def measure(self, name: str, case: str, callers: int, seconds: float) -> Sample:
+        """Measure one contender for that many seconds."""
         contender, chosen = self._contenders[name], CASES[case]
         await contender.prepare(callers)
         operations = [chosen.pick(contender.operations(caller)) for caller in range(callers)]
@@ -180,21 +182,21 @@ class Bench:
         if chosen.finds is not None and (operation := operations[0]) is not None:
             found = await operation(*next(keys))
             if (found is not None) is not chosen.finds:
-                raise RuntimeError(f"{name} answers {'something' if found else 'nothing'} in {case}")
+                raise RuntimeError(f"{case}: {name} returned {'a row' if found else 'no row'}")
         gc.collect()
         return await closed_loop([operation for operation in operations if operation is not None], keys, seconds)
 
     def hot(self) -> Iterator[TokenKey]:
-        """A few keys that everybody wants."""
+        """A few keys, used by all callers."""
         return cycle(random.sample([key(number) for number in range(_HOT)], _HOT))
 
     def cold(self, below: int | None = None) -> Iterator[TokenKey]:
-        """Any key, each as likely."""
+        """Random keys of the table, each equally likely."""
         count = self._rows if below is None else min(below, self._rows)
         return cycle([key(random.randrange(count)) for _ in range(_DRAWN)])
 
     def writable(self) -> Iterator[TokenKey]:
-        """Keys whose sealed values the floors have ready."""
+        """Keys for which the floors have prepared sealed values."""
         return self.cold(EXTENT)
 
     def missing(self) -> Iterator[TokenKey]:
@@ -202,13 +204,13 @@ class Bench:
         return cycle([key(number, "nobody") for number in range(100)])
 
     def fresh(self) -> Iterator[TokenKey]:
-        """Keys that nobody has used yet."""
+        """Keys of rows that do not exist yet, each used once."""
         return (key(number, self._salt) for number in self._fresh)
 
-    # ---- What has a shape of its own
+    # ---- Workloads without a closed loop
 
     async def refresh(self) -> dict[str, float]:
-        """Many callers on one expired token, beside a few that load other rows; times in µs."""
+        """Let many callers refresh one expired token while a few others load other rows; times in µs."""
         store, waiting, seconds = self._ours.store, self.settings.waiting, self.settings.provider_seconds
         place = ("bench", "hot")
         calls = 0
@@ -235,7 +237,7 @@ class Bench:
         }
 
     async def _beside(self, work: Any) -> list[int]:
-        """How long loads of other rows take while the work is done, in nanoseconds, sorted."""
+        """Run ``work``; return the sorted latencies in nanoseconds of concurrent loads of other rows."""
         load, lengths = self._ours.store.load_tokens, []
 
         async def read(keys: Iterator[TokenKey]) -> None:
@@ -253,7 +255,7 @@ class Bench:
         return sorted(lengths)
 
     async def list_all(self, name: str) -> dict[str, float]:
-        """Walk over all rows: µs a row, and by how much the process grew, in MB (where the system tells)."""
+        """List all rows: µs for each row, and the growth of the process's memory in MB (only on Linux)."""
         gc.collect()
         before, most, seen = _resident(), 0.0, 0
         began = perf_counter_ns()
@@ -271,8 +273,8 @@ class Bench:
         return result | ({"growth_mb": max(most - before, 0.0)} if name == OURS and before else {})
 
     async def _scan(self) -> int:
-        """The bare keyset scan, on one connection."""
-        link = await connect(self._ours.arena)
+        """Read all rows with keyset pagination on one connection of the driver; return their number."""
+        link = await connect(self._ours.target)
         try:
             seen, after = 0, ("", "")
             while True:
@@ -296,14 +298,14 @@ def _text(value: str | bytes) -> str:
 
 
 def _resident() -> float:
-    """Memory of this process that is in RAM, in MB; 0 where the system does not tell."""
+    """Resident memory of this process in MB; 0 on systems other than Linux."""
     if not _STATM.exists():
         return 0.0
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 async def _put(ours: Tokenstore, rows: int) -> None:
-    """Fill through the protocol, for a backend that we know nothing of."""
+    """Store rows through the backend protocol, for a database that only tokenstore can open."""
 
     async def put(number: int) -> None:
         row = sealed_row(key(number))
@@ -322,15 +324,15 @@ async def _put(ours: Tokenstore, rows: int) -> None:
 
 
 def _mixed(operations: Operations) -> Operation | None:
-    """Nineteen loads, and a store somewhere among them."""
+    """Nineteen loads and one store, in random order."""
     load, store = operations.load, operations.store
     if store is None:
         return None
-    dice = cycle(random.sample([True] + [False] * 19, 20))
+    writes = cycle(random.sample([True] + [False] * 19, 20))
     write = store
 
     def act(provider: str, user_id: str) -> Any:
-        return (write if next(dice) else load)(provider, user_id)
+        return (write if next(writes) else load)(provider, user_id)
 
     return act
 
@@ -344,4 +346,4 @@ CASES: Final[dict[str, Case]] = {
     "lock": Case(lambda can: can.lock, Bench.writable),
     "store/insert": Case(lambda can: can.store, Bench.fresh),
 }
-"""By the name of the workload, and of its variant. Inserts come last: they leave rows behind."""
+"""Workloads by name and variant. Inserts come last because they make the table larger."""

@@ -16,18 +16,18 @@ from benchmarks.settings import DEFAULT, QUICK, WORKLOADS, Settings
 __all__ = ["main"]
 
 _RUN = """\
-Without a URL: SQLite in a temporary folder, and the private servers that the tests start. With URLs: whatever
-tokenstore takes; tables are made under random names and dropped at the end. Further commands, each with a --help:
-`compare BEFORE.json AFTER.json`, `show FILE.json`, `plot FILE.json FOLDER`."""
+Without a URL, this measures SQLite in a temporary folder, and the private servers that the tests start. A URL can be
+any that tokenstore accepts. The program creates tables with random names and drops them at the end. There are more
+commands, each with --help: `compare BEFORE.json AFTER.json`, `show FILE.json` and `plot FILE.json FOLDER`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line says, and exit."""
+    """Run the command that the arguments name, and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         import rich  # noqa: F401
     except ImportError:
-        sys.exit('the tables need rich: pip install "tokenstore[cli]"')
+        sys.exit('printing the tables needs rich: pip install "tokenstore[cli]"')
     commands = {"compare": _compare, "show": _show, "plot": _plot}
     command = commands.get(words[0]) if words else None
     sys.exit(_run(words) if command is None else command(words[1:]))
@@ -51,12 +51,15 @@ def _compare(words: Sequence[str]) -> int:
     from benchmarks.report import console
 
     parser = _parser(
-        " compare", "What became slower or faster beyond the noise; exit code 1 if anything became slower."
+        " compare", "Compare two runs. The exit code is 1 if anything became slower by more than the noise."
     )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument(
-        "--tolerance", type=float, default=compare.TOLERANCE, help="a smaller part is no change (default: %(default)s)"
+        "--tolerance",
+        type=float,
+        default=compare.TOLERANCE,
+        help="smaller changes are ignored, as a fraction (default: %(default)s)",
     )
     chosen = parser.parse_args(words)
     before, after = _read(chosen.before, chosen.after)
@@ -96,7 +99,7 @@ def _draw(results: Any, folder: Path) -> int:
 def _numbers(text: str) -> tuple[int, ...]:
     numbers = tuple(sorted({_positive(part) for part in text.split(",")}))
     if not numbers:
-        raise argparse.ArgumentTypeError("numbers, separated by commas")
+        raise argparse.ArgumentTypeError("expected numbers, separated by commas")
     return numbers
 
 
@@ -106,7 +109,7 @@ def _positive(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return number
 
 
@@ -115,18 +118,18 @@ def _run_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("urls", nargs="*", metavar="URL")
     add("--workload", choices=WORKLOADS, action="append", dest="workloads", help="may be repeated; default: all")
-    add("--callers", type=_numbers, help="callers at once in each process, e.g. 1,8,32,256")
-    add("--processes", type=int, choices=range(1, 5), help="processes that call, their rates added")
+    add("--callers", type=_numbers, help="concurrent callers in each process, e.g. 1,8,32,256")
+    add("--processes", type=int, choices=range(1, 5), help="number of calling processes; their rates are added")
     add("--rows", type=_positive, help="rows of the table")
     add("--most-rows", type=_positive, help="rows of the largest table, for `rows` and `list`")
-    add("--rounds", type=_positive, help="how often everybody has a turn")
-    add("--seconds", type=float, help="how long a turn is")
+    add("--rounds", type=_positive, help="number of rounds; each contender is measured once in a round")
+    add("--seconds", type=float, help="seconds for which a contender is measured in a round")
     add("--loop", choices=("asyncio", "uvloop", "both"), help="event loop")
-    add("--pool-size", type=_positive, help="the most connections of each pool")
-    add("--no-peers", action="store_const", const=False, dest="peers", help="leave other libraries out")
-    add("--quick", action="store_true", help="seconds rather than minutes; the figures say little")
-    add("--json", type=Path, metavar="FILE", help="write every round's numbers")
-    add("--plots", type=Path, metavar="FOLDER", help="draw plots")
+    add("--pool-size", type=_positive, help="maximum connections of each pool")
+    add("--no-peers", action="store_const", const=False, dest="peers", help="do not measure other libraries")
+    add("--quick", action="store_true", help="a short run that tests the program; its figures are not meaningful")
+    add("--json", type=Path, metavar="FILE", help="write the numbers of all rounds to this file")
+    add("--plots", type=Path, metavar="FOLDER", help="draw plots into this folder")
     return parser
 
 
@@ -181,10 +184,10 @@ def _run(words: Sequence[str]) -> int:
         results.environment = environment(run.servers)
     report(results, console())
     for name, problem in run.missing.items():
-        print(f"left out: {name}: {problem}")
+        print(f"not measured: {name}: {problem}")
     if chosen.json:
         results.write(chosen.json)
     if failure:
-        print(f"this is all that was measured: {failure}", file=sys.stderr)
+        print(f"the run ended early, so results are incomplete: {failure}", file=sys.stderr)
         return 2
     return _draw(results, chosen.plots) if chosen.plots else 0

@@ -1,4 +1,4 @@
-"""Two runs beside each other: what became slower, or faster, by more than the noise."""
+"""Comparison of two runs: which figures became slower or faster by more than the noise."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from benchmarks.results import Cell, Results
 __all__ = ["Change", "changes", "compare"]
 
 TOLERANCE: Final = 0.05
-"""A change of less than this part is none, however sure."""
+"""A change by a smaller fraction is ignored, even if it is significant."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one cell of ours.
+    """The change of one cell of tokenstore between two runs.
 
     Attributes:
-        cell: The later run's.
-        floor: What both were divided by in their own runs, so that a slower machine does not count; empty: nothing.
-        ratio: Cost after over cost before, with its 99 % interval.
-        verdict: What that amounts to.
+        cell: The later run's cell.
+        floor: The floor by which both cells were divided in their own runs, so that a slower machine does not matter;
+            empty: they were not divided.
+        ratio: The cost after divided by the cost before, with its 99 % interval.
+        verdict: The conclusion from the ratio and the tolerance.
     """
 
     cell: Cell
@@ -36,7 +37,7 @@ class Change:
 
 
 def changes(before: Results, after: Results, tolerance: float = TOLERANCE) -> Iterator[Change]:
-    """Every cell of ours that both runs have."""
+    """Compare each cell of tokenstore that both runs have."""
     for cell in after.cells:
         earlier = before.cell(cell.place, cell.contender)
         if cell.kind != "ours" or earlier is None or not (cell.rounds and earlier.rounds):
@@ -59,13 +60,13 @@ def compare(before: Results, after: Results, out: Console, tolerance: float = TO
     """Print what changed.
 
     Returns:
-        Whether nothing became slower.
+        True if no cell became slower.
     """
     found = list(changes(before, after, tolerance))
     if not found:
-        out.print("The two runs have nothing in common.")
+        out.print("The two runs have no measurement in common.")
         return True
-    table = Table(title="Cost after over cost before, with its 99 % interval", title_justify="left")
+    table = Table(title="Cost after divided by cost before, with its 99 % interval", title_justify="left")
     for heading in ("workload", "database", "loop", "callers", "rows", "measured in", "after / before", ""):
         table.add_column(heading)
     for change in found:

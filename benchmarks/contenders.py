@@ -1,4 +1,4 @@
-"""What is measured: ours, floors below it, peers beside it, and references."""
+"""What is measured, the contenders: tokenstore, floors (the driver alone), references and peers (other libraries)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,25 @@ from tokenstore.registry import backend_for_url
 if TYPE_CHECKING:
     from tokenstore.store import AuthTokenStore
 
-__all__ = ["OURS", "Arena", "Contender", "Kind", "MissingError", "Operations", "Tokenstore", "contenders", "missing"]
+__all__ = [
+    "OURS",
+    "Contender",
+    "Kind",
+    "MissingError",
+    "Operations",
+    "TableTarget",
+    "Tokenstore",
+    "contenders",
+    "missing",
+]
 
 Kind = Literal["ours", "floor", "reference", "peer"]
 OURS: Final = "tokenstore"
 
 
 @dataclass(frozen=True)
-class Arena:
-    """One database, and the table in it that ours and the floors share; the peers' have names that begin like it."""
+class TableTarget:
+    """A table that tokenstore and the floors share; the names of the peers' tables begin with its name."""
 
     database: Database
     table: str
@@ -32,7 +42,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Operations:
-    """What one caller can do; None where the contender cannot."""
+    """The operations of one caller; None: the contender does not have it."""
 
     load: Operation
     store: Operation | None = None
@@ -40,69 +50,73 @@ class Operations:
 
 
 class MissingError(Exception):
-    """A contender's package is not installed; the message says which, and what to do."""
+    """A contender's package is not installed; the message says how to install it."""
 
 
 def missing(package: str) -> MissingError:
-    """The error for a package that is not there."""
+    """Make the error for a package that is not installed."""
     return MissingError(f'pip install "{package}" (or tokenstore[bench])')
 
 
 @dataclass
 class Contender(ABC):
-    """One way to keep tokens in a database."""
+    """One way to store tokens in a database."""
 
-    arena: Arena
+    target: TableTarget
     name: ClassVar[str]
-    """In files and on the command line."""
+    """The contender's name in result files."""
     kind: ClassVar[Kind]
     most_callers: ClassVar[int] = 1 << 30
-    """How many callers make sense."""
+    """The contender is not measured with more callers than this."""
 
     label: ClassVar[str]
-    """In tables and plots; ``{driver}`` stands for the driver's name."""
+    """The contender's name in tables and plots; ``{driver}`` is replaced by the driver's name."""
 
     @property
     def title(self) -> str:
         """The label, with the driver's name."""
-        return self.label.format(driver=self.arena.database.driver)
+        return self.label.format(driver=self.target.database.driver)
 
     async def open(self) -> None:
-        """Make what is needed to call; MissingError where that is not installed."""
+        """Connect, or make a pool.
+
+        Raises:
+            MissingError: A package that the contender needs is not installed.
+        """
 
     async def prepare(self, callers: int) -> None:
-        """Be ready for that many callers at once."""
+        """Prepare for that many concurrent callers."""
 
     async def fill(self, count: int) -> None:
-        """Put the first rows into tables of its own, if it has any."""
+        """Write the first ``count`` rows to the contender's own tables, if it has any."""
 
     @abstractmethod
     def operations(self, caller: int) -> Operations:
-        """What this caller calls."""
+        """Return the operations of the caller with this number."""
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
 
 
 class Tokenstore(Contender):
-    """Ours, as ``open_store`` makes it."""
+    """tokenstore, as ``open_store`` makes it."""
 
     name: ClassVar[str] = OURS
     label: ClassVar[str] = OURS
     kind: ClassVar[Kind] = "ours"
 
     async def open(self) -> None:
-        """Open the store; its table is made by ``setup``."""
-        database = self.arena.database
+        """Open the store. Its table is created by :meth:`benchmarks.bench.Bench.setup`."""
+        database = self.target.database
         if database.dialect:
             url = database.without("table", "pool_size")
-            self.backend = backend_for_url(url, {"table": self.arena.table, "pool_size": self.arena.pool_size})
+            self.backend = backend_for_url(url, {"table": self.target.table, "pool_size": self.target.pool_size})
         else:
             self.backend = backend_for_url(database.url, {})
         self.store: AuthTokenStore = open_store(self.backend, keyring=KEYRING)
 
     def operations(self, caller: int) -> Operations:
-        """The same for everybody: one store."""
+        """Return the same operations for all callers: they share one store."""
         store = self.store
 
         async def put(provider: str, user_id: str) -> None:
@@ -121,15 +135,15 @@ class Tokenstore(Contender):
         await self.store.aclose()
 
 
-def contenders(arena: Arena, *, peers: bool) -> list[Contender]:
-    """Everybody who can be measured on this database, ours first."""
+def contenders(target: TableTarget, *, peers: bool) -> list[Contender]:
+    """Make all contenders for this database, tokenstore first."""
     from benchmarks.floors import FLOORS
     from benchmarks.peers import PEERS, REFERENCES
 
-    database = arena.database
-    found: list[Contender] = [Tokenstore(arena)]
-    found += [floor(arena) for floor in FLOORS.get(database.driver, [])]
+    database = target.database
+    found: list[Contender] = [Tokenstore(target)]
+    found += [floor(target) for floor in FLOORS.get(database.driver, [])]
     if database.dialect:
-        found += [reference(arena) for reference in REFERENCES]
-        found += [peer(arena) for drivers, peer in PEERS if peers and (not drivers or database.driver in drivers)]
+        found += [reference(target) for reference in REFERENCES]
+        found += [peer(target) for drivers, peer in PEERS if peers and (not drivers or database.driver in drivers)]
     return found

@@ -1,4 +1,4 @@
-"""Which database a URL names, and how its driver connects to it without us."""
+"""The database that a URL names, and how to connect to it with its driver alone, without tokenstore."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 __all__ = ["Database", "databases", "private_urls"]
 
-# From the schemes that tokenstore takes to SQLAlchemy's names. A scheme that is not here has no floor and no peer.
+# SQLAlchemy's name for each scheme that tokenstore accepts. Other schemes have no floors and no peers.
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -39,8 +39,8 @@ class Database:
     """A database to measure.
 
     Attributes:
-        url: As tokenstore takes it.
-        name: What tables and files call it: no host, no password.
+        url: A URL that tokenstore accepts.
+        name: The database's name in tables and files; contains neither host nor password.
     """
 
     url: str
@@ -53,29 +53,29 @@ class Database:
 
     @property
     def dialect(self) -> str:
-        """``postgresql``, ``mysql`` or ``sqlite``; empty where only tokenstore knows how to get there."""
+        """``postgresql``, ``mysql`` or ``sqlite``; empty if only tokenstore can open the URL."""
         return _DRIVERS.get(self.scheme, "").partition("+")[0]
 
     @property
     def driver(self) -> str:
-        """The driver's package; empty as above."""
+        """The name of the driver's package; empty if only tokenstore can open the URL."""
         return _DRIVERS.get(self.scheme, "").partition("+")[2]
 
     @property
     def one_process(self) -> bool:
-        """Whether rows live in the process that stored them."""
+        """Whether only the process that stored the rows can read them."""
         return self.scheme == "memory"
 
     def without(self, *options: str) -> str:
-        """The URL without these options in its query; password and all."""
+        """Return the URL, including its password, without these options in its query."""
         return make_url(self.url).difference_update_query(options).render_as_string(hide_password=False)
 
     def path(self) -> str:
-        """SQLite's file."""
+        """Return the path of SQLite's file."""
         return str(make_url(self.url).database)
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the driver's ``connect``."""
+        """Return the keyword arguments for the driver's ``connect``."""
         url = make_url(self.url)
         arguments = {"host": url.host, "port": url.port, "user": url.username, "password": url.password}
         if self.driver == "asyncpg":
@@ -87,7 +87,7 @@ class Database:
         return {name: value for name, value in arguments.items() if value is not None} | self._options(url)
 
     def _options(self, url: URL) -> dict[str, Any]:
-        """The options of the URL's query that decide how to connect."""
+        """Return the URL's options that the driver needs to connect, as its keyword arguments."""
         query = {name: str(value) for name, value in url.query.items()}
         libpq: dict[str, Any] = {name: query[name] for name in _LIBPQ if name in query}
         unprepared = query.get("prepared_statements", "true").lower() in ("false", "0", "no", "off")
@@ -105,7 +105,7 @@ class Database:
         return found
 
     def engine(self, pool_size: int, **options: Any) -> AsyncEngine:
-        """An engine of SQLAlchemy's, for what is built on one; SQLite at the durability of ours."""
+        """Make a SQLAlchemy engine for peers that need one; on SQLite with the same durability as tokenstore."""
         url = make_url(self.url).set(drivername=f"{self.dialect}+{self.driver}", query={})
         bounds: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 60}
         if self.dialect != "sqlite":
@@ -123,7 +123,7 @@ class Database:
 
 
 def databases(urls: Sequence[str]) -> list[Database]:
-    """The databases of these URLs, each with a name of its own."""
+    """Give each URL's database a unique name."""
     found: list[Database] = []
     for url in urls:
         scheme = url.partition("://")[0].lower()
@@ -134,7 +134,7 @@ def databases(urls: Sequence[str]) -> list[Database]:
 
 
 def private_urls(folder: str) -> list[str]:
-    """SQLite in a folder, and the private servers that the tests start; they end with this process."""
+    """Return URLs of SQLite in a folder, and of the tests' private servers, which stop when this process ends."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
     servers: Any = importlib.import_module("servers")
     return [f"sqlite:///{folder}/t.db", servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")]

@@ -1,6 +1,6 @@
-"""What the drivers themselves cost: the same SQL on the same table, without sealing and without a record.
+"""Floors: the drivers alone, with the same SQL on the same table, without sealing and without building a record.
 
-No store can be faster than its driver does the same work. How much slower it is, is what a floor is for.
+No store can be faster than its driver doing the same work. A floor shows how much slower the store is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Final
 
-from benchmarks.contenders import Arena, Contender, Kind, Operations
+from benchmarks.contenders import Contender, Kind, Operations, TableTarget
 from benchmarks.databases import Database
 from benchmarks.measure import Operation
 from benchmarks.sql import SQL
@@ -27,10 +27,10 @@ Row = Sequence[Any]
 
 
 class Link:
-    """One connection of a driver, and what floors and fillers do on it.
+    """One connection of a driver, with the operations that floors need.
 
     Args:
-        connection: The driver's own; None for statements alone.
+        connection: The driver's connection; None: only the statements are needed.
         sql: The statements.
     """
 
@@ -41,28 +41,28 @@ class Link:
     @classmethod
     @abstractmethod
     async def connect(cls, database: Database) -> Any:
-        """Connect as the driver does, every statement on its own."""
+        """Connect in autocommit mode."""
 
     @classmethod
     def pool(cls, database: Database, size: int) -> Any:
-        """Something awaitable that gives the driver's own pool, full from the start."""
+        """Return an awaitable that makes the driver's own pool, with all its connections open."""
         raise NotImplementedError
 
     def key(self, provider: str, user_id: str) -> tuple[Any, ...]:
-        """A row's key as the driver takes it."""
+        """Convert a row's key to what the driver accepts."""
         return (provider, user_id)
 
     def part(self, text: str) -> Any:
-        """One part of a key as the driver takes it."""
+        """Convert one part of a key to what the driver accepts."""
         return text
 
     def row(self, row: SealedRow) -> tuple[Any, ...]:
-        """A row as the driver takes it."""
+        """Convert a row to what the driver accepts."""
         return tuple(row)
 
     @abstractmethod
     async def fetch(self, statement: str, parameters: Sequence[Any]) -> Sequence[Row]:
-        """All rows."""
+        """Execute a statement and return all rows."""
 
     @abstractmethod
     async def load(self, key: Sequence[Any]) -> Row | None:
@@ -74,7 +74,7 @@ class Link:
 
     @abstractmethod
     async def lock(self, key: Sequence[Any], values: Sequence[Any]) -> None:
-        """In a transaction, read a row under its lock and upsert it."""
+        """In one transaction, lock and read a row, then upsert it."""
 
     @abstractmethod
     async def fill(self, rows: Iterable[SealedRow]) -> None:
@@ -86,7 +86,7 @@ class Link:
 
 
 class Asyncpg(Link):
-    """asyncpg prepares by itself, and keeps what it has prepared."""
+    """asyncpg prepares and caches statements by itself."""
 
     @classmethod
     async def connect(cls, database: Database) -> Any:
@@ -158,7 +158,7 @@ class _Psycopg(Link):
 
 
 class _PyMySQL(Link):
-    """What aiomysql and asyncmy have in common: nearly everything."""
+    """The code that aiomysql and asyncmy have in common."""
 
     def key(self, provider: str, user_id: str) -> tuple[Any, ...]:
         return (provider.encode(), user_id.encode())  # the columns are binary
@@ -240,7 +240,7 @@ class _Asyncmy(_PyMySQL):
 
 
 class _Aiosqlite(Link):
-    """Three awaits, each a hop to the connection's thread and back."""
+    """Each operation awaits three calls in the connection's thread."""
 
     @classmethod
     async def connect(cls, database: Database) -> Any:
@@ -301,19 +301,19 @@ def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _sql(arena: Arena) -> SQL:
-    return SQL(arena.database.dialect, arena.database.driver, arena.table)
+def _sql(target: TableTarget) -> SQL:
+    return SQL(target.database.dialect, target.database.driver, target.table)
 
 
-async def connect(arena: Arena) -> Link:
-    """One connection of the driver."""
-    link = _LINKS[arena.database.driver]
-    return link(await link.connect(arena.database), _sql(arena))
+async def connect(target: TableTarget) -> Link:
+    """Open one connection of the driver."""
+    link = _LINKS[target.database.driver]
+    return link(await link.connect(target.database), _sql(target))
 
 
-async def fill(arena: Arena, count: int) -> None:
+async def fill(target: TableTarget, count: int) -> None:
     """Write the first rows of the shared table."""
-    link = await connect(arena)
+    link = await connect(target)
     try:
         await link.fill(sealed_rows(count))
     finally:
@@ -322,19 +322,19 @@ async def fill(arena: Arena, count: int) -> None:
 
 @dataclass
 class Floor(Contender):
-    """A floor, which has the sealed values of what it writes ready: ours must still be able to open them."""
+    """A floor. It prepares the sealed values that it writes, so that tokenstore can still open the rows."""
 
     kind: ClassVar[Kind] = "floor"
 
     def __post_init__(self) -> None:
-        link = self.link = _LINKS[self.arena.database.driver]
-        # A pool's connections are the driver's, so one object of ours serves them all.
-        self.statements = link(None, _sql(self.arena))
+        link = self.link = _LINKS[self.target.database.driver]
+        # This object has no connection; it only converts values and makes statements.
+        self.statements = link(None, _sql(self.target))
         self._ready: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._any = sealed_row(key(0))
 
     async def fill(self, count: int) -> None:
-        """Seal; the table is filled already."""
+        """Seal the values to write; the shared table is filled already."""
         places = map(key, range(min(count, EXTENT)))
         self._ready = {place: self._values(sealed_row(place)) for place in places}
 
@@ -342,13 +342,13 @@ class Floor(Contender):
         return self.statements.row(row)[:7]
 
     def values(self, provider: str, user_id: str) -> tuple[Any, ...]:
-        """The parameters of the upsert."""
+        """Return the parameters of the upsert."""
         ready = self._ready.get((provider, user_id))
-        # What is inserted beyond the filled rows is never opened.
+        # A new row gets another row's sealed values: it is never opened.
         return ready or self._values(self._any._replace(provider=provider, user_id=user_id))
 
     def on(self, link: Link) -> Operations:
-        """Everything on one connection."""
+        """Return operations that use this connection."""
         key, values = link.key, self.values
 
         async def load(provider: str, user_id: str) -> object:
@@ -364,47 +364,47 @@ class Floor(Contender):
 
 
 class Held(Floor):
-    """Each caller has a connection to itself."""
+    """A connection for each caller."""
 
     name: ClassVar[str] = "held"
     most_callers: ClassVar[int] = 32
     label: ClassVar[str] = "{driver}, held connection"
 
     async def open(self) -> None:
-        """Nothing yet: connections come with the callers."""
+        """Open no connection yet; :meth:`prepare` opens one for each caller."""
         self._links: list[Link] = []
 
     async def prepare(self, callers: int) -> None:
-        """Connect what is missing."""
+        """Open a connection for each caller that has none."""
         while len(self._links) < callers:
-            self._links.append(await connect(self.arena))
+            self._links.append(await connect(self.target))
 
     def operations(self, caller: int) -> Operations:
-        """On this caller's connection."""
+        """Return operations on this caller's connection."""
         return self.on(self._links[caller])
 
     async def close(self) -> None:
-        """Close them."""
+        """Close all connections."""
         for link in self._links:
             await link.close()
 
 
 class Pool(Floor):
-    """The driver's own pool, as it comes."""
+    """The driver's own pool, with its default options."""
 
     name: ClassVar[str] = "pool"
     label: ClassVar[str] = "{driver}, its pool"
 
     async def open(self) -> None:
-        """Fill the pool."""
+        """Make the pool."""
         self._pool = await self.make_pool()
 
     def make_pool(self) -> Any:
-        """The driver's pool, to be awaited."""
-        return self.link.pool(self.arena.database, self.arena.pool_size)
+        """Return an awaitable that makes the driver's pool."""
+        return self.link.pool(self.target.database, self.target.pool_size)
 
     def operations(self, caller: int) -> Operations:
-        """On whatever connection is free."""
+        """Return operations that take a connection from the pool."""
         pool, link, sql, key, values = self._pool, self.link, self.statements.sql, self.statements.key, self.values
 
         async def load(provider: str, user_id: str) -> object:
@@ -423,7 +423,7 @@ class Pool(Floor):
 
     async def close(self) -> None:
         """Close the pool."""
-        closing = self._pool.close()  # asyncpg waits here, the others in wait_closed
+        closing = self._pool.close()  # a coroutine with asyncpg; the other drivers have wait_closed
         if closing is not None:
             await closing
         else:
@@ -431,65 +431,65 @@ class Pool(Floor):
 
 
 class PoolWithoutReset(Pool):
-    """asyncpg's pool without the statement that it sends whenever a connection comes back."""
+    """asyncpg's pool without the reset statement that it sends whenever a connection is returned."""
 
     name: ClassVar[str] = "pool-no-reset"
     label: ClassVar[str] = "{driver}, its pool without reset"
 
     def make_pool(self) -> Any:
-        """A pool of connections that are not reset."""
+        """Make a pool whose connections are not reset."""
         import asyncpg
 
         class Connection(asyncpg.Connection):  # type: ignore[misc]
             async def reset(self, *, timeout: float | None = None) -> None:
                 pass
 
-        arena = self.arena
-        return Asyncpg.pool(arena.database, arena.pool_size, connection_class=Connection)
+        target = self.target
+        return Asyncpg.pool(target.database, target.pool_size, connection_class=Connection)
 
 
 class Aiosqlite(Floor):
-    """aiosqlite's connection, shared by all callers: three awaits an operation."""
+    """One aiosqlite connection, shared by all callers; each operation awaits three calls."""
 
     name: ClassVar[str] = "aiosqlite"
     label: ClassVar[str] = "aiosqlite, three awaits"
 
     async def open(self) -> None:
-        """Connect."""
-        self._connection = await connect(self.arena)
-        # One connection has one transaction at a time.
-        self._turn = asyncio.Lock()
+        """Open the connection."""
+        self._connection = await connect(self.target)
+        # A connection can have only one transaction at a time.
+        self._transaction_lock = asyncio.Lock()
 
     def operations(self, caller: int) -> Operations:
-        """On the one connection."""
+        """Return operations on the shared connection."""
         shared = self.on(self._connection)
         assert shared.lock is not None
         lock_alone = shared.lock
 
         async def lock(provider: str, user_id: str) -> None:
-            async with self._turn:
+            async with self._transaction_lock:
                 await lock_alone(provider, user_id)
 
         return Operations(shared.load, shared.store, lock)
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Close the connection."""
         await self._connection.close()
 
 
 class CallingThread(Floor):
-    """sqlite3 where we stand: the event loop waits for the disk."""
+    """sqlite3 in the event loop's thread, which blocks the event loop."""
 
     name: ClassVar[str] = "calling-thread"
     label: ClassVar[str] = "sqlite3, calling thread"
     most_callers: ClassVar[int] = 1
 
     async def open(self) -> None:
-        """Connect."""
+        """Open the connection."""
         self._connection = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        path = self.arena.database.path()
+        path = self.target.database.path()
         connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         for pragma in _PRAGMAS:
             connection.execute(pragma).close()
@@ -508,7 +508,7 @@ class CallingThread(Floor):
         self._connection.execute("COMMIT")
 
     def operations(self, caller: int) -> Operations:
-        """Nothing is awaited."""
+        """Return operations that never suspend."""
         return Operations(*map(self._wrap, (self._load, self._store, self._lock)))
 
     def _wrap(self, action: Callable[[str, str], object]) -> Operation:
@@ -518,19 +518,19 @@ class CallingThread(Floor):
         return call
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Close the connection."""
         self._connection.close()
 
 
 class OneHop(CallingThread):
-    """sqlite3 in a thread of its own: each operation whole, one hop there and back."""
+    """sqlite3 in another thread, which runs a whole operation in one call."""
 
     name: ClassVar[str] = "one-hop"
     label: ClassVar[str] = "sqlite3, one hop to its thread"
     most_callers: ClassVar[int] = 1 << 30
 
     async def open(self) -> None:
-        """Connect, and start the thread."""
+        """Open the connection, and start the thread."""
         await super().open()
         self._thread = ThreadPoolExecutor(1)
 
@@ -543,7 +543,7 @@ class OneHop(CallingThread):
         return call
 
     async def close(self) -> None:
-        """End the thread, and disconnect."""
+        """End the thread, and close the connection."""
         self._thread.shutdown()
         await super().close()
 
@@ -555,11 +555,11 @@ FLOORS: Final[dict[str, list[type[Floor]]]] = {
     "asyncmy": [Held, Pool],
     "aiosqlite": [OneHop, CallingThread, Aiosqlite],
 }
-"""By driver; the first is what one caller is compared with."""
+"""Floors by driver; one caller is compared with the first of them."""
 
 
 def floor_of(driver: str, callers: int) -> str | None:
-    """The floor that a number of callers is compared with: one caller with a connection, more with a pool."""
+    """The name of the floor to compare with: a held connection for one caller, a pool for more."""
     names = [floor.name for floor in FLOORS.get(driver, ())]
     if not names:
         return None

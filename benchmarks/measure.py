@@ -1,4 +1,4 @@
-"""A closed loop of callers, the time that each call takes, and what many rounds say."""
+"""Callers in a closed loop, the latency of each call, and the statistics of many rounds."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import NamedTuple
 __all__ = ["Operation", "Sample", "Spread", "bootstrap", "closed_loop", "percentile", "spread", "summary"]
 
 Operation = Callable[[str, str], Awaitable[object]]
-"""Something done for one row, given its provider and user id."""
+"""An operation on one row, given its provider and user id."""
 
 
 class Sample(NamedTuple):
-    """One turn of one contender in one process: its length, and that of each call, in nanoseconds."""
+    """One measurement of one contender in one process: its duration, and the latency of each call, in nanoseconds."""
 
     elapsed: int
     latencies: array[int]
 
 
 async def closed_loop(operations: Sequence[Operation], keys: Iterator[tuple[str, str]], time: float) -> Sample:
-    """Let each caller call again as soon as it has its answer.
+    """Let each caller call again as soon as its last call has returned.
 
     Args:
-        operations: What each caller does.
-        keys: Which rows they ask for, each taking the next; without end.
-        time: For how long, in seconds. Calls that have begun are waited for, and every caller makes one at least.
+        operations: The operation of each caller.
+        keys: An endless iterator of keys; each call takes the next one.
+        time: Duration in seconds. Calls that have begun are finished, and each caller makes at least one.
     """
     logs = [array("q") for _ in operations]
     start = perf_counter_ns()
@@ -49,7 +49,7 @@ async def closed_loop(operations: Sequence[Operation], keys: Iterator[tuple[str,
 
 
 async def _call(operation: Operation, keys: Iterator[tuple[str, str]], log: array[int], deadline: int) -> None:
-    # One reading of the clock a call: the end of a call is the beginning of the next.
+    # Read the clock once a call: the end of one call is the beginning of the next.
     clock, note = perf_counter_ns, log.append
     now = clock()
     for provider, user_id in keys:
@@ -62,7 +62,12 @@ async def _call(operation: Operation, keys: Iterator[tuple[str, str]], log: arra
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
-    """One round of all processes: ``us`` an operation (rates added), and of latency ``p50`` and ``p99``, all in µs."""
+    """Summarise one round of all processes, in µs.
+
+    Returns:
+        ``us``: the time for each operation, from the sum of the processes' rates; ``p50`` and ``p99``: percentiles of
+        the latency; ``operations``: the number of calls.
+    """
     rate = sum(len(sample.latencies) / sample.elapsed for sample in samples)
     latencies = sorted(latency for sample in samples for latency in sample.latencies)
     return {
@@ -74,12 +79,12 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def percentile(percent: float, ordered: Sequence[float]) -> float:
-    """Of sorted values, by the nearest rank."""
+    """Return the percentile of sorted values by the nearest-rank method."""
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
 
 
 class Spread(NamedTuple):
-    """The middle of many rounds, and the range of the middle half of them."""
+    """A median with the lower and upper bound of an interval around it."""
 
     low: float
     median: float
@@ -87,7 +92,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles, interpolated; one value is its own spread."""
+    """Return the median and the quartiles, with linear interpolation."""
     ordered = sorted(values)
 
     def at(part: float) -> float:
@@ -100,9 +105,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def bootstrap(before: Sequence[float], after: Sequence[float], draws: int = 2000) -> Spread:
-    """The ratio of medians, after to before, in its 99 % interval: what other rounds could have shown as well."""
-    dice = random.Random(0)
-    ratios = sorted(
-        median(dice.choices(after, k=len(after))) / median(dice.choices(before, k=len(before))) for _ in range(draws)
-    )
+    """Return the ratio of the medians, after to before, with its 99 % interval, found by resampling the rounds."""
+    random_source = random.Random(0)
+
+    def resampled_median(values: Sequence[float]) -> float:
+        return median(random_source.choices(values, k=len(values)))
+
+    ratios = sorted(resampled_median(after) / resampled_median(before) for _ in range(draws))
     return Spread(percentile(0.5, ratios), median(after) / median(before), percentile(99.5, ratios))

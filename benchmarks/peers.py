@@ -1,7 +1,7 @@
-"""What somebody would use instead: other libraries, or an evening with SQLAlchemy.
+"""Peers and references: other libraries, and code that an application might write with SQLAlchemy.
 
-Each is used as its documentation shows, in tables of its own, with a pool of our size. None does all that a token store
-has to do (leases, generations, bound ciphertexts); what they cost is what their users pay for loading and storing.
+Each peer is used as its documentation shows, in its own tables, with a pool of the same size. None of them coordinates
+refreshes between processes or binds a ciphertext to its row; only loading and storing are compared.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ __all__ = ["PEERS", "REFERENCES"]
 
 _CHUNK: Final = 1000
 _ATTEMPTS: Final = 5
-# The same in every process.
+# The key is the same in every process.
 _FERNET: Final = Fernet(urlsafe_b64encode(bytes(range(32))))
 
 
 class Core(Floor):
-    """SQLAlchemy Core in autocommit: our statement, our table, an engine as it comes."""
+    """SQLAlchemy Core in autocommit, with the statements of the floors and an engine with default options."""
 
     name: ClassVar[str] = "core"
     kind: ClassVar[Kind] = "reference"
     label: ClassVar[str] = "SQLAlchemy Core, autocommit"
 
     async def open(self) -> None:
-        """Make the engine, and the statements."""
-        self._engine = self.arena.database.engine(self.arena.pool_size, isolation_level="AUTOCOMMIT")
-        table = token_table(MetaData(), self.arena.table)
+        """Make the engine and the statements."""
+        self._engine = self.target.database.engine(self.target.pool_size, isolation_level="AUTOCOMMIT")
+        table = token_table(MetaData(), self.target.table)
         this_row = (table.c.provider == bindparam("p"), table.c.user_id == bindparam("u"))
         self._query: Any = select(*table.columns).where(*this_row)
-        self._upsert = _upsert(table, self.arena.database.dialect)
+        self._upsert = _upsert(table, self.target.database.dialect)
 
     def operations(self, caller: int) -> Operations:
-        """Load and store; a transaction is not what autocommit is for."""
+        """Return load and store; in autocommit there is no row lock to measure."""
         engine, values, query, upsert = self._engine, self.values, self._query, self._upsert
 
         async def load(provider: str, user_id: str) -> object:
@@ -104,7 +104,7 @@ def _upsert(table: Table, dialect: str) -> Any:
 
 
 class Encrypted(TypeDecorator[str]):
-    """Text that is encrypted by Fernet on its way into the database."""
+    """A text column that is encrypted with Fernet."""
 
     impl = LargeBinary
     cache_ok = True
@@ -120,7 +120,7 @@ class Encrypted(TypeDecorator[str]):
 
 
 class ORM(Contender):
-    """SQLAlchemy's ORM with two columns under Fernet: what is most often written by hand."""
+    """SQLAlchemy's ORM with two columns under Fernet, which is what most applications write by hand."""
 
     name: ClassVar[str] = "orm-fernet"
     kind: ClassVar[Kind] = "peer"
@@ -133,7 +133,7 @@ class ORM(Contender):
             pass
 
         class Token(Base):
-            __tablename__ = f"{self.arena.table}_orm"
+            __tablename__ = f"{self.target.table}_orm"
             provider: Mapped[str] = mapped_column(String(64), primary_key=True)
             user_id: Mapped[str] = mapped_column(String(128), primary_key=True)
             access_token: Mapped[str] = mapped_column(Encrypted())
@@ -142,11 +142,11 @@ class ORM(Contender):
 
         self._model: Any = Token
         self._metadata = Base.metadata
-        self._engine = self.arena.database.engine(self.arena.pool_size)
+        self._engine = self.target.database.engine(self.target.pool_size)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
     async def fill(self, count: int) -> None:
-        """Create the table, and insert."""
+        """Create the table, and insert the rows."""
         rows = (self._values(*key(number)) for number in range(count))
         await _create_and_fill(self._engine, self._metadata, self._model.__table__, rows)
 
@@ -156,7 +156,7 @@ class ORM(Contender):
         return {"provider": provider, "user_id": user_id, **tokens}
 
     def operations(self, caller: int) -> Operations:
-        """A session for each operation."""
+        """Return operations that use a new session each time."""
         sessions, model, values = self._sessions, self._model, self._values
 
         async def load(provider: str, user_id: str) -> object:
@@ -168,7 +168,7 @@ class ORM(Contender):
                 await session.merge(model(**values(provider, user_id)))
 
         async def store(provider: str, user_id: str) -> None:
-            # Two that store one row at once may collide, which is its user's to deal with.
+            # Two callers that store the same row at once can collide; an application has to retry.
             for _ in range(_ATTEMPTS - 1):
                 try:
                     return await merge(provider, user_id)
@@ -182,8 +182,8 @@ class ORM(Contender):
                 for name, value in values(provider, user_id).items():
                     setattr(row, name, value)
 
-        # SQLite has no FOR UPDATE, and without it this is no lock.
-        return Operations(load, store, None if self.arena.database.dialect == "sqlite" else lock)
+        # SQLite has no FOR UPDATE, so that this read would not lock.
+        return Operations(load, store, None if self.target.database.dialect == "sqlite" else lock)
 
     async def close(self) -> None:
         """Dispose of the engine."""
@@ -201,28 +201,28 @@ async def _create_and_fill(
 
 
 class KeyValue(Contender):
-    """py-key-value's store on PostgreSQL in its encryption wrapper."""
+    """py-key-value's PostgreSQL store in its encryption wrapper."""
 
     name: ClassVar[str] = "py-key-value"
     kind: ClassVar[Kind] = "peer"
     label: ClassVar[str] = "py-key-value + Fernet"
 
     async def open(self) -> None:
-        """Wrap a store around a pool of asyncpg's."""
+        """Make the store on a pool of asyncpg."""
         try:
             stores: Any = import_module("key_value.aio.stores.postgresql")
             wrappers: Any = import_module("key_value.aio.wrappers.encryption")
         except ImportError:
             raise missing("py-key-value-aio[postgresql]") from None
-        self._pool: Any = await Asyncpg.pool(self.arena.database, self.arena.pool_size)
-        table = f"{self.arena.table}_kv"
+        self._pool: Any = await Asyncpg.pool(self.target.database, self.target.pool_size)
+        table = f"{self.target.table}_kv"
         with catch_warnings():
-            simplefilter("ignore")  # it tells of itself that it may change
+            simplefilter("ignore")  # py-key-value warns that this store may change
             store = stores.PostgreSQLStore(pool=self._pool, table_name=table, auto_create=True)
         self._store: Any = wrappers.FernetEncryptionWrapper(key_value=store, fernet=_FERNET)
 
     async def fill(self, count: int) -> None:
-        """Put many at a time."""
+        """Put the rows, many with each call."""
         for start in range(0, count, _CHUNK):
             keys = [":".join(key(number)) for number in range(start, min(start + _CHUNK, count))]
             await self._store.put_many(keys, [self._value()] * len(keys), collection="tokens")
@@ -232,7 +232,7 @@ class KeyValue(Contender):
         return {"access_token": ACCESS, "refresh_token": REFRESH, "expires_at": EXPIRES.timestamp()}
 
     def operations(self, caller: int) -> Operations:
-        """It has no locks."""
+        """Return load and store; py-key-value has no locks."""
         store, value = self._store, self._value
 
         async def load(provider: str, user_id: str) -> object:
@@ -249,27 +249,27 @@ class KeyValue(Contender):
 
 
 class Slack(Contender):
-    """slack_sdk's installation store, which keeps tokens in clear."""
+    """slack_sdk's installation store, which does not encrypt tokens."""
 
     name: ClassVar[str] = "slack-sdk"
     kind: ClassVar[Kind] = "peer"
     label: ClassVar[str] = "slack_sdk, unencrypted"
 
     async def open(self) -> None:
-        """Make an engine, and a store on it."""
+        """Make an engine, and the store on it."""
         try:
             slack: Any = import_module("slack_sdk.oauth.installation_store")
             stores: Any = import_module("slack_sdk.oauth.installation_store.sqlalchemy")
         except ImportError:
             raise missing("slack_sdk") from None
         self._installation: Any = slack.Installation
-        self._engine = self.arena.database.engine(self.arena.pool_size)
-        names = [f"{self.arena.table}_bots", f"{self.arena.table}_slack"]
+        self._engine = self.target.database.engine(self.target.pool_size)
+        names = [f"{self.target.table}_bots", f"{self.target.table}_slack"]
         self._store: Any = stores.AsyncSQLAlchemyInstallationStore("client", self._engine, *names)
 
     async def fill(self, count: int) -> None:
-        """Create its tables, and insert what its ``async_save`` would."""
-        installations = [self._made(*key(number)) for number in range(count)]
+        """Create the store's tables, and insert the rows that its ``async_save`` would insert."""
+        installations = [self._make(*key(number)) for number in range(count)]
         store = self._store
         client = {"client_id": store.client_id}
         rows = ({**one.to_dict(), **client, "installed_at": _INSTALLED} for one in installations)
@@ -277,22 +277,22 @@ class Slack(Contender):
         await _create_and_fill(self._engine, store.metadata, store.installations, rows)
         await _create_and_fill(self._engine, store.metadata, store.bots, bots)
 
-    def _made(self, provider: str, user_id: str) -> Any:
-        """A refresh keeps the time of the installation, so that its row is replaced."""
+    def _make(self, provider: str, user_id: str) -> Any:
+        """Make an installation. All have the same time, so that ``async_save`` replaces a row."""
         team = f"{provider}:{user_id}"
         bot = {"bot_id": "B1", "bot_user_id": "U2", "bot_token": ACCESS, "bot_refresh_token": REFRESH}
         place = {"app_id": "A1", "enterprise_id": "E1", "team_id": team, "user_id": "U1"}
         return self._installation(**place, **bot, installed_at=_INSTALLED.timestamp())
 
     def operations(self, caller: int) -> Operations:
-        """It has no locks."""
-        store, made = self._store, self._made
+        """Return load and store; slack_sdk has no locks."""
+        store, make = self._store, self._make
 
         async def load(provider: str, user_id: str) -> object:
             return await store.async_find_installation(enterprise_id="E1", team_id=f"{provider}:{user_id}")
 
         async def save(provider: str, user_id: str) -> None:
-            await store.async_save(made(provider, user_id))
+            await store.async_save(make(provider, user_id))
 
         return Operations(load, save)
 
@@ -301,8 +301,8 @@ class Slack(Contender):
         await self._engine.dispose()
 
 
-_INSTALLED: Final = datetime(2025, 1, 1)  # noqa: DTZ001 - as slack_sdk's columns are
+_INSTALLED: Final = datetime(2025, 1, 1)  # noqa: DTZ001 - slack_sdk's columns have no time zone
 
 REFERENCES: Final[list[type[Contender]]] = [Core]
 PEERS: Final[list[tuple[tuple[str, ...], type[Contender]]]] = [((), ORM), (("asyncpg",), KeyValue), ((), Slack)]
-"""Each with the drivers that it can be run on; empty: all."""
+"""Each peer with the drivers that it supports; empty: all."""

@@ -1,4 +1,4 @@
-"""Results as pictures: cost against callers for each database, and cost against rows for all of them."""
+"""Plots of results: cost by number of callers for each database, and cost by number of rows for all databases."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from benchmarks.results import Cell, Results
 __all__ = ["draw"]
 
 _PANELS: Final = {"load/cold": "load", "store/update": "store", "mixed": "95 loads, 5 stores", "lock": "load and store"}
-# Opaque: dark text on a transparent ground would be lost on a dark page.
+# An opaque background, because dark text on a transparent one cannot be read on a dark page.
 _PAPER, _INK, _FAINT, _GRID = "#fcfcfa", "#24292f", "#6e7781", "#e4e4de"
-# By contender, so that one keeps its color from panel to panel: floors are gray, others have hues.
+# Each contender has the same color in all panels; floors are gray.
 _COLORS: Final = {
     OURS: "#0b6e4f",
     **dict.fromkeys(("held", "one-hop"), "#424a53"),
@@ -43,14 +43,14 @@ _STYLE: Final[dict[Any, Any]] = {
     "axes.spines.right": False,
     "figure.facecolor": _PAPER,
     "axes.facecolor": _PAPER,
-    # The same file for the same numbers, and letters that are letters.
+    # The same numbers give the same file, and text stays text.
     "svg.hashsalt": "tokenstore",
     "svg.fonttype": "none",
 }
 
 
 class Line(NamedTuple):
-    """One contender's line: a point is (callers or rows, µs an operation)."""
+    """One contender's line; a point is (callers or rows, µs for each operation)."""
 
     contender: str
     title: str
@@ -59,7 +59,7 @@ class Line(NamedTuple):
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Write every plot that the results have numbers for, each as SVG and PNG."""
+    """Write all plots for which the results have numbers, each as SVG and PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     places = dict.fromkeys((cell.database, cell.loop) for cell in results.cells if cell.workload in _PANELS)
     with mpl.rc_context(_STYLE):
@@ -94,7 +94,7 @@ def _lines(cells: Sequence[Cell], axis: str) -> list[Line]:
 
 
 def _figure(title: str, panels: dict[str, list[Line]], label: str) -> Figure:
-    """Panels side by side, two in a row, with one scale."""
+    """Draw the panels, two in a row."""
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.4 * columns, 3.5 * rows + 0.4), layout="constrained")
@@ -137,9 +137,9 @@ def _panel(axes: Any, lines: Sequence[Line], label: str) -> None:
 
 
 def _label(axes: Any, ends: Sequence[tuple[int, float, str, str, bool]], last: int) -> None:
-    """Names at the lines' ends, moved apart where they would overlap."""
+    """Write the names at the ends of the lines, and move them apart where they would overlap."""
     low, high = (math.log10(limit) for limit in axes.get_ylim())
-    if high - low < 1:  # or the ticks would be too few
+    if high - low < 1:  # a smaller range would have too few ticks
         middle = (low + high) / 2
         low, high = middle - 0.5, middle + 0.5
         axes.set_ylim(10**low, 10**high)
@@ -147,7 +147,7 @@ def _label(axes: Any, ends: Sequence[tuple[int, float, str, str, bool]], last: i
     at = -math.inf
     for place, value, title, color, ours in sorted(ends, key=lambda end: end[1]):
         at = max(math.log10(value), at + height)
-        # A line that ends early, or whose name had to move, is led to its name.
+        # Draw an arrow from the line to its name if the line ends early or its name had to move.
         moved = place != last or abs(at - math.log10(value)) > height / 2
         lead = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 0}
         axes.annotate(

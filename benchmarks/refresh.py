@@ -1,7 +1,8 @@
-"""What a refresh costs everybody else: ``python -m benchmarks.refresh [URL …]``, in the root of the checkout.
+"""How a refresh slows other callers: ``python -m benchmarks.refresh [URL …]``, in the root of the checkout.
 
-Each database gets a table of its own for the time of the run; without a URL, the private servers of the tests are
-started. The provider is real, over HTTP, in a process of its own. It counts: a refresh too many is an error.
+The program creates a table on each database and drops it at the end. Without a URL, it starts the private servers of
+the tests. The provider is an HTTP server in another process; if it gets more token requests than expected, the run
+fails.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_htt
 KEY = ("provider", "user")
 CLIENT = {"client_id": "demo-client", "client_secret": "demo-secret"}
 HOUR = timedelta(hours=1)
-# Processes are copies of one that has imported everything.
+# Processes are forked from a server process that has imported everything, so that they start fast.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tokenstore_sql.backend", "tokenstore.testing.provider", "httpx"])
 
@@ -44,16 +45,16 @@ class Scale(NamedTuple):
     """How much is measured; times in seconds.
 
     Attributes:
-        callers: Of one process, who want one token.
-        pool_size: Their connections, at most.
-        readers: Who read other rows meanwhile.
-        rounds: How often, for each way.
-        call: How long the provider takes.
-        waiters: Processes that wait for another one's refresh.
-        waits: How often.
+        callers: Callers in one process that need the same token.
+        pool_size: The maximum number of connections of that process.
+        readers: Callers that read other rows meanwhile.
+        rounds: Rounds for each load method.
+        call: Duration of the provider's call.
+        waiters: Processes that wait for another process's refresh.
+        waits: The number of such refreshes.
         fleet: Processes whose statements are counted.
-        long_call: How long the provider takes for them.
-        stampede: How long it takes them to find their pace.
+        long_call: Duration of the provider's call while statements are counted.
+        settling: Time after which the processes poll at their longest interval.
     """
 
     callers: int = 200
@@ -65,22 +66,23 @@ class Scale(NamedTuple):
     waits: int = 20
     fleet: int = 100
     long_call: float = 10.0
-    stampede: float = 3.0
+    settling: float = 3.0
 
 
-QUICK = Scale(callers=20, rounds=1, call=0.5, waiters=2, waits=2, fleet=3, long_call=1.0, stampede=0.5)
+QUICK = Scale(callers=20, rounds=1, call=0.5, waiters=2, waits=2, fleet=3, long_call=1.0, settling=0.5)
 
 Target = tuple[str, str, str, Scale]  # a URL, a table, the URL of the provider
 Table = list[list[str]]
 Log = list[tuple[float, str]]
-Way = Callable[["Probe"], Awaitable[object]]
+LoadMethod = Callable[["Probe"], Awaitable[object]]
 
 
 class Probe:
-    """A store, and a log of what it does, with the times of the machine's monotonic clock in seconds.
+    """A store with a log of what it does; times are of the machine's monotonic clock, in seconds.
 
-    The log has ``read`` (a SELECT from the table) and ``other`` statements, ``call`` and ``answer`` of the provider,
-    ``commit`` of new tokens and ``done``. Beside it stands how many connections were in use, whenever that changed.
+    The log has statements (``read``, a SELECT from the table, and ``other``), the beginning and the end of a provider
+    call (``call``, ``answer``), the ``commit`` of new tokens, and ``done``. ``in_use`` records each change of the
+    number of connections in use.
     """
 
     def __init__(self, target: Target) -> None:
@@ -100,7 +102,7 @@ class Probe:
         self.backend = backend
         self._pool = pool = backend._source
         pool._connect = self._noting_statements(pool._connect)
-        # Every way to a connection, and back, is one of these.
+        # Every connection is taken and returned by one of these methods.
         pool.take, pool.put_back = map(self._noting_use, (pool.take, pool.put_back))
         pool._open = self._noting_opened(pool._open)
 
@@ -148,18 +150,18 @@ class Probe:
         return new
 
     async def expire(self, refresh_token: str) -> None:
-        """Store a new grant, whose access token has expired, and rows of others."""
+        """Store the tokens of a new grant with an expired access token, and the rows that other callers read."""
         await self.store.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - HOUR)
         for number in range(self._readers):
             await self.store.store_tokens("other", str(number), "access", "refresh", datetime.now(UTC) + HOUR)
 
     async def load_leased(self) -> None:
-        """Get a valid token by the engine."""
+        """Get a valid token from the refresh engine."""
         await self.store.load_fresh_tokens(*KEY)
         self._note("done")
 
     async def load_locked(self) -> None:
-        """Get a valid token by the three steps under a row lock."""
+        """Get a valid token under a row lock: load for update, refresh, store."""
         async with self.store.transaction() as transaction:
             record = await transaction.load_tokens(*KEY, for_update=True)
             if record is None or self.store.is_access_token_valid(record):
@@ -172,7 +174,7 @@ class Probe:
 
 @contextmanager
 def _provider(url: str, scale: Scale, latency: float, grants: int) -> Iterator[tuple[Target, list[str]]]:
-    """A table, and refresh tokens of a provider, each of which has to be used once by the end."""
+    """Create a table and grants of a provider; at the end each refresh token must have been used exactly once."""
     with StrictRotatingProvider(latency=latency) as provider:
         target = url, f"bench_{token_hex(8)}", provider.token_url, scale
         asyncio.run(_once(target, lambda probe: probe.store.setup()))
@@ -182,19 +184,19 @@ def _provider(url: str, scale: Scale, latency: float, grants: int) -> Iterator[t
             asyncio.run(_once(target, lambda probe: probe.backend.drop()))
         stats = provider.stats()
         if (stats.requests, stats.refreshes, stats.reuses) != (grants, grants, 0):
-            raise RuntimeError(f"{grants} refreshes were due: {stats}")
+            raise RuntimeError(f"expected {grants} refreshes, but got {stats}")
 
 
-async def _once(target: Target, action: Way) -> None:
+async def _once(target: Target, action: LoadMethod) -> None:
     probe = Probe(target)
     async with probe.store:
         await action(probe)
 
 
 def bystanders(url: str, scale: Scale) -> Table:
-    """Many callers in one process wait for a slow provider, while others read other rows."""
-    # The provider keeps this process to itself, and takes no time from those who are measured.
-    grants = len(WAYS) * (1 + scale.rounds)
+    """Reads of other rows while many callers in one process wait for a slow provider."""
+    # The measured callers run in another process, so that the provider takes no time from their event loop.
+    grants = len(LOAD_METHODS) * (1 + scale.rounds)
     with _provider(url, scale, scale.call, grants) as served, ProcessPoolExecutor(1, _context) as process:
         return process.submit(_bystanders, *served).result()
 
@@ -204,17 +206,19 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
     with asyncio.Runner() as runner:
         probe, scale = Probe(target), target[-1]
 
-        def crowds(readers: int) -> list[Crowd]:
-            return [runner.run(_crowd(probe, way, tokens.pop(), scale, readers)) for way in WAYS.values()]
+        def measure_all(readers: int) -> list[SharedRefresh]:
+            return [
+                runner.run(_measure(probe, method, tokens.pop(), scale, readers)) for method in LOAD_METHODS.values()
+            ]
 
-        alone, *rounds = crowds(0), *(crowds(scale.readers) for _ in range(scale.rounds))
+        alone, *rounds = measure_all(0), *(measure_all(scale.readers) for _ in range(scale.rounds))
         runner.run(probe.store.aclose())
-    for way, name in enumerate(WAYS):
+    for index, name in enumerate(LOAD_METHODS):
         for part, title in enumerate(("all", "call")):
-            idle = [crowds[way].idle for crowds in rounds]
-            busy = [crowds[way].busy[part] for crowds in rounds]
+            idle = [refreshes[index].idle for refreshes in rounds]
+            busy = [refreshes[index].busy[part] for refreshes in rounds]
             ratio = median(_percentile(99, one) / _percentile(99, other) for one, other in zip(busy, idle, strict=True))
-            used = alone[way].in_use[part], max(crowds[way].in_use[part] for crowds in rounds)
+            used = alone[index].in_use[part], max(refreshes[index].in_use[part] for refreshes in rounds)
             lines.append(
                 [
                     str(scale.callers),
@@ -229,21 +233,28 @@ def _bystanders(target: Target, tokens: list[str]) -> Table:
     return lines
 
 
-class Crowd(NamedTuple):
-    """Of a refresh that many wait for: all of it from their arrival on, and the provider's call alone."""
+class SharedRefresh(NamedTuple):
+    """A refresh for which many callers wait. There are two parts: from their first call, and the provider's call alone.
 
-    in_use: list[int]  # the most connections taken; of the call in its second half, when all have read the row
-    idle: list[float]  # how long each read of another row took before that, in seconds
-    busy: list[list[float]]  # the same in each part
+    Attributes:
+        in_use: The most connections in use, for each part; of the provider's call only the second half counts, when all
+            callers have read the row.
+        idle: Seconds that each read of another row took before the refresh.
+        busy: Seconds that each read of another row took, for each part.
+    """
+
+    in_use: list[int]
+    idle: list[float]
+    busy: list[list[float]]
 
 
-async def _crowd(probe: Probe, way: Way, token: str, scale: Scale, readers: int) -> Crowd:
+async def _measure(probe: Probe, method: LoadMethod, token: str, scale: Scale, readers: int) -> SharedRefresh:
     await probe.expire(token)
     idle = await _read_beside(probe, asyncio.sleep(scale.call), readers)
     arrived = time.monotonic()
-    reads = await _read_beside(probe, asyncio.gather(*(way(probe) for _ in range(scale.callers))), readers)
+    reads = await _read_beside(probe, asyncio.gather(*(method(probe) for _ in range(scale.callers))), readers)
     called, answered = max(_when([probe.log], "call")), max(_when([probe.log], "answer"))
-    return Crowd(
+    return SharedRefresh(
         [_most_in_use(probe.in_use, start, answered) for start in (arrived, (called + answered) / 2)],
         [length for _, length in idle],
         [[length for began, length in reads if start <= began <= answered] for start in (arrived, called)],
@@ -256,7 +267,7 @@ def _most_in_use(numbers: Sequence[tuple[float, int]], start: float, end: float)
 
 
 async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> list[tuple[float, float]]:
-    """Read other rows until the work is done: when each read began, and how long it took, in seconds."""
+    """Read other rows until the work is done; return when each read began and how long it took, in seconds."""
     reads: list[tuple[float, float]] = []
 
     async def read(user_id: str) -> None:
@@ -275,49 +286,49 @@ async def _read_beside(probe: Probe, work: Awaitable[object], readers: int) -> l
 
 
 def waits(url: str, scale: Scale) -> Table:
-    """From the commit of new tokens until another process that waits for them has them."""
+    """Time from the commit of new tokens until a waiting process has them."""
     lengths: list[float] = []
     with _provider(url, scale, scale.call, scale.waits) as (target, tokens):
-        for logs in _all_want(target, tokens, 1 + scale.waiters):
+        for logs in _all_load(target, tokens, 1 + scale.waiters):
             [committed] = _when(logs, "commit")
             lengths += [max(_when([log], "done")) - committed for log in logs if not _when([log], "call")]
     return [[str(scale.waiters), str(len(lengths)), *_ms([lengths], 50, 95, 100)]]
 
 
 def statements(url: str, scale: Scale) -> Table:
-    """What a fleet of processes sends to the database while it waits for a provider that takes its time."""
+    """Statements that many processes send to the database while they wait for a slow provider."""
     with _provider(url, scale, scale.long_call, 1) as (target, tokens):
-        [logs] = _all_want(target, tokens, scale.fleet)
+        [logs] = _all_load(target, tokens, scale.fleet)
     [called], [answered] = _when(logs, "call"), _when(logs, "answer")
     lines = []
-    for part, start in (("call", called), (f"call after {scale.stampede:g} s", called + scale.stampede)):
+    for part, start in (("call", called), (f"call after {scale.settling:g} s", called + scale.settling)):
         kinds = [_when(logs, kind) for kind in ("read", "other")]
         rates = [sum(start <= at <= answered for at in times) / (answered - start) for times in kinds]
         lines.append([str(scale.fleet), part, *(f"{rate:.0f}" for rate in (sum(rates), *rates))])
     return lines
 
 
-def _all_want(target: Target, tokens: Sequence[str], count: int) -> Iterator[list[Log]]:
-    """For each token: processes that all want a valid one at once, and their logs."""
-    everybody = _context.Barrier(count)
-    with ProcessPoolExecutor(count, _context, _open, (target, everybody)) as processes:
+def _all_load(target: Target, tokens: Sequence[str], count: int) -> Iterator[list[Log]]:
+    """For each refresh token, let all processes load a valid access token at once, and yield their logs."""
+    barrier = _context.Barrier(count)
+    with ProcessPoolExecutor(count, _context, _open, (target, barrier)) as processes:
         for token in tokens:
             asyncio.run(_once(target, lambda probe, token=token: probe.expire(token)))  # type: ignore[misc]
-            yield list(processes.map(_want, range(count)))
+            yield list(processes.map(_load, range(count)))
 
 
-_mine: list[tuple[asyncio.Runner, Probe, Barrier]] = []
+_process_state: list[tuple[asyncio.Runner, Probe, Barrier]] = []
 
 
-def _open(target: Target, everybody: Barrier) -> None:
-    _mine.append((asyncio.Runner(), Probe(target), everybody))
-    runner, probe, _ = _mine[0]
-    runner.run(probe.store.load_tokens(*KEY))  # connects
+def _open(target: Target, barrier: Barrier) -> None:
+    _process_state.append((asyncio.Runner(), Probe(target), barrier))
+    runner, probe, _ = _process_state[0]
+    runner.run(probe.store.load_tokens(*KEY))  # opens the connection before the measurement
 
 
-def _want(_: int) -> Log:
-    runner, probe, everybody = _mine[0]
-    everybody.wait(120)  # so that each process gets one of these jobs
+def _load(_: int) -> Log:
+    runner, probe, barrier = _process_state[0]
+    barrier.wait(120)  # each process waits here, so that each gets exactly one job
     probe.log.clear()
     runner.run(probe.load_leased())
     return probe.log
@@ -335,11 +346,22 @@ def _ms(lengths: Sequence[list[float]], *percents: float) -> list[str]:
     return [f"{_percentile(percent, [*chain(*lengths)]) * 1000:.1f}" for percent in percents]
 
 
-WAYS: dict[str, Way] = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
+LOAD_METHODS: dict[str, LoadMethod] = {"lease": Probe.load_leased, "row lock": Probe.load_locked}
 MEASUREMENTS: dict[str, tuple[Callable[[str, Scale], Table], list[str]]] = {
     "bystanders": (
         bystanders,
-        ["callers", "way", "part", "in use", "with reads", "idle p50, ms", "p99", "busy p50, ms", "p99", "p99 ratio"],
+        [
+            "callers",
+            "method",
+            "part",
+            "in use",
+            "with reads",
+            "idle p50, ms",
+            "p99",
+            "busy p50, ms",
+            "p99",
+            "p99 ratio",
+        ],
     ),
     "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95", "longest"]),
     "statements": (statements, ["processes", "part", "statements/s", "reads of the row/s", "others/s"]),
@@ -363,7 +385,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__)
     parser.add_argument("urls", nargs="*", metavar="URL")
     parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="may be repeated")
-    parser.add_argument("--quick", action="store_true", help="to see that it runs; the figures say little")
+    parser.add_argument(
+        "--quick", action="store_true", help="a short run that tests the program; its figures are not meaningful"
+    )
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else Scale()
     with tempfile.TemporaryDirectory() as folder:

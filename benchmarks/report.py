@@ -1,4 +1,4 @@
-"""Results as tables."""
+"""Tables of results."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["console", "number", "report"]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """As wide as the terminal; wide enough for every table where there is none."""
+    """Make a console as wide as the terminal; without a terminal, wide enough for every table."""
     plain = Console(stderr=stderr)
     return plain if plain.is_terminal else Console(stderr=stderr, width=160)
 
 
 def number(value: float) -> str:
-    """Three digits that count, and no exponent."""
+    """Format with three significant digits and without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def report(results: Results, out: Console) -> None:
-    """Print every table."""
+    """Print all tables."""
     for (database, loop, workload), cells in results.groups():
         title = ", ".join(filter(None, (workload, database, loop)))
         if workload == "refresh":
@@ -41,11 +41,11 @@ def report(results: Results, out: Console) -> None:
     targets = _targets(results)
     if targets.row_count:
         out.print(targets)
-    out.print("[dim]median of the rounds \\[lower quartile–upper quartile]; a ratio is taken within each round[/]")
+    out.print("[dim]median of the rounds \\[lower quartile–upper quartile]; ratios are taken within each round[/]")
 
 
 def _grid(results: Results, title: str, cells: Sequence[Cell], axis: str, points: Sequence[int]) -> Table:
-    """A line for each contender, a column for each number of callers or rows."""
+    """Make a table with a row for each contender and a column for each number of callers or rows."""
     columns = sorted(set(points))
     table = Table(title=f"{title}: µs an operation", title_justify="left", show_lines=True)
     table.add_column("")
@@ -83,7 +83,7 @@ def _ratio(ratios: Sequence[float]) -> str:
 
 
 def _flat(results: Results, title: str, cells: Sequence[Cell]) -> Table:
-    """A line for each contender, with whatever its rounds hold."""
+    """Make a table with a row for each contender and a column for each number in its rounds."""
     names = list(dict.fromkeys(name for cell in cells for numbers in cell.rounds for name in numbers))
     units = {"us": "ms a process" if cells[0].workload == "import" else "µs each", "growth_mb": "growth, MB"}
     table = Table(title=title, title_justify="left")
@@ -104,7 +104,7 @@ def _flat(results: Results, title: str, cells: Sequence[Cell]) -> Table:
 
 def _refresh(title: str, cells: Sequence[Cell]) -> Table:
     [cell] = cells
-    table = Table(title=f"{title}: others' loads while {cell.callers} callers wait, µs", title_justify="left")
+    table = Table(title=f"{title}: loads of other callers while {cell.callers} callers wait, µs", title_justify="left")
     names = {"idle_p50": "idle p50", "idle_p99": "p99", "busy_p50": "busy p50", "busy_p99": "p99"}
     for heading in (*names.values(), "busy p99 × idle p99", "calls of the provider"):
         table.add_column(heading, justify="right")

@@ -1,4 +1,4 @@
-"""Results: every round of every contender, where they came from, and the file that keeps them."""
+"""Results: the numbers of all rounds of all contenders, the environment, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 __all__ = ["SCHEMA", "Cell", "Place", "Results", "ResultsError", "environment"]
 
 SCHEMA: Final = 1
-"""The version of the file's form."""
+"""The version of the file's format."""
 
 _PACKAGES: Final = (
     *("tokenstore", "sqlalchemy", "cryptography", "asyncpg", "psycopg", "aiomysql", "asyncmy", "PyMySQL", "aiosqlite"),
@@ -25,11 +25,11 @@ _PACKAGES: Final = (
 
 
 class ResultsError(ValueError):
-    """A file that cannot be read as results."""
+    """A file is not a file of results."""
 
 
 class Place(NamedTuple):
-    """Where a number belongs, but for whose it is."""
+    """All that identifies a measurement, except the contender."""
 
     database: str
     loop: str
@@ -40,19 +40,19 @@ class Place(NamedTuple):
 
 @dataclass
 class Cell:
-    """The rounds of one contender in one place.
+    """The rounds of one contender in one :class:`Place`.
 
     Attributes:
-        database: The database's name; empty where there is none.
+        database: The database's name; empty: the workload needs none.
         loop: The event loop.
-        workload: As on the command line, and its variant behind a slash.
-        callers: Callers at once, in all processes together.
+        workload: The workload's name, and its variant after a slash.
+        callers: Concurrent callers in all processes together.
         rows: Rows of the table.
-        contender: Whose rounds these are.
+        contender: The contender's name.
         kind: ``ours``, ``floor``, ``reference`` or ``peer``.
         title: The contender's name in tables.
-        floor: The contender that this one is compared with; empty: none.
-        rounds: Each round's numbers: ``us`` (µs an operation) and, by workload, more.
+        floor: The name of the contender to compare with; empty: none.
+        rounds: The numbers of each round: ``us`` (µs for each operation), and more that depend on the workload.
     """
 
     database: str
@@ -68,70 +68,72 @@ class Cell:
 
     @property
     def place(self) -> Place:
-        """Where it belongs."""
+        """The place of this cell."""
         return Place(self.database, self.loop, self.workload, self.callers, self.rows)
 
     def values(self, name: str = "us") -> list[float]:
-        """One number of each round."""
+        """Return this number of each round."""
         return [numbers[name] for numbers in self.rounds]
 
 
 @dataclass
 class Results:
-    """A run."""
+    """The results of one run."""
 
     environment: dict[str, Any]
     settings: dict[str, Any]
     cells: list[Cell] = field(default_factory=list)
 
     def cell(self, place: Place, contender: str) -> Cell | None:
-        """One contender's rounds."""
+        """Return one contender's rounds."""
         return next((cell for cell in self.cells if cell.place == place and cell.contender == contender), None)
 
     def ratios(self, cell: Cell, floor: str | None = None) -> list[float]:
-        """Cost over that of a floor, by default the cell's own, round by round; empty where there is none."""
+        """Divide the cell's cost by a floor's, round by round.
+
+        The default floor is the cell's own. Without a floor, the list is empty.
+        """
         other = self.cell(cell.place, cell.floor if floor is None else floor)
         if other is None or not other.rounds:
             return []
-        pairs = zip(cell.values(), other.values(), strict=False)
-        return [mine / its for mine, its in pairs]
+        return [cost / floor_cost for cost, floor_cost in zip(cell.values(), other.values(), strict=False)]
 
     def groups(self) -> Iterator[tuple[tuple[str, str, str], list[Cell]]]:
-        """Cells by database, loop and workload, in the order of the run."""
+        """Group the cells by database, loop and workload, in the order of the run."""
         found: dict[tuple[str, str, str], list[Cell]] = {}
         for cell in self.cells:
             found.setdefault((cell.database, cell.loop, cell.workload), []).append(cell)
         yield from found.items()
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write the results to a file."""
         document = {"schema": SCHEMA, **asdict(self)}
         path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read a file.
+        """Read results from a file.
 
         Raises:
-            ResultsError: It is none, or of another version.
+            ResultsError: The file cannot be read, is not a file of results, or has another format version.
         """
         try:
             document = json.loads(path.read_text("utf-8"))
             if document["schema"] != SCHEMA:
-                raise ResultsError(f"{path}: schema {document['schema']}; this program reads {SCHEMA}")
+                raise ResultsError(f"{path} has schema {document['schema']}; this program reads schema {SCHEMA}")
             cells = [Cell(**cell) for cell in document["cells"]]
             return cls(document["environment"], document["settings"], cells)
         except OSError as error:
             raise ResultsError(f"{path}: {error.strerror}") from None
         except (KeyError, TypeError, json.JSONDecodeError):
-            raise ResultsError(f"{path} holds no results of `python -m benchmarks --json`") from None
+            raise ResultsError(f"{path} is not a file written by `python -m benchmarks --json`") from None
 
 
 def environment(servers: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """What the numbers depend on.
+    """Describe the machine and the software, on which the numbers depend.
 
     Args:
-        servers: What each database tells of itself.
+        servers: The version and settings of each database server.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
-"""The controller: who takes a turn when, and what becomes of it.
+"""The controller of a run: it tells the workers which contender to measure, and collects the numbers.
 
-Within a round every contender has its turn, ours, a floor, a peer, in an order that rotates from round to round. What
-else happens on the machine hits them alike, and ratios are of the same round.
+In each round each contender is measured once, in an order that rotates from round to round. So other work on the
+machine affects all contenders of a round equally, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-from benchmarks.bench import CASES, Entrant
+from benchmarks.bench import CASES, ContenderInfo
 from benchmarks.contenders import OURS
 from benchmarks.databases import Database
 from benchmarks.floors import floor_of
@@ -44,12 +44,12 @@ _COMMANDS: Final = {
 
 
 class Run:
-    """One run, whose results grow.
+    """One run.
 
     Args:
-        settings: What to do.
-        results: Where the numbers go.
-        tell: Told what is being done, and what is missing.
+        settings: What to measure.
+        results: Gets the numbers as they are measured.
+        tell: Called with a description of each step, to show progress.
     """
 
     def __init__(self, settings: Settings, results: Results, tell: Tell) -> None:
@@ -60,8 +60,8 @@ class Run:
         self.servers: dict[str, dict[str, str]] = {}
 
     def database(self, database: Database, loop: str) -> None:
-        """Every workload that needs a database, on this one."""
-        # A worker that measures nothing makes the tables: the others' memory is to hold what they do alone.
+        """Run all workloads that need a database on this one."""
+        # A separate worker creates the tables, so that this does not count in the memory of the measured workers.
         with Workers(1, loop, database, self.settings) as keeper:
             self.servers[database.name] = keeper.first("server")
             with ExitStack() as stack:
@@ -72,41 +72,41 @@ class Run:
                 self._list(tables)
 
     def _callers(self, tables: _Tables) -> None:
-        """What many callers do on one table."""
+        """Run the workloads of concurrent callers on one table."""
         wanted = self.settings.workloads
         cases = [case for case in CASES if case.partition("/")[0] in wanted]
         if cases or "refresh" in wanted:
             table = tables.create(self.settings.rows)
-            workers, entrants = tables.open(table, number=self.settings.processes)
+            workers, infos = tables.open(table, number=self.settings.processes)
             for case in cases:
-                self._case(tables.database, tables.loop, workers, entrants, case)
+                self._case(tables.database, tables.loop, workers, infos, case)
             if "refresh" in wanted:
                 self._refresh(tables.database, tables.loop, workers)
 
-    def _case(self, database: Database, loop: str, workers: Workers, entrants: list[Entrant], case: str) -> None:
-        """Callers in closed loops."""
+    def _case(self, database: Database, loop: str, workers: Workers, infos: list[ContenderInfo], case: str) -> None:
+        """Measure callers in a closed loop."""
         settings = self.settings
-        able = [entrant for entrant in entrants if workers.first("able", entrant.name, case)]
-        for number in range(-1, settings.rounds):  # the first one warms up, and does not count
+        supporting = [info for info in infos if workers.first("supports", info.name, case)]
+        for number in range(-1, settings.rounds):  # round -1 warms up and is not counted
             for callers in settings.callers:
                 place = Place(database.name, loop, case, callers * len(workers), settings.rows)
                 self.tell(f"{database.name}, {loop}: {case}, {callers} caller(s), round {max(number, 0) + 1}")
-                for entrant in _rotated([one for one in able if callers <= one.most_callers], number):
+                for info in _rotated([one for one in supporting if callers <= one.most_callers], number):
                     seconds = settings.seconds if number >= 0 else min(_WARM, settings.seconds)
-                    samples = workers.each("turn", entrant.name, case, callers, seconds)
+                    samples = workers.each("measure", info.name, case, callers, seconds)
                     if number >= 0:
                         floor = floor_of(database.driver, callers) or ""
-                        self._note(place, entrant, floor, summary(samples))
+                        self._note(place, info, floor, summary(samples))
 
     def _refresh(self, database: Database, loop: str, workers: Workers) -> None:
         place = Place(database.name, loop, "refresh", self.settings.waiting, self.settings.rows)
-        ours = Entrant(OURS, "ours", OURS, 0)
+        ours = ContenderInfo(OURS, "ours", OURS, 0)
         for number in range(min(self.settings.rounds, _REFRESHES)):
             self.tell(f"{database.name}, {loop}: refresh, round {number + 1}")
             self._note(place, ours, "", workers.first("refresh"))
 
     def _rows(self, tables: _Tables) -> None:
-        """One caller on tables of growing size, all there at once, so that a round sees them all."""
+        """Measure one caller on tables of several sizes. All tables exist at once, so that a round measures each."""
         if "rows" not in self.settings.workloads:
             return
         database, loop = tables.database, tables.loop
@@ -116,33 +116,33 @@ class Run:
         opened = [(*tables.open(table, only=(OURS, floor)), table.rows) for table in made]
         for number in range(-1, self.settings.rounds):
             self.tell(f"{database.name}, {loop}: rows, round {max(number, 0) + 1}")
-            for workers, entrants, count in _rotated(opened, number):
-                for entrant in _rotated(entrants, number):
-                    sample = workers.first("turn", entrant.name, "load/cold", 1, self.settings.seconds)
+            for workers, infos, count in _rotated(opened, number):
+                for info in _rotated(infos, number):
+                    sample = workers.first("measure", info.name, "load/cold", 1, self.settings.seconds)
                     if number >= 0:
-                        self._note(Place(database.name, loop, "rows", 1, count), entrant, floor, summary([sample]))
+                        self._note(Place(database.name, loop, "rows", 1, count), info, floor, summary([sample]))
 
     def _list(self, tables: _Tables) -> None:
-        """All rows by list_tokens, in a new process each time so that its growth is seen."""
+        """List all rows, in a new process each time so that the growth of its memory can be measured."""
         if "list" not in self.settings.workloads:
             return
         database, loop, rows = tables.database, tables.loop, self.settings.most_rows
-        ours = Entrant(OURS, "ours", f"{OURS}, list_tokens", 0)
-        scan = Entrant("keyset-scan", "floor", f"{database.driver}, keyset scan", 0)
-        entrants = [ours, scan] if database.dialect else [ours]
+        ours = ContenderInfo(OURS, "ours", f"{OURS}, list_tokens", 0)
+        scan = ContenderInfo("keyset-scan", "floor", f"{database.driver}, keyset scan", 0)
+        infos = [ours, scan] if database.dialect else [ours]
         table = tables.create(rows)
         for number in range(min(self.settings.rounds, _LISTINGS)):
-            for entrant in _rotated(entrants, number):
-                self.tell(f"{database.name}, {loop}: list, {entrant.title}, round {number + 1}")
+            for info in _rotated(infos, number):
+                self.tell(f"{database.name}, {loop}: list, {info.title}, round {number + 1}")
                 workers, _ = tables.open(table, only=(OURS,))
-                result = workers.first("list_all", entrant.name)
+                result = workers.first("list_all", info.name)
                 workers.close()
-                self._note(Place(database.name, loop, "list", 1, rows), entrant, scan.name, result)
+                self._note(Place(database.name, loop, "list", 1, rows), info, scan.name, result)
 
     # ---- Without a database
 
     def seal(self) -> None:
-        """Seal and open one token, beside the bare cipher."""
+        """Measure sealing and opening one token, and the cipher alone."""
         place, text = key(1), ACCESS
         cipher, data = AESGCMSIV(bytes(range(32))), ACCESS.encode()
         associated = b"\x01\x05bench" + "".join(place).encode() + b"access_token"
@@ -162,17 +162,17 @@ class Run:
     def _bare(self, workload: str, ours: Callable[[], object], floor: Callable[[], object]) -> None:
         self.tell(workload)
         pairs = [
-            (Entrant(OURS, "ours", OURS, 0), ours),
-            (Entrant("aead", "floor", "AES-256-GCM-SIV alone", 0), floor),
+            (ContenderInfo(OURS, "ours", OURS, 0), ours),
+            (ContenderInfo("aead", "floor", "AES-256-GCM-SIV alone", 0), floor),
         ]
         for number in range(-1, self.settings.rounds):
-            for entrant, call in _rotated(pairs, number):
+            for info, call in _rotated(pairs, number):
                 us = _timed(call, min(self.settings.seconds, 0.1))
                 if number >= 0:
-                    self._note(Place("", "", workload, 1, 0), entrant, "aead", {"us": us})
+                    self._note(Place("", "", workload, 1, 0), info, "aead", {"us": us})
 
     def imports(self) -> None:
-        """Start processes."""
+        """Measure the start of processes that import tokenstore."""
         place = Place("", "", "import", 1, 0)
         for number in range(-1, max(self.settings.rounds, _IMPORTS if self.settings.rounds > 3 else 0)):
             self.tell(f"import, round {max(number, 0) + 1}")
@@ -183,13 +183,13 @@ class Run:
                 us = (time.perf_counter_ns() - began) / 1000
                 if number >= 0:
                     kind = "floor" if name == "python" else "ours"
-                    self._note(place, Entrant(name, kind, title, 0), "python", {"us": us})
+                    self._note(place, ContenderInfo(name, kind, title, 0), "python", {"us": us})
 
-    def _note(self, place: Place, entrant: Entrant, floor: str, numbers: dict[str, float]) -> None:
-        cell = self.results.cell(place, entrant.name)
+    def _note(self, place: Place, info: ContenderInfo, floor: str, numbers: dict[str, float]) -> None:
+        cell = self.results.cell(place, info.name)
         if cell is None:
-            compared = "" if entrant.name == floor else floor
-            cell = Cell(*place, entrant.name, entrant.kind, entrant.title, compared)
+            compared = "" if info.name == floor else floor
+            cell = Cell(*place, info.name, info.kind, info.title, compared)
             self.results.cells.append(cell)
         cell.rounds.append(numbers)
 
@@ -200,7 +200,7 @@ class _Table(NamedTuple):
 
 
 class _Tables:
-    """Tables of one database, and workers on them: the former are dropped, the latter ended with the stack."""
+    """Tables of one database, and the workers that use them. The exit stack drops the tables and ends the workers."""
 
     def __init__(self, run: Run, database: Database, loop: str, keeper: Workers, stack: ExitStack) -> None:
         self.database = database
@@ -211,28 +211,33 @@ class _Tables:
         self._filled: dict[int, _Table] = {}
 
     def create(self, rows: int) -> _Table:
-        """A table of that many rows, filled when first asked for."""
+        """Return a table with that many rows; the first call for a size creates and fills it."""
         if rows in self._filled:
             return self._filled[rows]
         self._run.tell(f"{self.database.name}: filling {rows:,} rows")
         name = f"bench_{token_hex(6)}"
-        # With those that peers may have made.
+        # The other names are of tables that peers may have created.
         names = [f"{name}{suffix}" for suffix in ("", "_orm", "_kv", "_bots", "_slack")]
         self._stack.callback(self._keeper.first, "clean", names, rows)
         self._keeper.first("setup", name, rows)
         self._filled[rows] = _Table(name, rows)
         return self._filled[rows]
 
-    def open(self, table: _Table, *, number: int = 1, only: tuple[str, ...] = ()) -> tuple[Workers, list[Entrant]]:
-        """Workers, and the contenders in them (or only these), except those that are missing something."""
+    def open(
+        self, table: _Table, *, number: int = 1, only: tuple[str, ...] = ()
+    ) -> tuple[Workers, list[ContenderInfo]]:
+        """Start workers and open all contenders in them, or only those named.
+
+        Contenders whose package is not installed are noted in the run and left out.
+        """
         number = 1 if self.database.one_process else number
         workers = self._stack.enter_context(Workers(number, self.loop, self.database, self._run.settings))
-        entrants = [Entrant(*entrant) for entrant in workers.first("open", *table, only=only)]
+        infos = [ContenderInfo(*info) for info in workers.first("open", *table, only=only)]
         workers.others("open", *table, only=only)
         workers.first("fill", first=True)
         workers.others("fill", first=False)
-        self._run.missing |= {entrant.title: entrant.problem for entrant in entrants if entrant.problem}
-        return workers, [entrant for entrant in entrants if not entrant.problem]
+        self._run.missing |= {info.title: info.problem for info in infos if info.problem}
+        return workers, [info for info in infos if not info.problem]
 
 
 def _rotated(values: Sequence[T], by: int) -> list[T]:
@@ -241,7 +246,7 @@ def _rotated(values: Sequence[T], by: int) -> list[T]:
 
 
 def _timed(call: Callable[[], object], seconds: float) -> float:
-    """µs a call, in a loop for that long."""
+    """Call in a loop for that long; return the µs for each call."""
     clock = time.perf_counter_ns
     calls, began = 0, clock()
     deadline = began + int(seconds * 1e9)

@@ -1,4 +1,4 @@
-"""What a run measures, how often and how long."""
+"""The settings of a run: what it measures, how often and for how long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 __all__ = ["DEFAULT", "QUICK", "WORKLOADS", "Settings"]
 
 WORKLOADS: Final = ("load", "store", "mixed", "lock", "refresh", "list", "rows", "seal", "import")
-"""Every workload, in the order in which they run."""
+"""All workloads, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +17,17 @@ class Settings:
 
     Attributes:
         workloads: Names from :data:`WORKLOADS`.
-        callers: How many callers at once, in each process.
-        processes: How many processes call; their rates are added.
+        callers: Numbers of concurrent callers in each process.
+        processes: The number of calling processes; their rates are added.
         rows: Rows of the table.
-        most_rows: The largest table of ``rows``, and the table of ``list``.
-        rounds: How often each contender takes its turn.
-        seconds: The length of a turn.
+        most_rows: Rows of the largest table in ``rows``, and of the table in ``list``.
+        rounds: The number of rounds; each contender is measured once in a round.
+        seconds: Seconds for which a contender is measured in a round.
         loops: Event loops.
-        pool_size: The most connections of every pool, ours and others'.
-        peers: Whether other libraries take part.
-        waiting: Of ``refresh``: how many callers wait for the one refresh.
-        provider_seconds: Of ``refresh``: how long the provider takes.
+        pool_size: The maximum number of connections of each pool.
+        peers: Whether other libraries are measured.
+        waiting: For ``refresh``: the number of callers that wait for one refresh.
+        provider_seconds: For ``refresh``: the duration of the provider's call in seconds.
     """
 
     workloads: tuple[str, ...] = WORKLOADS
@@ -44,10 +44,10 @@ class Settings:
     provider_seconds: float = 0.5
 
     def as_json(self) -> dict[str, Any]:
-        """For the results' file."""
+        """Convert the settings for the file of results."""
         return asdict(self)
 
 
 DEFAULT: Final = Settings()
 QUICK: Final = Settings(callers=(1, 32), most_rows=10_000, rounds=3, seconds=0.03, waiting=50, provider_seconds=0.15)
-"""Seconds rather than minutes: to see that everything runs, not what it costs."""
+"""Settings of a short run that tests the program; its figures are not meaningful."""

@@ -1,4 +1,4 @@
-"""The statements that ours amount to, as somebody would write them for the driver."""
+"""The SQL that tokenstore sends, as an application would write it for the driver."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MARKS: Final[dict[str, Callable[[int], str]]] = {
 
 @dataclass(frozen=True)
 class SQL:
-    """For one table, one dialect and one driver's way to mark parameters."""
+    """The statements for one table, one dialect and one driver's style of parameters."""
 
     dialect: str
     driver: str
@@ -53,7 +53,7 @@ class SQL:
 
     @cached_property
     def lock(self) -> str:
-        """The same under the row's lock; on SQLite the transaction has the database's."""
+        """Lock and read a row; on SQLite the transaction holds the database's write lock instead."""
         return self.load + {"postgresql": " FOR NO KEY UPDATE", "mysql": " FOR UPDATE"}.get(self.dialect, "")
 
     @cached_property
@@ -80,13 +80,16 @@ class SQL:
 
     @cached_property
     def scans(self) -> list[tuple[str, Callable[[str, str], tuple[str, ...]]]]:
-        """The queries whose rows, up to the limit in the last parameter, are the page after a key; and their keys."""
+        """The queries that read one page after a key, each with a function that makes its parameters from that key.
+
+        The last parameter of each query is the limit.
+        """
         one, two, three = map(self._mark, (1, 2, 3))
         page = f"SELECT {_LISTED} FROM {self.table} WHERE"
         if self.dialect != "mysql":
             later = f"{page} (provider, user_id) > ({one}, {two}) ORDER BY provider, user_id LIMIT {three}"
             return [(later, lambda provider, user_id: (provider, user_id))]
-        # One comparison of pairs would not use the index there.
+        # Two queries, because MySQL does not use the index to compare (provider, user_id) as a pair.
         rest = f"{page} provider = {one} AND user_id > {two} ORDER BY user_id LIMIT {three}"
         others = f"{page} provider > {one} ORDER BY provider, user_id LIMIT {two}"
         return [(rest, lambda provider, user_id: (provider, user_id)), (others, lambda provider, _: (provider,))]

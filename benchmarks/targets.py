@@ -1,4 +1,4 @@
-"""What the figures should be, as data, and whether they are."""
+"""The project's targets for the figures, as data, and the check whether a run meets them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.results import Cell, Place, Results
 __all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
 
 Values = Callable[[Results, Cell], list[float]]
-"""The figure, round by round, of a cell of ours; empty where it cannot be told."""
+"""Returns the figure of each round of a cell of tokenstore; empty if the results do not contain it."""
 
 
 def cost(contender: str, callers: int | None = None) -> Values:
-    """Our µs an operation over theirs; with ``callers``, theirs with that many."""
+    """Tokenstore's time for each operation divided by the contender's; ``callers``: the contender's callers."""
 
     def values(results: Results, cell: Cell) -> list[float]:
         place = cell.place if callers is None else cell.place._replace(callers=callers)
@@ -28,13 +28,13 @@ def cost(contender: str, callers: int | None = None) -> Values:
 
 
 def speed(contender: str, callers: int | None = None) -> Values:
-    """Our operations a second over theirs."""
+    """Tokenstore's operations per second divided by the contender's; ``callers``: the contender's callers."""
     inverse = cost(contender, callers)
     return lambda results, cell: [1 / value for value in inverse(results, cell)]
 
 
 def gain(contender: str, callers: int) -> Values:
-    """By how much our lead over a contender grows from that many callers to the cell's."""
+    """Tokenstore's :func:`speed` with the cell's number of callers, divided by that with ``callers`` callers."""
 
     def values(results: Results, cell: Cell) -> list[float]:
         before = results.cell(cell.place._replace(callers=callers), OURS)
@@ -47,12 +47,12 @@ def gain(contender: str, callers: int) -> Values:
 
 
 def figure(name: str) -> Values:
-    """A number of the cell's rounds as it is."""
+    """A number of the cell's rounds, unchanged."""
     return lambda _, cell: [numbers[name] for numbers in cell.rounds if name in numbers]
 
 
 def growth(rows: int) -> Values:
-    """Our µs an operation over ours with that many rows."""
+    """Tokenstore's time for each operation, divided by its time with ``rows`` rows."""
 
     def values(results: Results, cell: Cell) -> list[float]:
         before = results.cell(cell.place._replace(rows=rows), OURS)
@@ -62,7 +62,7 @@ def growth(rows: int) -> Values:
 
 
 def over_bare() -> Values:
-    """Milliseconds more than ``python -c pass``."""
+    """The cell's time minus that of ``python -c pass``, in milliseconds."""
 
     def values(results: Results, cell: Cell) -> list[float]:
         bare = results.cell(cell.place, "python")
@@ -73,20 +73,20 @@ def over_bare() -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One figure that should be at most, or at least, so much.
+    """A figure with an upper or a lower limit.
 
     Attributes:
-        what: What is measured.
+        what: What is measured, for the table.
         workload: The workload's name and variant.
-        against: What it is compared with, for readers.
-        values: How to get it.
-        most: The largest that is good enough; None: there is none.
-        least: The smallest that is good enough; None: there is none.
-        on: Beginnings of databases' names; empty: wherever it was measured.
-        callers: In a cell with that many callers; None: any.
-        rows: In a cell with that many rows; None: any.
-        contender: Whose cell.
-        unit: Behind the figure.
+        against: What the figure is compared with, for the table.
+        values: Returns the figure of each round.
+        most: The upper limit; None: no upper limit.
+        least: The lower limit; None: no lower limit.
+        on: Prefixes of the names of databases; empty: all databases.
+        callers: Only cells with that many callers; None: all.
+        rows: Only cells with that many rows; None: all.
+        contender: Only this contender's cells.
+        unit: The figure's unit.
     """
 
     what: str
@@ -103,19 +103,19 @@ class Target:
 
     @property
     def limit(self) -> str:
-        """For readers."""
+        """The limit as text."""
         if self.most is not None:
             return f"≤ {self.most:g} {self.unit}"
         return "" if self.least is None else f"≥ {self.least:g} {self.unit}"
 
     def met(self, value: float) -> bool | None:
-        """Whether a figure is good enough; None where none is asked for."""
+        """Whether a figure is within the limit; None: there is no limit."""
         if self.most is not None:
             return value <= self.most
         return None if self.least is None else value >= self.least
 
     def fits(self, cell: Cell) -> bool:
-        """Whether this is a cell of ours that it is about."""
+        """Whether the target applies to this cell."""
         return (
             (cell.contender, cell.workload) == (self.contender, self.workload)
             and (not self.on or cell.database.startswith(self.on))
@@ -167,14 +167,12 @@ TARGETS: Final = [
     _target("load, 1 caller: rate", _LOAD, 1, _SQLITE, _ORM, speed("orm-fernet"), least=10),
     _target("load, 32 callers: rate", _LOAD, 32, _SQLITE, _ORM, speed("orm-fernet"), least=30),
     Target(
-        what="others' loads during a hot refresh: p99",
+        what="loads of other callers during a refresh: p99",
         workload="refresh",
-        against="the same, idle",
+        against="without a refresh",
         values=figure("ratio"),
     ),
-    Target(
-        what="calls of the provider for one refresh", workload="refresh", values=figure("calls"), most=1, unit="call"
-    ),
+    Target(what="provider calls for one refresh", workload="refresh", values=figure("calls"), most=1, unit="call"),
     Target(
         what="load with 10⁶ rows: cost",
         workload="rows",
@@ -203,11 +201,14 @@ TARGETS: Final = [
         unit="ms",
     ),
 ]
-"""Costs are ours over theirs, rates the other way round; without a limit, the figure is shown and no more."""
+"""A cost is tokenstore's time divided by the other's, a rate the other's divided by tokenstore's.
+
+A figure without a limit is only shown.
+"""
 
 
 class Outcome(NamedTuple):
-    """A target where it was measured."""
+    """The result of one target in one place."""
 
     target: Target
     place: Place
@@ -216,7 +217,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(results: Results) -> Iterator[Outcome]:
-    """Every target in every place where the results can tell."""
+    """Check each target in each place for which the results contain the figure."""
     for target in TARGETS:
         for cell in results.cells:
             if target.fits(cell) and (values := target.values(results, cell)):

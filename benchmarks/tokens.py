@@ -1,4 +1,4 @@
-"""The rows that everybody reads and writes: their keys, their tokens, and how they are sealed."""
+"""The rows that all contenders read and write: keys, tokens and sealed values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ACCESS: Final = "gho_" + "a" * 36
 REFRESH: Final = "ghr_" + "r" * 76
 EXPIRES: Final = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
 EXTENT: Final = 4096
-"""How many rows writers write to, at most: floors need their sealed values ready."""
+"""The maximum number of rows that are written to. Floors prepare the sealed values of these rows."""
 
 _PROVIDERS: Final = ("github", "google", "linear", "slack")
 _EXPIRES_US: Final = int(EXPIRES.timestamp()) * 1_000_000
 
 
 def key(number: int, prefix: str = "user") -> TokenKey:
-    """The key of one row; the rows are spread over some providers."""
+    """The key of one row; successive rows have different providers."""
     return TokenKey(_PROVIDERS[number % len(_PROVIDERS)], f"{prefix}-{number:07d}")
 
 
 class SealedRow(NamedTuple):
-    """What a row is made of, in the order of the statements of :mod:`benchmarks.floors`; times in microseconds."""
+    """The values of a row, in the order of the parameters in :mod:`benchmarks.sql`; times in microseconds."""
 
     provider: str
     user_id: str
@@ -42,7 +42,7 @@ class SealedRow(NamedTuple):
 
 
 def sealed_row(place: TokenKey) -> SealedRow:
-    """A row that opens."""
+    """Seal a row's tokens with the benchmarks' key."""
     return SealedRow(
         *place,
         KEYRING.seal(place, "access_token", ACCESS),
@@ -56,5 +56,5 @@ def sealed_row(place: TokenKey) -> SealedRow:
 
 
 def sealed_rows(count: int) -> Iterator[SealedRow]:
-    """The first rows, ready to be written."""
+    """The first ``count`` rows."""
     return (sealed_row(key(number)) for number in range(count))

@@ -1,4 +1,4 @@
-"""Processes that call: each has an event loop and connections of its own, and does what the controller says."""
+"""Worker processes. Each has its own event loop and connections, and runs the calls that the controller sends."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from benchmarks.settings import Settings
 
 __all__ = ["WorkerError", "Workers", "loop_factory"]
 
-# Copies of a process that has imported everything and done nothing.
+# Workers are forked from a server process that has imported everything, so that they start fast.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["benchmarks.bench", "benchmarks.peers", "tokenstore_sql.backend"])
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in a worker; the message is its traceback."""
+    """A worker failed; the message is the worker's traceback."""
 
 
 class Workers:
-    """Some workers on one database; they end with the ``with`` block."""
+    """Workers on one database. They end with the ``with`` block."""
 
     def __init__(self, number: int, loop: str, database: Database, settings: Settings) -> None:
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(number):
-            mine, its = _context.Pipe()
-            process = _context.Process(target=_serve, args=(its, loop, database, settings), daemon=True)
+            pipe, worker_end = _context.Pipe()
+            process = _context.Process(target=_serve, args=(worker_end, loop, database, settings), daemon=True)
             process.start()
-            its.close()
-            self._pipes.append(mine)
+            worker_end.close()
+            self._pipes.append(pipe)
             self._processes.append(process)
 
     def __enter__(self) -> Self:
@@ -51,7 +51,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """Let them close what they opened, and end."""
+        """Let the workers close what they opened, and wait until they have ended."""
         for pipe in self._pipes:
             with suppress(OSError):
                 pipe.send(None)
@@ -64,18 +64,18 @@ class Workers:
         return len(self._pipes)
 
     def each(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Call a method of every worker's :class:`Bench` at once; their results."""
+        """Call a method of the :class:`Bench` of all workers at once; return their results."""
         for pipe in self._pipes:
             pipe.send((method, args, kwargs))
         return self._results(self._pipes)
 
     def first(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call it in the first worker alone."""
+        """Call a method of the first worker's :class:`Bench`; return its result."""
         self._pipes[0].send((method, args, kwargs))
         return self._results(self._pipes[:1])[0]
 
     def others(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Call it in all but the first."""
+        """Call a method of the :class:`Bench` of all workers but the first; return their results."""
         for pipe in self._pipes[1:]:
             pipe.send((method, args, kwargs))
         return self._results(self._pipes[1:])
@@ -86,15 +86,19 @@ class Workers:
             try:
                 answers.append(pipe.recv())
             except EOFError:
-                answers.append((False, "the worker ended without an answer"))
-        for well, answer in answers:
-            if not well:
+                answers.append((False, "the worker process ended without a result"))
+        for succeeded, answer in answers:
+            if not succeeded:
                 raise WorkerError(answer)
         return [answer for _, answer in answers]
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes an event loop of that name; ImportError where uvloop is not installed."""
+    """Return the function that makes an event loop: ``asyncio``'s or ``uvloop``'s.
+
+    Raises:
+        ImportError: uvloop is not installed.
+    """
     if name == "asyncio":
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = import_module(name).new_event_loop
@@ -102,7 +106,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _serve(pipe: Connection, loop: str, database: Database, settings: Settings) -> None:
-    # Ctrl-C is the controller's: it tells its workers to clean up.
+    # Ctrl-C is sent to all processes; only the controller handles it, and then tells its workers to clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bench = Bench(database, settings)
     with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
@@ -110,9 +114,9 @@ def _serve(pipe: Connection, loop: str, database: Database, settings: Settings) 
             method, args, kwargs = message
             try:
                 answer = (True, runner.run(getattr(bench, method)(*args, **kwargs)))
-            except Exception:  # noqa: BLE001 - whatever it is, the controller tells
+            except Exception:  # noqa: BLE001 - the controller reports every error
                 answer = (False, traceback.format_exc())
-            with suppress(OSError):  # the controller has gone
+            with suppress(OSError):  # the controller has ended
                 pipe.send(answer)
         runner.run(bench.close())
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, their file has the form that it says, and two files can be compared. No figure is judged here."""
+"""The benchmarks run, write a file of the documented format, and compare two files. No figure is checked here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SHORT = ("--quick", "--rounds", "2", "--seconds", "0.01", "--rows", "50", "--mos
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An import path with the benchmarks, and without the checkout: what is under test is what is installed."""
+    """An import path with the benchmarks but without the checkout, so that the installed package is measured."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
 def benchmarks(path: str, *arguments: str | Path, code: int = 0, module: str = "benchmarks") -> str:
-    """Run the program, and give what it printed."""
+    """Run the program and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "160"},
@@ -44,7 +44,7 @@ def benchmarks(path: str, *arguments: str | Path, code: int = 0, module: str = "
 
 @pytest.fixture(scope="module")
 def measured(path: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A short run's folder, and what it printed."""
+    """The folder and the output of a short run."""
     folder = tmp_path_factory.mktemp("run")
     chosen = [word for name in ("load", "store", "rows", "list", "seal") for word in ("--workload", name)]
     output = ("--json", folder / "run.json", "--plots", folder / "plots")
@@ -58,8 +58,8 @@ def cells(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.sqlite
-def test_a_run_measures_ours_beside_the_floors(measured: tuple[Path, str]) -> None:
-    """In every place there is a cell for each contender, with a number for each round."""
+def test_a_run_measures_tokenstore_and_the_floors(measured: tuple[Path, str]) -> None:
+    """Each workload and number of callers has a cell for each contender."""
     folder, _ = measured
     found = {(cell["workload"], cell["callers"], cell["rows"], cell["contender"]) for cell in cells(folder)}
     for workload in ("load/hot", "load/cold", "load/missing", "store/update", "store/insert"):
@@ -73,7 +73,7 @@ def test_a_run_measures_ours_beside_the_floors(measured: tuple[Path, str]) -> No
 
 
 @pytest.mark.sqlite
-def test_the_file_has_every_round_and_where_it_comes_from(measured: tuple[Path, str]) -> None:
+def test_the_file_has_all_rounds_and_the_environment(measured: tuple[Path, str]) -> None:
     folder, _ = measured
     document = json.loads((folder / "run.json").read_text("utf-8"))
     assert document.keys() == {"schema", "environment", "settings", "cells"}
@@ -99,7 +99,7 @@ def test_the_tables_name_the_floor_and_the_targets(measured: tuple[Path, str]) -
 
 
 @pytest.mark.sqlite
-def test_nothing_is_left_in_the_database(measured: tuple[Path, str]) -> None:
+def test_a_run_drops_its_tables(measured: tuple[Path, str]) -> None:
     import sqlite3
 
     folder, _ = measured
@@ -121,8 +121,8 @@ def test_plots_are_drawn(measured: tuple[Path, str]) -> None:
 
 
 @pytest.mark.memory
-def test_a_backend_that_nobody_knows_is_measured_alone(path: str, tmp_path: Path) -> None:
-    """There is no floor and no peer for its scheme; whatever needs none of them runs."""
+def test_a_backend_without_floors_is_measured_alone(path: str, tmp_path: Path) -> None:
+    """The benchmarks have no floor and no peer for the scheme; workloads that need none still run."""
     chosen = [word for name in ("load", "lock", "refresh", "list") for word in ("--workload", name)]
     benchmarks(path, "memory://", *chosen, "--callers", "1,8", *SHORT, "--json", tmp_path / "run.json")
     found = cells(tmp_path)
@@ -132,23 +132,23 @@ def test_a_backend_that_nobody_knows_is_measured_alone(path: str, tmp_path: Path
     assert [numbers["calls"] for numbers in refresh["rounds"]] == [1, 1]
 
 
-def made_up(file: Path, ours: float, floor: float = 100.0, noise: float = 0.02) -> Path:
-    """A file with one workload: µs an operation of ours and of a floor, on a machine of some noise."""
-    dice = random.Random(ours * floor)
+def invented_run(file: Path, ours: float, floor: float = 100.0, noise: float = 0.02) -> Path:
+    """Write a file with one workload: µs for each operation of tokenstore and of a floor, with random noise."""
+    random_source = random.Random(ours * floor)
     place = {"database": "d", "loop": "asyncio", "workload": "load/cold", "callers": 1, "rows": 10}
-    whose = (("tokenstore", "ours", "held", ours), ("held", "floor", "", floor))
-    made = [
+    contenders = (("tokenstore", "ours", "held", ours), ("held", "floor", "", floor))
+    cells = [
         {
             **place,
             "contender": name,
             "kind": kind,
             "title": name,
             "floor": against,
-            "rounds": [{"us": us * dice.gauss(1, noise), "p50": us, "p99": us} for _ in range(9)],
+            "rounds": [{"us": us * random_source.gauss(1, noise), "p50": us, "p99": us} for _ in range(9)],
         }
-        for name, kind, against, us in whose
+        for name, kind, against, us in contenders
     ]
-    file.write_text(json.dumps({"schema": 1, "environment": {}, "settings": {}, "cells": made}))
+    file.write_text(json.dumps({"schema": 1, "environment": {}, "settings": {}, "cells": cells}))
     return file
 
 
@@ -162,16 +162,16 @@ def made_up(file: Path, ours: float, floor: float = 100.0, noise: float = 0.02) 
         pytest.param(165, 100, 0.5, 0, "1 same", id="within the noise"),
     ],
 )
-def test_two_runs_are_compared(
+def test_compare_fails_only_for_a_slowdown_beyond_the_noise(
     ours: float, floor: float, noise: float, code: int, word: str, path: str, tmp_path: Path
 ) -> None:
-    """What became slower by more than the noise fails; what the floor did as well does not count."""
-    before = made_up(tmp_path / "before.json", 150)
-    after = made_up(tmp_path / "after.json", ours, floor, noise)
+    """A change that the floor has too, because the machine became slower, does not count."""
+    before = invented_run(tmp_path / "before.json", 150)
+    after = invented_run(tmp_path / "after.json", ours, floor, noise)
     assert word in benchmarks(path, "compare", before, after, code=code)
 
 
-def test_a_file_of_something_else_is_refused(path: str, tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_has_another_format_is_refused(path: str, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"schema": 999}')
     for wrong in (other, tmp_path / "none.json"):
@@ -179,8 +179,8 @@ def test_a_file_of_something_else_is_refused(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg"]))
-def test_what_a_refresh_costs_others_is_seen(row: Row, tmp_path: Path, path: str) -> None:
-    """No connection is in use while the provider answers under a lease, one is under the lock; statements count."""
+def test_the_refresh_benchmark_counts_connections_and_statements(row: Row, tmp_path: Path, path: str) -> None:
+    """During the provider's call, no connection is in use with a lease, and one with a row lock."""
     url = row.url_for(tmp_path).partition("?")[0]
     printed = benchmarks(path, url, "--quick", module="benchmarks.refresh")
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
