@@ -1,4 +1,4 @@
-"""What all tests have in common: fixtures, leak checks, Hypothesis profiles, and the summary of backends."""
+"""Fixtures of all tests, leak checks, Hypothesis profiles, and the summary of backends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tokenstore import Keyring
 from tokenstore.keyring import KEYS_VARIABLE
 
 _common: dict[str, Any] = {
-    "deadline": None,  # on shared machines a slow example is no finding
+    "deadline": None,  # on a shared machine, a slow example is not an error
     "print_blob": True,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }
-# The same examples at each run, so that a change is what turns a check red; new ones come from `dev` and `soak`.
+# `ci` always runs the same examples, so that only a change of the code can make it fail; the others try new ones.
 hypothesis.settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_common)
 hypothesis.settings.register_profile("dev", max_examples=40, **_common)
 hypothesis.settings.register_profile("soak", max_examples=2000, **_common)
@@ -37,7 +37,7 @@ _DESCRIPTORS = Path("/proc/self/fd")  # on Linux
 
 @pytest.fixture
 def url(row: Row, tmp_path: Path) -> str:
-    """A URL of the test's row with nothing behind it yet."""
+    """A URL of the test's row of the matrix; its table or file does not exist yet."""
     return row.url_for(tmp_path)
 
 
@@ -53,26 +53,27 @@ def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> Iterator[None]:
-    """A test leaves no thread and no socket behind; tasks end with their loop, and warnings are errors."""
+    """Check that the test left no thread or socket behind. Unfinished tasks cause warnings, which are errors."""
     threads, sockets = set(threading.enumerate()), _sockets()
     yield
     deadline = time.monotonic() + _LEAK_GRACE
     while True:
-        # Read before the look: a collection on a busy machine may outlast the deadline, and what it freed is gone then.
+        # Read the clock before the check: on a busy machine a garbage collection may take longer than the deadline,
+        # and its result must still be checked once.
         late = time.monotonic() > deadline
         new_threads, new_sockets = set(threading.enumerate()) - threads, _sockets() - sockets
         if not new_threads | new_sockets:
             return
         if late:
             pytest.fail(f"left behind: threads {new_threads or 'none'}, sockets {new_sockets or 'none'}", pytrace=False)
-        gc.collect()  # what a cycle alone holds goes now, with a warning, an error here, if it should have been closed
+        gc.collect()  # frees objects in reference cycles; an unclosed one warns, which is an error here
         time.sleep(0.01)
 
 
 def _sockets() -> set[str]:
     found = set()
     for link in _DESCRIPTORS.iterdir() if _DESCRIPTORS.exists() else ():
-        with suppress(OSError):  # the listing's own descriptor is gone
+        with suppress(OSError):  # the descriptor of this listing itself is closed already
             found.add(str(link.readlink()))
     return {target for target in found if target.startswith("socket:")}
 
@@ -84,7 +85,7 @@ def _row_of(item: pytest.Item) -> Row | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of rows that cannot be had here: after -m and -k, so that no server starts for nothing."""
+    """Deselect the tests of rows that cannot run here; runs after -m and -k, so that only needed servers start."""
     absent = config.stash.setdefault(_ABSENT, {})
     rows = {row.name: row for item in items if (row := _row_of(item))}
     if not config.option.collectonly:
@@ -102,7 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    output = getattr(session.config, "workeroutput", None)  # pytest-xdist: to the controller, which prints
+    output = getattr(
+        session.config, "workeroutput", None
+    )  # with pytest-xdist: sent to the controller, which prints the summary
     if output is not None:
         output["absent_rows"] = session.config.stash.get(_ABSENT, {})
 
@@ -113,7 +116,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How many tests ran on each backend, and why one is missing."""
+    """Print how many tests ran on each backend, and why a backend is absent."""
     counts: dict[str, Counter[str]] = {row.name: Counter() for row in ROWS}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):

@@ -1,4 +1,4 @@
-"""What the tests of the strict provider share."""
+"""Fixtures of the tests of the strict provider."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def http(provider: StrictRotatingProvider) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[StrictRotatingProvider]:
-    """A provider for all examples of a property."""
+    """One provider for all generated requests of a property test."""
     with StrictRotatingProvider() as provider:
         yield provider

@@ -1,4 +1,4 @@
-"""Calls that are cancelled again and again, as anyio's cancel scopes do it, leave nothing running or lost."""
+"""Calls that are cancelled repeatedly, as anyio's cancel scopes do, leave no task running and lose no connection."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from tokenstore import AuthTokenStore, Keyring, open_store
 _EXPIRY = datetime.now(UTC) + timedelta(hours=1)
 _CALLS = 1200
 _AT_ONCE = 20
-_LONGEST = 0.020  # seconds until a call is cancelled: some end before, some have not begun
+_LONGEST = 0.020  # most seconds until a call is cancelled, so that some have ended and some have not begun
 
 
 @pytest.mark.parametrize("kind", ["transaction", "store", "load", "list"])
 @every_row
-def test_calls_in_cancel_scopes_leave_the_pool_whole(row: Row, url: str, keyring: Keyring, kind: str) -> None:
-    """Clients of a web server that disconnect at any moment: no crash, no lost connection, no unretrieved error."""
+def test_calls_cancelled_in_cancel_scopes_return_their_connections(
+    row: Row, url: str, keyring: Keyring, kind: str
+) -> None:
+    """As when clients of a web server disconnect at any moment: no connection is lost, and no error goes unnoticed."""
     asyncio.run(_calls_in_cancel_scopes(row, url, keyring, kind))
     gc.collect()
 
@@ -32,7 +34,7 @@ def test_calls_in_cancel_scopes_leave_the_pool_whole(row: Row, url: str, keyring
 async def _calls_in_cancel_scopes(row: Row, url: str, keyring: Keyring, kind: str) -> None:
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-    chance = random.Random(kind)
+    random_source = random.Random(kind)
     options: dict[str, Any] = {} if row.name == "memory" else {"pool_size": 5}
     async with open_store(url, keyring=keyring, **options) as store:
         await store.setup()
@@ -40,15 +42,15 @@ async def _calls_in_cancel_scopes(row: Row, url: str, keyring: Keyring, kind: st
             await store.store_tokens("github", f"u{number}", "a", "r", _EXPIRY)
 
         async def one(number: int) -> None:
-            with anyio.move_on_after(chance.uniform(0, _LONGEST)):
+            with anyio.move_on_after(random_source.uniform(0, _LONGEST)):
                 await _call(store, kind, f"u{number % 4}", f"a{number}")
 
         for start in range(0, _CALLS, _AT_ONCE):
             await asyncio.gather(*(one(number) for number in range(start, start + _AT_ONCE)))
         source = getattr(store._backend, "_source", None)
-        # A connection that a cancelled caller was opening comes to the pool when it is open.
+        # A connection that a cancelled caller was opening is returned to the pool once it is open.
         await until(lambda: source is None or source.in_use == 0)
-        # Every connection of the pool serves again.
+        # All connections of the pool can be used again.
         assert all(await asyncio.gather(*(store.load_tokens("github", f"u{number % 4}") for number in range(10))))
     gc.collect()
     assert problems == []
@@ -71,12 +73,14 @@ async def _call(store: AuthTokenStore, kind: str, user_id: str, token: str) -> N
 
 @pytest.mark.parametrize("pairs", [100, pytest.param(1250, marks=pytest.mark.soak)])
 @every_row
-def test_a_cancelled_store_never_overtakes_a_later_one(row: Row, url: str, keyring: Keyring, pairs: int) -> None:
-    """Once its caller has the cancellation, a store has been carried out or never will be."""
+def test_a_cancelled_store_never_takes_effect_after_its_caller_was_told(
+    row: Row, url: str, keyring: Keyring, pairs: int
+) -> None:
+    """A cancelled ``store_tokens`` must not overwrite the tokens of a later call."""
 
     async def main() -> int:
         stale = 0
-        chance = random.Random(row.name)
+        random_source = random.Random(row.name)
         async with open_store(url, keyring=keyring) as store:
             await store.setup()
 
@@ -84,7 +88,7 @@ def test_a_cancelled_store_never_overtakes_a_later_one(row: Row, url: str, keyri
                 nonlocal stale
                 for number in range(pairs):
                     cancelled = asyncio.create_task(_call(store, "store", user_id, f"cancelled{number}"))
-                    for _ in range(chance.randrange(12)):
+                    for _ in range(random_source.randrange(12)):
                         await asyncio.sleep(0)
                     cancelled.cancel()
                     await asyncio.wait([cancelled])

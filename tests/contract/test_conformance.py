@@ -1,4 +1,4 @@
-"""The shipped conformance tests on every row, by URL and over an engine of the application's own."""
+"""The shipped conformance tests on every backend and driver, by URL and on an application's engine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tokenstore.testing.conformance import BackendConformance, RowLockConformanc
 
 
 class OnRow(Testbed):
-    """Reaches the store of the row that a class is parametrised with."""
+    """Opens the backend of the row with which the class is parametrised."""
 
     row: Row
 
     @pytest.fixture(autouse=True)
     def _take_row(self, row: Row) -> None:
         self.row = row
-        self.needs_setup = row.name != "memory"  # type: ignore[misc]  # known to each test alone
+        self.needs_setup = row.name != "memory"  # type: ignore[misc]  # only known when the test runs
 
     def make_url(self, tmp_path: Path) -> str:
         return self.row.url_for(tmp_path)
@@ -34,7 +34,7 @@ class OnRow(Testbed):
 
 @every_row
 class TestByUrl(OnRow, BackendConformance, RowLockConformance):
-    """One backend object, as in one process."""
+    """One backend object, as in a single process."""
 
 
 @shared_rows
@@ -44,7 +44,7 @@ class TestShared(OnRow, SharedBackendConformance, RowLockConformance):
 
 @each_database
 class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
-    """Over an engine with SQLAlchemy's defaults, which the backend must leave as found."""
+    """A backend on an engine with SQLAlchemy's defaults, which the backend must not change."""
 
     def open(self, url: str, **options: Any) -> Backend:
         plain, _, query = url.partition("?")
@@ -61,7 +61,7 @@ class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
 
 
 @pytest.mark.parametrize(("module", "needs"), [("conformance", "pytest"), ("machine", "hypothesis")])
-def test_without_its_requirements_a_module_says_what_to_install(module: str, needs: str) -> None:
+def test_without_its_dependency_a_testing_module_says_what_to_install(module: str, needs: str) -> None:
     program = f"""
 import sys
 sys.modules[{needs!r}] = None

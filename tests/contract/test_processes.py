@@ -1,4 +1,4 @@
-"""The same promises between real processes, and what the death or sleep of one does to the others."""
+"""The backends' guarantees between processes, also if a process is killed or suspended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokenstore.testing.provider import StrictRotatingProvider
 _EXAMPLES = 20
 _PROCESSES = 4
 _LEASE = 1.0
-# SQLite's clock counts milliseconds, and a machine's clocks may be adjusted against each other.
+# Seconds; SQLite's clock has a resolution of milliseconds, and the system may adjust its clocks differently.
 _CLOCK_ERROR = 0.05
 _LONG, _PROMPTLY = 60.0, 10.0
 
@@ -38,7 +38,7 @@ def team() -> Iterator[Team]:
 
 @pytest.fixture
 def ready(row: Row, tmp_path: Path, team: Team) -> str:
-    """A URL whose table exists and holds one row."""
+    """A URL whose table has one row."""
     url = row.url_for(tmp_path)
     team[0].call(store_jobs.set_up, url)
     team[0].call(store_jobs.store, url, "old")
@@ -46,8 +46,8 @@ def ready(row: Row, tmp_path: Path, team: Team) -> str:
 
 
 @shared_rows
-def test_processes_that_set_up_at_once_all_succeed(row: Row, tmp_path: Path, team: Team) -> None:
-    """``setup`` in eight processes on an empty database creates one table, without an error in any."""
+def test_setup_from_eight_processes_at_once_succeeds_in_each(row: Row, tmp_path: Path, team: Team) -> None:
+    """``setup`` in eight processes on an empty database creates one table and raises no error."""
     for _ in range(3):
         url = row.url_for(tmp_path)
         team.all_at_once(store_jobs.set_up, url, count=8)
@@ -55,8 +55,8 @@ def test_processes_that_set_up_at_once_all_succeed(row: Row, tmp_path: Path, tea
 
 
 @shared_rows
-def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path: Path, team: Team) -> None:
-    """Generated programs whose tasks are spread over processes leave possible histories on the clock they share."""
+def test_generated_programs_over_several_processes_are_linearizable(row: Row, tmp_path: Path, team: Team) -> None:
+    """The tasks of generated programs run in several processes, and their history is possible for a single row."""
     finding = _search(row.url_for(tmp_path), team, None, examples=_EXAMPLES, shrinks=100)
     if finding is not None:
         raise finding.violation
@@ -65,20 +65,22 @@ def test_each_row_behaves_as_if_used_by_one_caller_at_a_time(row: Row, tmp_path:
 @pytest.mark.seeded
 @each_database
 @pytest.mark.parametrize("name", ["lock that only reads", "read-then-write upsert"])
-def test_the_programs_find_a_seeded_fault_between_processes(name: str, row: Row, tmp_path: Path, team: Team) -> None:
-    """The faults of test_broken_backends.py that are races show between processes, too."""
+def test_generated_programs_find_a_seeded_fault_between_processes(
+    name: str, row: Row, tmp_path: Path, team: Team
+) -> None:
+    """The programs also find those faults of test_broken_backends.py that are races between processes."""
     fault = fault_named(name, row.mark)
     assert _search(row.url_for(tmp_path), team, fault, examples=300, kinds=fault.kinds) is not None
 
 
 def _search(url: str, team: Team, fault: Fault | None, **bounds: Any) -> Finding | None:
-    """Run programs whose tasks are dealt to the processes."""
+    """Run generated programs, with their tasks distributed to the processes."""
     team[0].call(store_jobs.set_up, url)
     numbers = itertools.count()
 
     def run(program: Program) -> None:
         def job(name: str, part: Program) -> tuple[Any, ...]:
-            return store_jobs.play, url, f"{name}-", user_id, part, fault
+            return store_jobs.run_program, url, f"{name}-", user_id, part, fault
 
         user_id = f"u{next(numbers)}."
         history: list[Operation] = team[0].call(*job("first", BEFORE))
@@ -91,8 +93,8 @@ def _search(url: str, team: Team, fault: Fault | None, **bounds: Any) -> Finding
 
 
 @each_database
-def test_a_fleet_refreshes_an_expired_token_once(row: Row, tmp_path: Path, team: Team) -> None:
-    """Of 20 processes with 10 tasks each, one refreshes; all others wait, without an error, and get its new token."""
+def test_twenty_processes_refresh_an_expired_token_once(row: Row, tmp_path: Path, team: Team) -> None:
+    """Of 20 processes with 10 tasks each, one task refreshes; the others wait and get its new token."""
     url = row.url_for(tmp_path)
     team[0].call(store_jobs.set_up, url)
     with StrictRotatingProvider() as provider:
@@ -107,8 +109,8 @@ def test_a_fleet_refreshes_an_expired_token_once(row: Row, tmp_path: Path, team:
 
 
 @shared_rows
-def test_a_killed_process_gives_up_its_row_lock(ready: str, team: Team) -> None:
-    """Who waits for the lock of a process that is killed gets it at once, and the row as it was before."""
+def test_the_row_lock_of_a_killed_process_is_released(ready: str, team: Team) -> None:
+    """A caller that waits for the lock gets it at once, and reads the row without the uncommitted write."""
     holder, waiter = team.first(2)
     before = team[0].call(store_jobs.load, ready)
     holder.start(store_jobs.hold_lock, ready)
@@ -124,8 +126,8 @@ def test_a_killed_process_gives_up_its_row_lock(ready: str, team: Team) -> None:
 
 
 @shared_rows
-def test_a_killed_holder_s_lease_is_taken_over_once_when_it_expires(ready: str, team: Team) -> None:
-    """Nobody can claim before the dead holder's lease has run out; then one process can, and completes."""
+def test_the_lease_of_a_killed_process_can_be_claimed_once_after_it_expires(ready: str, team: Team) -> None:
+    """No claim is granted before the lease expires; then one claim is granted, and its holder can complete."""
     dead = team[0]
     dead.start(store_jobs.hold_lease, ready, "dead", _LEASE)
     lost: Grant = dead.met()
@@ -140,17 +142,17 @@ def test_a_killed_holder_s_lease_is_taken_over_once_when_it_expires(ready: str, 
 
 
 @shared_rows
-def test_a_holder_that_slept_through_its_lease_has_lost_it(ready: str, team: Team) -> None:
-    """A frozen process that wakes up after another took over can neither complete nor release, and harms nothing."""
-    sleeper, other = team.first(2)
-    sleeper.start(store_jobs.hold_lease, ready, "sleeper", _LEASE)
-    lost: Grant = sleeper.met()
-    sleeper.signal(SIGSTOP)
+def test_a_process_that_was_suspended_during_its_lease_cannot_end_the_next_lease(ready: str, team: Team) -> None:
+    """A suspended process that resumes after another process got the lease can neither complete nor release."""
+    suspended, other = team.first(2)
+    suspended.start(store_jobs.hold_lease, ready, "suspended", _LEASE)
+    lost: Grant = suspended.met()
+    suspended.signal(SIGSTOP)
     grant = other.call(store_jobs.take_over, ready, "other", lost)
     assert grant is not None
-    sleeper.signal(SIGCONT)
-    sleeper.go_on()
-    assert sleeper.result() == [False, False]
-    assert other.call(store_jobs.take_over, ready, "third", grant._replace(holder="sleeper")) is None
+    suspended.signal(SIGCONT)
+    suspended.go_on()
+    assert suspended.result() == [False, False]
+    assert other.call(store_jobs.take_over, ready, "third", grant._replace(holder="suspended")) is None
     assert other.call(store_jobs.complete, ready, grant) is True
     assert other.call(store_jobs.load, ready) == ("by other", lost.generation + 1)

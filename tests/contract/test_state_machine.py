@@ -1,4 +1,4 @@
-"""Every backend agrees with the in-memory one over any sequence of operations; and the machine finds seeded faults."""
+"""All backends give the same results as the in-memory backend, and the state machine finds seeded faults."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tokenstore_memory import MemoryBackend, MemoryTransaction
 
 
 @every_row
-def test_agrees_with_the_model(row: Row, url: str) -> None:
-    # Fewer than of a cheap test: each example is dozens of round trips.
+def test_a_backend_gives_the_same_results_as_the_in_memory_backend(row: Row, url: str) -> None:
+    # Fewer examples than usual, because each one takes dozens of round trips.
     few = settings(max_examples=max(10, settings().max_examples // 4), stateful_step_count=20)
     check_agreement(lambda: backend_for_url(url, {}), few)
 
 
 class AnswersWithTheLastRow(MemoryBackend):
-    """A read of a missing row finds what another call has just found."""
+    """A read of a missing row returns the row of an earlier read."""
 
     _last: SealedRecord | None = None
 
@@ -39,8 +39,8 @@ class FoldsCase(MemoryBackend):
         await super().put(TokenKey(key.provider.lower(), key.user_id), tokens)
 
 
-class StartsOver(MemoryBackend):
-    """A row that was deleted comes back with the generations it had."""
+class ReusesGenerations(MemoryBackend):
+    """A row that is stored again after a delete has the same generations as before."""
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         is_new = key not in self._rows
@@ -50,7 +50,7 @@ class StartsOver(MemoryBackend):
             self._rows[key] = replace(stored, row=replace(stored.row, generation=1))
 
 
-class ForgetsToCheckTheHolder(MemoryBackend):
+class CompletesForAnyHolder(MemoryBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         stored = self._rows.get(key)
         holder = stored.row.lease_holder or holder if stored else holder
@@ -58,7 +58,7 @@ class ForgetsToCheckTheHolder(MemoryBackend):
 
 
 class ClaimsInTwoSteps(MemoryBackend):
-    """Reads, is interrupted, and writes: alone it is right."""
+    """Reads and writes in two steps, which is wrong only if another call comes between them."""
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         before = self._rows.get(key)
@@ -97,8 +97,8 @@ class KeepsTheFailure(MemoryBackend):
             self._rows[key] = replace(stored, row=replace(stored.row, failure_code=before.row.failure_code))
 
 
-class ChecksTheHolderAlone(MemoryBackend):
-    """As the rule once was: who lost its lease cannot complete, though nobody has one."""
+class RefusesFormerHolders(MemoryBackend):
+    """A former holder cannot complete, although no other holder has a live lease."""
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         stored = self._rows.get(key)
@@ -123,7 +123,7 @@ class _KeepsItsWrites(MemoryTransaction):
         self.release()
 
 
-class RollsBackTheLocksAlone(MemoryBackend):
+class RollbackKeepsWrites(MemoryBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
         transaction = _KeepsItsWrites(self)
@@ -135,7 +135,7 @@ class RollsBackTheLocksAlone(MemoryBackend):
 
 
 class SkipsARow(MemoryBackend):
-    """After a key that does not exist, the page begins one row late."""
+    """A page after a key that does not exist omits its first row."""
 
     async def scan(
         self,
@@ -154,15 +154,15 @@ class SkipsARow(MemoryBackend):
     [broken for broken in MemoryBackend.__subclasses__() if broken.__module__ == __name__],
     ids=lambda broken: broken.__name__,
 )
-def test_finds_a_fault(broken: type[MemoryBackend]) -> None:
+def test_the_state_machine_finds_a_seeded_fault(broken: type[MemoryBackend]) -> None:
     enough = settings(
-        # The search ends at the first failure. How many examples that takes varies, although `derandomize` is set:
-        # Hypothesis draws constants from the modules that are loaded. 150 were not always enough.
+        # The search ends at the first failure. The number of examples that it takes varies even with `derandomize`,
+        # because Hypothesis also uses constants from the loaded modules. 150 examples were not always enough.
         max_examples=1500,
         stateful_step_count=30,
         database=None,
         derandomize=True,
-        phases=[Phase.generate],  # the shortest example would be nice to read, and nobody reads it
+        phases=[Phase.generate],  # without shrinking, because the failure is expected
     )
     with pytest.raises(AssertionError):
         check_agreement(broken, enough)

@@ -11,7 +11,7 @@ from support.provider_requests import Clock, outcome, refresh, resource
 from tokenstore.testing.provider import StrictRotatingProvider
 
 
-def test_a_grant_has_the_shape_of_a_token_response(provider: StrictRotatingProvider) -> None:
+def test_new_grant_returns_a_token_response(provider: StrictRotatingProvider) -> None:
     provider.refresh_token_lifetime = 7200
     tokens = provider.new_grant("alice", scope="read")
     assert tokens.pop("access_token").startswith("at_")
@@ -34,7 +34,7 @@ def test_a_refresh_replaces_both_tokens(provider: StrictRotatingProvider, http: 
     assert provider.stats().refreshes_by_user == {"alice": 2}
 
 
-def test_a_reuse_revokes_the_grant_and_only_it(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_reuse_of_a_refresh_token_revokes_only_its_grant(provider: StrictRotatingProvider, http: httpx.Client) -> None:
     other = provider.new_grant("alice")
     first = provider.new_grant("alice")
     second = refresh(http, first["refresh_token"]).json()
@@ -49,7 +49,7 @@ def test_a_reuse_revokes_the_grant_and_only_it(provider: StrictRotatingProvider,
 def test_of_100_simultaneous_refreshes_one_succeeds(provider: StrictRotatingProvider) -> None:
     tokens = provider.new_grant("alice")
 
-    async def stampede() -> list[int]:
+    async def refresh_at_once() -> list[int]:
         limits = httpx.Limits(max_connections=100)
         auth = (provider.client_id, provider.client_secret)
         async with httpx.AsyncClient(limits=limits, auth=auth, trust_env=False, timeout=30) as client:
@@ -61,7 +61,7 @@ def test_of_100_simultaneous_refreshes_one_succeeds(provider: StrictRotatingProv
             answers = await asyncio.gather(*posts)
         return sorted(answer.status_code for answer in answers)
 
-    assert asyncio.run(stampede()) == [200] + [400] * 99
+    assert asyncio.run(refresh_at_once()) == [200] + [400] * 99
     stats = provider.stats()
     assert (stats.refreshes, stats.reuses, stats.revoked_grants) == (1, 99, 1)
     assert (stats.in_flight, stats.max_in_flight) == (0, 100)
@@ -72,7 +72,7 @@ def test_200_users_refresh_at_once(provider: StrictRotatingProvider) -> None:
 
     async def visit(user: str) -> httpx.Response:
         tokens = provider.new_grant(user)
-        # A client each, as one pool of 200 connections is slow; unused certificates would take long to load, too.
+        # One client for each user, because a pool of 200 connections is slow; without certificates, which load slowly.
         async with httpx.AsyncClient(verify=False, trust_env=False, timeout=30) as client:
             for _ in range(2):
                 data = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
@@ -80,20 +80,20 @@ def test_200_users_refresh_at_once(provider: StrictRotatingProvider) -> None:
             headers = {"Authorization": f"Bearer {tokens['access_token']}"}
             return await client.get(f"{provider.base_url}/resource", headers=headers)
 
-    async def stampede() -> list[httpx.Response]:
+    async def refresh_at_once() -> list[httpx.Response]:
         async with asyncio.TaskGroup() as group:
             with provider.hold():
                 visits = [group.create_task(visit(f"user-{n}")) for n in range(200)]
                 await asyncio.to_thread(provider.wait_for_requests, 200, 30)
         return [task.result() for task in visits]
 
-    assert [answer.json()["user"] for answer in asyncio.run(stampede())] == [f"user-{n}" for n in range(200)]
+    assert [answer.json()["user"] for answer in asyncio.run(refresh_at_once())] == [f"user-{n}" for n in range(200)]
     stats = provider.stats()
     assert (stats.refreshes, stats.reuses, set(stats.refreshes_by_user.values())) == (400, 0, {2})
     assert stats.max_in_flight == 200
 
 
-def test_without_rotation_the_refresh_token_stays(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_without_rotation_the_refresh_token_stays_valid(provider: StrictRotatingProvider, http: httpx.Client) -> None:
     provider.rotate = False
     tokens = provider.new_grant("alice")
     for _ in range(2):
@@ -103,7 +103,9 @@ def test_without_rotation_the_refresh_token_stays(provider: StrictRotatingProvid
     assert provider.stats().reuses == 0
 
 
-def test_grace_repeats_an_unused_successor(provider: StrictRotatingProvider, http: httpx.Client, clock: Clock) -> None:
+def test_within_the_grace_period_a_used_token_gets_the_same_new_tokens(
+    provider: StrictRotatingProvider, http: httpx.Client, clock: Clock
+) -> None:
     provider.grace = 30
     first = provider.new_grant("alice")
     second = refresh(http, first["refresh_token"]).json()
@@ -116,7 +118,9 @@ def test_grace_repeats_an_unused_successor(provider: StrictRotatingProvider, htt
     assert provider.stats().revoked_grants == 1
 
 
-def test_grace_ends_with_the_successors_use(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_the_grace_period_ends_when_the_new_refresh_token_is_used(
+    provider: StrictRotatingProvider, http: httpx.Client
+) -> None:
     provider.grace = 30
     first = provider.new_grant("alice")
     second = refresh(http, first["refresh_token"]).json()
@@ -126,7 +130,9 @@ def test_grace_ends_with_the_successors_use(provider: StrictRotatingProvider, ht
     assert outcome(refresh(http, third["refresh_token"])) == (400, "invalid_grant")
 
 
-def test_lifetimes(provider: StrictRotatingProvider, http: httpx.Client, clock: Clock) -> None:
+def test_tokens_expire_after_their_lifetimes(
+    provider: StrictRotatingProvider, http: httpx.Client, clock: Clock
+) -> None:
     provider.access_token_lifetime, provider.refresh_token_lifetime = 60, 600
     first = provider.new_grant("alice")
     clock.now += 59
@@ -150,7 +156,9 @@ def test_scope_may_be_narrowed_but_not_widened(provider: StrictRotatingProvider,
 
 
 @pytest.mark.parametrize(("kind", "revoked"), [("refresh_token", 1), ("access_token", 0)])
-def test_revocation(provider: StrictRotatingProvider, http: httpx.Client, kind: str, revoked: int) -> None:
+def test_revoking_a_refresh_token_revokes_the_grant_and_an_access_token_only_itself(
+    provider: StrictRotatingProvider, http: httpx.Client, kind: str, revoked: int
+) -> None:
     tokens = provider.new_grant("alice")
     for token in (tokens[kind], tokens[kind], "unknown"):
         response = http.post("/revoke", data={"token": token})

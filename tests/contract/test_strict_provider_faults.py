@@ -12,7 +12,9 @@ from support.provider_requests import outcome, refresh, refresh_at, resource
 from tokenstore.testing.provider import StrictRotatingProvider
 
 
-def test_injected_failures_consume_nothing(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_injected_failures_do_not_consume_the_refresh_token(
+    provider: StrictRotatingProvider, http: httpx.Client
+) -> None:
     token = provider.new_grant("alice")["refresh_token"]
     provider.fail_next(times=2, retry_after=7)
     provider.fail_next(429, error="slow_down")
@@ -22,7 +24,7 @@ def test_injected_failures_consume_nothing(provider: StrictRotatingProvider, htt
     assert outcome(answers[2]) == (429, "slow_down")
 
 
-def test_an_outage_spares_only_the_stats(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_during_an_outage_only_stats_is_answered(provider: StrictRotatingProvider, http: httpx.Client) -> None:
     tokens = provider.new_grant("alice")
     provider.outage = True
     assert outcome(refresh(http, tokens["refresh_token"])) == (503, "temporarily_unavailable")
@@ -33,10 +35,10 @@ def test_an_outage_spares_only_the_stats(provider: StrictRotatingProvider, http:
     assert refresh(http, tokens["refresh_token"]).status_code == 200
 
 
-def test_a_dropped_response_has_consumed_the_token(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_a_dropped_response_consumes_the_refresh_token(provider: StrictRotatingProvider, http: httpx.Client) -> None:
     token = provider.new_grant("alice")["refresh_token"]
     provider.drop_next_response()
-    assert refresh(http, "rt_unknown").status_code == 400  # refusals are not what it waits for
+    assert refresh(http, "rt_unknown").status_code == 400  # only successful refreshes are dropped
     with pytest.raises(httpx.RemoteProtocolError):
         refresh(http, token)
     assert provider.stats().refreshes == 1
@@ -44,7 +46,9 @@ def test_a_dropped_response_has_consumed_the_token(provider: StrictRotatingProvi
     assert provider.stats().revoked_grants == 1
 
 
-def test_grace_saves_a_dropped_response(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+def test_within_the_grace_period_a_dropped_response_can_be_repeated(
+    provider: StrictRotatingProvider, http: httpx.Client
+) -> None:
     provider.grace = 30
     token = provider.new_grant("alice")["refresh_token"]
     provider.drop_next_response()
@@ -53,28 +57,30 @@ def test_grace_saves_a_dropped_response(provider: StrictRotatingProvider, http: 
     assert resource(http, refresh(http, token).json()["access_token"]).status_code == 200
 
 
-def test_a_held_request_has_taken_effect(provider: StrictRotatingProvider, http: httpx.Client) -> None:
-    async def race() -> dict[str, Any]:
+def test_a_request_with_a_held_response_has_taken_effect(provider: StrictRotatingProvider, http: httpx.Client) -> None:
+    async def main() -> dict[str, Any]:
         token = provider.new_grant("alice")["refresh_token"]
         with provider.hold(), provider.hold():
             task = asyncio.create_task(refresh_at(provider, token))
             await asyncio.to_thread(provider.wait_for_requests, 1)
             stats = provider.stats()
             assert (stats.in_flight, stats.refreshes, task.done()) == (1, 1, False)
-            assert (await asyncio.to_thread(http.get, "/stats")).json()["in_flight"] == 1  # only tokens are held
+            assert (await asyncio.to_thread(http.get, "/stats")).json()[
+                "in_flight"
+            ] == 1  # only token requests are held
         return await task
 
-    assert resource(http, asyncio.run(race())["access_token"]).status_code == 200
+    assert resource(http, asyncio.run(main())["access_token"]).status_code == 200
     assert provider.stats().in_flight == 0
 
 
-def test_waiting_for_requests_that_do_not_come(provider: StrictRotatingProvider) -> None:
+def test_wait_for_requests_raises_timeout_error(provider: StrictRotatingProvider) -> None:
     with pytest.raises(TimeoutError, match="0 of 1 token requests"):
         provider.wait_for_requests(1, timeout=0)
 
 
-def test_latency_changes_while_running(provider: StrictRotatingProvider) -> None:
-    async def race() -> None:
+def test_latency_can_be_changed_while_the_provider_runs(provider: StrictRotatingProvider) -> None:
+    async def main() -> None:
         provider.latency = 3600
         slow = asyncio.create_task(refresh_at(provider, provider.new_grant("alice")["refresh_token"]))
         await asyncio.to_thread(provider.wait_for_requests, 1)
@@ -85,5 +91,5 @@ def test_latency_changes_while_running(provider: StrictRotatingProvider) -> None
         with pytest.raises(httpx.TransportError):
             await slow
 
-    asyncio.run(race())
+    asyncio.run(main())
     assert provider.stats().in_flight == 0

@@ -1,4 +1,4 @@
-"""The strict provider's HTTP: authentication, malformed requests, any request at all."""
+"""The strict provider's HTTP server: client authentication, malformed requests, and generated requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenstore.testing.provider import StrictRotatingProvider
 
 
 @pytest.mark.parametrize("in_body", [False, True])
-def test_both_client_authentications(in_body: bool) -> None:
+def test_the_client_authenticates_with_basic_or_in_the_body(in_body: bool) -> None:
     client_id, client_secret = "café & co", "s:3+c r%t"
     with StrictRotatingProvider(client_id=client_id, client_secret=client_secret) as provider:
         data = {"grant_type": "refresh_token", "refresh_token": provider.new_grant("alice")["refresh_token"]}
@@ -44,7 +44,9 @@ def test_both_client_authentications(in_body: bool) -> None:
         ("Basic", {}),
     ],
 )
-def test_other_clients_are_rejected(provider: StrictRotatingProvider, header: str | None, form: dict[str, str]) -> None:
+def test_wrong_client_credentials_are_rejected(
+    provider: StrictRotatingProvider, header: str | None, form: dict[str, str]
+) -> None:
     tokens = provider.new_grant("alice")
     response = httpx.post(
         provider.token_url,
@@ -55,7 +57,7 @@ def test_other_clients_are_rejected(provider: StrictRotatingProvider, header: st
     assert outcome(response) == (401, "invalid_client")
     assert response.headers["WWW-Authenticate"].startswith("Basic realm=")
     assert provider.stats().rejected_clients == 1
-    asyncio.run(refresh_at(provider, tokens["refresh_token"]))  # nothing was consumed
+    asyncio.run(refresh_at(provider, tokens["refresh_token"]))  # the refused requests consumed no refresh token
 
 
 GRANT = "grant_type=refresh_token"
@@ -77,7 +79,7 @@ GRANT = "grant_type=refresh_token"
         (f"{GRANT}&refresh_token=x", "invalid_grant"),
     ],
 )
-def test_bad_parameters(http: httpx.Client, content: str | bytes, error: str) -> None:
+def test_requests_with_bad_parameters_are_refused(http: httpx.Client, content: str | bytes, error: str) -> None:
     response = http.post("/token", content=content, headers={"Content-Type": FORM})
     assert outcome(response) == (400, error)
 
@@ -98,7 +100,7 @@ def test_bad_parameters(http: httpx.Client, content: str | bytes, error: str) ->
         ("GET", "/resource", {}, 401, ("WWW-Authenticate", 'Bearer realm="tokenstore.testing"')),
     ],
 )
-def test_http_errors(
+def test_each_invalid_request_gets_its_http_status_and_header(
     http: httpx.Client, method: str, path: str, options: dict[str, Any], status: int, header: tuple[str, str]
 ) -> None:
     response = http.request(method, path, **options)
@@ -107,7 +109,7 @@ def test_http_errors(
     assert http.get("/stats").status_code == 200
 
 
-def test_a_bad_bearer_token_is_named_as_the_reason(http: httpx.Client) -> None:
+def test_a_bad_bearer_token_is_answered_with_invalid_token(http: httpx.Client) -> None:
     response = resource(http, "at_unknown")
     assert outcome(response) == (401, "invalid_token")
     assert 'error="invalid_token"' in response.headers["WWW-Authenticate"]
@@ -126,17 +128,17 @@ def test_a_bad_bearer_token_is_named_as_the_reason(http: httpx.Client) -> None:
         b"POST /token HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
     ],
 )
-def test_malformed_http(provider: StrictRotatingProvider, data: bytes) -> None:
+def test_malformed_http_is_answered_with_400(provider: StrictRotatingProvider, data: bytes) -> None:
     assert raw(provider, data).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
-def test_requests_cut_short_get_no_answer(provider: StrictRotatingProvider) -> None:
+def test_incomplete_requests_get_no_response(provider: StrictRotatingProvider) -> None:
     assert raw(provider, b"") == raw(provider, b"GET /stats HTTP/1.1\r\nHost: a\r\n") == b""
     assert raw(provider, b"POST /token HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nshort") == b""
     assert provider.stats().requests == 0
 
 
-def test_connections_are_kept_unless_told_otherwise(provider: StrictRotatingProvider) -> None:
+def test_connections_stay_open_unless_the_client_asks_to_close(provider: StrictRotatingProvider) -> None:
     get = b"\r\nGET /stats?x=y HTTP/1.1\r\nHost: a\r\n"
     assert raw(provider, (get + b"\r\n") * 3).count(b"HTTP/1.1 200 OK") == 3
     assert raw(provider, (get + b"Connection: close\r\n\r\n") * 3).count(b"HTTP/1.1 200 OK") == 1
@@ -158,7 +160,7 @@ def test_a_connection_serves_many_requests(provider: StrictRotatingProvider, htt
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_garbage_is_refused(target: StrictRotatingProvider, data: bytes) -> None:
+def test_random_bytes_are_answered_with_400(target: StrictRotatingProvider, data: bytes) -> None:
     assert raw(target, data + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -181,7 +183,7 @@ HEADERS = st.tuples(
     headers=st.lists(HEADERS, max_size=4, unique_by=lambda header: header[0]),
     body=FORMS | st.binary(max_size=50),
 )
-def test_every_whole_request_is_answered(
+def test_every_complete_request_is_answered(
     target: StrictRotatingProvider, method: str, path: str, headers: list[tuple[str, str]], body: bytes
 ) -> None:
     lines = [f"{method} {path} HTTP/1.1", "Host: a", f"Content-Length: {len(body)}"]

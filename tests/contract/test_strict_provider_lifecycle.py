@@ -17,14 +17,14 @@ from support.provider_requests import refresh, refresh_at
 from tokenstore import MissingDependencyError
 from tokenstore.testing.provider import ProviderError, StrictRotatingProvider
 
-# -- lifecycle, counters, secrecy ----------------------------------------------------------------
+# -- starting and stopping, counters, secrets ----------------------------------------------------
 
 
-def test_stopping_leaves_nothing_behind() -> None:
+def test_stop_closes_all_sockets_and_ends_the_thread() -> None:
     before = set(threading.enumerate())
     provider = StrictRotatingProvider()
     address = ("", 0)
-    for _ in range(5):  # at various moments between a connection's arrival and its acceptance
+    for _ in range(5):  # repeated, because stop() may come before or after a connection is accepted
         with provider:
             address = ("127.0.0.1", urlsplit(provider.token_url).port or 0)
             clients = [socket.create_connection(address, timeout=10) for _ in range(50)]
@@ -36,10 +36,10 @@ def test_stopping_leaves_nothing_behind() -> None:
             client.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=10)
-    gc.collect()  # an unclosed socket, transport or loop would warn, and warnings are errors
+    gc.collect()  # an unclosed socket, transport or event loop would warn, and warnings are errors
 
 
-def test_starting_and_stopping_twice() -> None:
+def test_start_and_stop_can_be_called_twice() -> None:
     provider = StrictRotatingProvider()
     with pytest.raises(RuntimeError, match="start"):
         _ = provider.token_url
@@ -56,7 +56,7 @@ def test_starting_and_stopping_twice() -> None:
 
 
 def test_a_restart_keeps_port_and_grants_and_ends_holds(provider: StrictRotatingProvider) -> None:
-    async def race() -> None:
+    async def main() -> None:
         url, tokens = provider.token_url, [provider.new_grant(user)["refresh_token"] for user in ("alice", "bob")]
         with provider.hold():
             task = asyncio.create_task(refresh_at(provider, tokens[0]))
@@ -70,7 +70,7 @@ def test_a_restart_keeps_port_and_grants_and_ends_holds(provider: StrictRotating
             assert provider.token_url == url
             assert await refresh_at(provider, tokens[1])
 
-    asyncio.run(race())
+    asyncio.run(main())
 
 
 def test_stats_over_http(provider: StrictRotatingProvider, http: httpx.Client) -> None:
@@ -88,7 +88,7 @@ def test_stats_over_http(provider: StrictRotatingProvider, http: httpx.Client) -
     }
 
 
-def test_no_token_is_shown(
+def test_no_repr_response_or_output_contains_a_token(
     provider: StrictRotatingProvider, http: httpx.Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tokens = provider.new_grant("alice")
@@ -104,7 +104,7 @@ def test_no_token_is_shown(
 # -- the client ----------------------------------------------------------------------------------
 
 
-def test_the_client_reports_the_error_code_alone(provider: StrictRotatingProvider) -> None:
+def test_the_client_s_error_contains_the_error_code_but_no_token(provider: StrictRotatingProvider) -> None:
     with pytest.raises(ProviderError) as caught:
         asyncio.run(refresh_at(provider, "rt_secret"))
     assert (caught.value.status, caught.value.error) == (400, "invalid_grant")
@@ -113,14 +113,18 @@ def test_the_client_reports_the_error_code_alone(provider: StrictRotatingProvide
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, "rt_Echo3d"), (200, "invalid_grant_" * 9), (502, "<html>")])
-def test_the_client_repeats_nothing_but_codes(provider: StrictRotatingProvider, status: int, error: str) -> None:
+def test_the_client_s_error_repeats_only_known_error_codes(
+    provider: StrictRotatingProvider, status: int, error: str
+) -> None:
     provider.fail_next(status, error=error)
     with pytest.raises(ProviderError) as caught:
         asyncio.run(refresh_at(provider, "rt_secret"))
     assert (caught.value.status, caught.value.error) == (status, "invalid_response")
 
 
-def test_the_client_names_what_to_install(provider: StrictRotatingProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_httpx_the_client_s_error_says_what_to_install(
+    provider: StrictRotatingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'tokenstore\[cli\]'"):
         asyncio.run(refresh_at(provider, "rt_secret"))

@@ -1,4 +1,4 @@
-"""The examples run, and the example backend is one."""
+"""The examples run, and the example backend passes the conformance tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenstore.testing import conformance
 
 
 def install_example(site: Path, **more: str) -> None:
-    """The example backend as an installer would leave it in ``site``; with further entry points."""
+    """Install the example backend into ``site`` as an installer does, with more entry points."""
     site.mkdir()
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
     shutil.copy(EXAMPLE / "tokenstore_jsonfile.py", site)
@@ -37,7 +37,7 @@ def install_example(site: Path, **more: str) -> None:
 
 
 def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> None:
-    """The guide's programs, and the five lines that are the example's whole test."""
+    """The programs and commands of docs/backends.md run, including the example's test."""
     install_example(tmp_path / "site")
     reader = Reader(tmp_path, {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *PYTHONPATH])})
     shutil.copytree(EXAMPLE, tmp_path / "work" / EXAMPLE.relative_to(ROOT))
@@ -49,10 +49,10 @@ def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> Non
 
 
 @pytest.mark.sqlite
-def test_the_example_backend_is_found_and_shadows_nothing(
+def test_the_installed_example_backend_is_found_and_cannot_replace_a_built_in_scheme(
     tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its scheme is known once it is installed; a scheme that tokenstore ships stays tokenstore's."""
+    """After the installation its scheme is known; its second entry point, ``sqlite``, has no effect."""
     with pytest.raises(errors.UnknownBackendError):
         open_store("jsonfile:///x.json", keyring=keyring)
     install_example(tmp_path / "site", sqlite="tokenstore_jsonfile:JsonFileBackend")
@@ -69,7 +69,7 @@ def test_the_example_backend_is_found_and_shadows_nothing(
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("name", ["refresh.py", "row_lock.py"])
-def test_the_examples_of_a_refresh_run(name: str, tmp_path: Path) -> None:
+def test_the_refresh_examples_make_one_refresh_for_fifty_tasks(name: str, tmp_path: Path) -> None:
     program = (ROOT / "examples" / name).read_text("utf-8")
     printed = Reader(tmp_path).run(Block(f"examples/{name}", "python", "", program))
     assert printed == "50 tasks, 1 token, 1 refresh, 0 reuses\n"

@@ -1,4 +1,4 @@
-"""docs/observability.md is correct: its tables are those of the code, and its example works."""
+"""docs/observability.md is correct: its tables match the code, and its example works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def seen() -> Iterator[Observer]:
 
 
 def tables() -> list[list[list[str]]]:
-    """The cells of each table of the page, without its two header lines."""
+    """Return the cells of each table of the page, without its two header lines."""
     found = re.findall(r"(?:^\|.*\|\n)+", PAGE.read_text("utf-8"), re.MULTILINE)
     return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in rows.splitlines()[2:]] for rows in found]
 
@@ -42,25 +42,25 @@ def tables() -> list[list[list[str]]]:
 LEVELS, LOG_FIELDS, EVENTS, SIGNALS = tables()
 
 
-def test_the_levels_are_those_of_the_code() -> None:
-    told = {outcome: level for level, outcomes in LEVELS for outcome in codes(outcomes)}
-    assert told == {outcome: logging.getLevelName(level) for outcome, (level, _) in OUTCOMES.items()}
+def test_the_table_of_log_levels_matches_the_code() -> None:
+    documented = {outcome: level for level, outcomes in LEVELS for outcome in codes(outcomes)}
+    assert documented == {outcome: logging.getLevelName(level) for outcome, (level, _) in OUTCOMES.items()}
 
 
-def test_the_fields_are_those_of_the_code(seen: Observer) -> None:
-    """A problem has the first four; none of them is a record's own."""
+def test_the_table_of_log_fields_matches_the_code(seen: Observer) -> None:
+    """A refresh logs all fields of the table, and a problem only the first four."""
     ended("refreshed")
-    told = [name for cells in LOG_FIELDS for name in codes(cells[0])]
-    assert sorted(told) == sorted(seen.record)
-    assert {*told} == FIELDS
+    documented = [name for cells in LOG_FIELDS for name in codes(cells[0])]
+    assert sorted(documented) == sorted(seen.record)
+    assert {*documented} == FIELDS
     seen.records.clear()
-    Telemetry().problem(KEY, "event", "words")
-    assert sorted(told[:4]) == sorted(seen.record)
-    assert {f"tokenstore_{item.name}" for item in fields(RefreshReport)} - {*told} == {"tokenstore_key"}
+    Telemetry().problem(KEY, "event", "message")
+    assert sorted(documented[:4]) == sorted(seen.record)
+    assert {f"tokenstore_{item.name}" for item in fields(RefreshReport)} - {*documented} == {"tokenstore_key"}
 
 
-def test_the_events_are_those_of_the_engine() -> None:
-    """A callback's name is its event, and what ``_tell`` gets."""
+def test_the_table_of_events_matches_the_calls_in_the_code() -> None:
+    """The events are the constants that the code passes to ``problem`` and ``_tell``."""
     found = {
         str(call.args[1].value)
         for module in Path(str(tokenstore.__file__)).parent.rglob("*.py")
@@ -73,7 +73,7 @@ def test_the_events_are_those_of_the_engine() -> None:
     assert {event for cells in EVENTS for event in codes(cells[0])} == found
 
 
-def test_the_metrics_and_spans_are_those_of_the_code(seen: Observer) -> None:
+def test_the_table_of_metrics_and_spans_matches_the_code(seen: Observer) -> None:
     telemetry, report = Telemetry(), RefreshReport(KEY, background=False, generation=1, waited=0.5, joined=1)
     with suppress(Provided), telemetry.refresh(report), telemetry.provider_call(report):
         raise Provided
@@ -84,11 +84,11 @@ def test_the_metrics_and_spans_are_those_of_the_code(seen: Observer) -> None:
         assert metric.description
     for name, span in seen.spans.items():
         found[name] = (f"{span.kind.name.lower()} span", "", {*(span.attributes or {})})
-    told = {name.strip("`"): (kind, unit.strip("`"), {*codes(last)}) for name, kind, unit, last in SIGNALS}
-    assert told == found
+    documented = {name.strip("`"): (kind, unit.strip("`"), {*codes(last)}) for name, kind, unit, last in SIGNALS}
+    assert documented == found
 
 
-def test_the_logging_that_is_shown_works() -> None:
+def test_the_logging_example_works() -> None:
     [block] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     refreshed, problem = (json.loads(line) for line in run_program(block + REFRESH_PROGRAM).splitlines())
     assert (refreshed["level"], refreshed["tokenstore_outcome"], refreshed["tokenstore_waited"]) == (
@@ -99,7 +99,7 @@ def test_the_logging_that_is_shown_works() -> None:
     assert (problem["level"], problem["tokenstore_event"]) == ("WARNING", "event")
 
 
-def test_the_page_is_short_and_tells_the_buckets() -> None:
+def test_the_page_is_short_and_states_the_histogram_buckets() -> None:
     text = PAGE.read_text("utf-8")
     assert len(text.splitlines()) <= 75
     assert f"from {_BUCKETS[0] * 1000:g} ms to {_BUCKETS[-1]:g} s" in text

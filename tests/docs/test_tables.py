@@ -1,4 +1,4 @@
-"""The tables and numbers of the pages are those of the code."""
+"""The tables and numbers of the documentation match the code."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ from tokenstore_sql.statements.statements import Statements
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_errors_that_are_named_exist(page: Path) -> None:
+def test_errors_that_a_page_names_exist(page: Path) -> None:
     names = set(re.findall(r"\b[A-Z]\w+Error\b", page.read_text("utf-8")))
     assert names <= {*errors.__all__, *dir(builtins)}
 
 
-def test_the_page_of_the_errors_names_every_error() -> None:
+def test_the_errors_page_names_every_error() -> None:
     assert {*errors.__all__} <= {*re.findall(r"\b[A-Z]\w+Error\b", ERRORS.read_text("utf-8"))}
     listed = {name for name, *_ in table(ERRORS, "error")} - {"---"}
     roots = {"`TokenStoreError`", "`RefreshError`", "`SealingError`"}
@@ -66,8 +66,8 @@ SQL = {
 }
 
 
-def test_the_table_of_urls_is_the_registry() -> None:
-    """Every built-in scheme with its driver and the extra that brings it."""
+def test_the_table_of_urls_matches_the_registry() -> None:
+    """The table has each built-in scheme with its driver and the extra that installs the driver."""
     found = {}
     for schemes_cell, driver, install in table(README, "URL scheme"):
         for scheme in codes(schemes_cell):
@@ -83,8 +83,8 @@ def test_the_table_of_urls_is_the_registry() -> None:
     assert {extra for _, extra in found.values()} - {""} <= PROJECT["optional-dependencies"].keys()
 
 
-def test_the_table_of_options_is_the_code() -> None:
-    """Every option, for every database that takes it, with its default."""
+def test_the_table_of_options_matches_the_code() -> None:
+    """The table has each option with its default and the databases that accept it."""
     every = {"memory", *SQL}
     groups = {"all": every, "SQL": {*SQL}, "SQL, but not SQLite": {*SQL} - {"SQLite"}}
     found: dict[str, set[str]] = {name: set() for name in every}
@@ -98,7 +98,7 @@ def test_the_table_of_options_is_the_code() -> None:
         name: {*sql_options.TABLE_OPTIONS, *sql_options.POOL_OPTIONS, *backend.driver_options}
         for name, backend in SQL.items()
     }
-    expected["SQLite"].remove("schema")  # known there, to be refused with the reason
+    expected["SQLite"].remove("schema")  # SQLite knows the option only to refuse it with a reason
     expected["memory"] = {*tokenstore_memory._OPTIONS}
     assert found == expected
     assert list(defaults)[:3] == list(sql_options.TABLE_OPTIONS), "with an engine or session only the first three apply"
@@ -112,15 +112,15 @@ def test_the_table_of_options_is_the_code() -> None:
     assert mysql_backend._tls({}) is None
 
 
-def test_the_exit_codes_and_commands_are_those_of_the_command_line() -> None:
+def test_the_exit_codes_and_commands_match_the_command_line() -> None:
     codes_of_the_help = re.findall(r"(\d+) [^;.]+", EXIT_CODES)
     assert [code for code, _ in table(CLI, "exit code")] == codes_of_the_help
-    # An attribute of Click's, which typer's types do not know.
+    # An attribute of Click that typer's type annotations do not have.
     names = list(getattr(typer.main.get_command(app), "commands"))  # noqa: B009
     assert [name.strip("`") for name, *_ in table(CLI, "command")] == names
 
 
-def test_the_table_of_columns_is_the_schema() -> None:
+def test_the_table_of_columns_matches_the_schema() -> None:
     kinds = [module.dialect() for module in (postgresql, mysql, sqlite)]
     expected = [
         [column.name, *(column.type.compile(dialect=kind) for kind in kinds), "yes" if column.nullable else "no"]
@@ -129,7 +129,7 @@ def test_the_table_of_columns_is_the_schema() -> None:
     assert [[cell.strip("`") for cell in row[:5]] for row in table(SCHEMA, "column")] == expected
 
 
-def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
+def test_the_table_of_locks_matches_the_dialects() -> None:
     found = {what: dict(zip(SQL, cells, strict=True)) for what, *cells in table(LOCKING, "")}
     dialects = {name: backend.dialect_class(1.0) for name, backend in SQL.items()}
     for name, module in (("PostgreSQL", postgresql), ("MySQL", mysql)):
@@ -143,8 +143,8 @@ def test_the_locks_that_are_described_are_those_that_are_sent() -> None:
     assert codes(found["the lock"]["SQLite"]) == ["BEGIN IMMEDIATE"]
 
 
-def test_numbers_in_the_prose() -> None:
-    """Constants of the code that the pages state."""
+def test_the_pages_state_the_constants_of_the_code() -> None:
+    """Timeouts, versions and lengths in the text have the values of the code."""
     locking, limits = prose(LOCKING), prose(LIMITS)
     assert f"a busy timeout of {sqlite_files.BUSY_TIMEOUT_MS} ms" in locking
     assert calls._SERVER_GRACE == 1.0
@@ -156,7 +156,7 @@ def test_numbers_in_the_prose() -> None:
     assert f"at most {MAX_TOKEN_BYTES}" in limits
 
 
-def test_the_guide_names_every_method_and_every_class() -> None:
+def test_the_backend_guide_names_every_protocol_method_and_class() -> None:
     methods = [name for cells in table(BACKENDS, "method") for name in codes(cells[0])]
     assert sorted(methods) == sorted(name for name in vars(Backend) if not name.startswith("_"))
     classes = [name for cells in table(BACKENDS, "class") for name in codes(cells[0])]

@@ -1,4 +1,4 @@
-"""Links, pictures, terms and length of the pages."""
+"""The links, pictures, terms and lengths of the pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from support.paths import ROOT
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as the usual renderers of Markdown make them."""
+    """Return the anchors of a page's headings, as the usual Markdown renderers make them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=named)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if target.startswith("https://"):
             continue
@@ -33,7 +33,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=named)
-def test_a_picture_is_small_shown_and_refers_to_nothing(picture: Path) -> None:
+def test_a_picture_is_small_and_used_and_has_no_external_references(picture: Path) -> None:
     assert picture.stat().st_size < 6000
     root = ET.fromstring(picture.read_text("utf-8"))
     assert root.find("{http://www.w3.org/2000/svg}title") is not None
@@ -44,7 +44,7 @@ def test_a_picture_is_small_shown_and_refers_to_nothing(picture: Path) -> None:
 def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
     text = README.read_text("utf-8")
     assert len(text.split()) <= 900
-    assert not re.search(r"!\[|<img", text), "a package index shows no picture with a relative address"
+    assert not re.search(r"!\[|<img", text), "a package index cannot show pictures with relative URLs"
     if (ROOT / ".ci" / "run").is_file():
         *_, command = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
         assert command in text.splitlines()
@@ -52,7 +52,7 @@ def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_a_page_defines_the_terms_that_it_uses(page: Path) -> None:
-    """The first use is in italics, where the page says what the term means."""
+    """The first use of a term is in italics; there the page explains it."""
     text = prose(page)
     for term in ("pair", "generation", "lease", "margin"):
         first = re.search(rf"\*?(?<![\w`-]){term}s?(?![\w`-])\*?", text)

@@ -1,4 +1,4 @@
-"""The faults themselves: they cut where they say, count alike in each run, and leave nothing behind."""
+"""The connection faults of the tests: they cut at the chosen statement, count reliably, and leave nothing open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from support.connection_faults import When, _MySQL, _Postgres, faulty
 from support.database import Place
-from support.faulty_stores import connected, count, place_of_the_write, two_ways
+from support.faulty_stores import connected, count, faulty_and_direct, index_of_write
 from support.matrix import Row, server_rows, shared_rows, sqlite_row
 from support.polling import until
 from support.tagged_tokens import load_tag, store_tag
@@ -22,13 +22,13 @@ BIG = "x" * 200_000
 
 
 @shared_rows
-def test_counting_is_the_same_in_each_run(row: Row, url: str, keyring: Keyring) -> None:
-    """Whatever the size of what is sent, and however it is split on its way; what goes round does not count."""
+def test_the_same_statements_are_counted_in_each_run(row: Row, url: str, keyring: Keyring) -> None:
+    """The count does not depend on the size of the data; statements of direct connections are not counted."""
 
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct):
+        async with faulty_and_direct(url, keyring) as (faults, direct):
             first = await count(faults, direct, keyring)
-            assert place_of_the_write(row, first) >= 0
+            assert index_of_write(row, first) >= 0
             assert [await count(faults, direct, keyring, tag) for tag in ("new", "other", BIG)] == [first] * 3
             assert await load_tag(direct) == BIG
             with faults.counted() as statements:
@@ -40,10 +40,10 @@ def test_counting_is_the_same_in_each_run(row: Row, url: str, keyring: Keyring) 
 
 @server_rows
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_silence_lasts_until_every_connection_is_cut(row: Row, url: str, when: When, keyring: Keyring) -> None:
+def test_a_silent_cut_lasts_until_all_connections_are_cut(row: Row, url: str, when: When, keyring: Keyring) -> None:
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct):
-            write = place_of_the_write(row, await count(faults, direct, keyring))
+        async with faulty_and_direct(url, keyring) as (faults, direct):
+            write = index_of_write(row, await count(faults, direct, keyring))
             async with connected(faults, direct, keyring) as store:
                 with faults.cut(write, when, "silence") as cut:
                     task = asyncio.create_task(store_tag(store, "new"))
@@ -59,9 +59,12 @@ def test_silence_lasts_until_every_connection_is_cut(row: Row, url: str, when: W
 
 
 @shared_rows
-def test_refused_connections(row: Row, url: str, keyring: Keyring) -> None:
+def test_new_connections_are_refused_while_refuse_is_true(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct), open_store(faults.url, keyring=keyring) as store:
+        async with (
+            faulty_and_direct(url, keyring) as (faults, direct),
+            open_store(faults.url, keyring=keyring) as store,
+        ):
             faults.refuse = True
             with pytest.raises(BackendUnavailableError):
                 await store_tag(store, "new")
@@ -74,11 +77,11 @@ def test_refused_connections(row: Row, url: str, keyring: Keyring) -> None:
 
 
 @shared_rows
-def test_several_cuts_may_be_armed_and_each_counts_for_itself(row: Row, url: str, keyring: Keyring) -> None:
+def test_each_of_several_armed_cuts_counts_all_statements(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
+        async with faulty_and_direct(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
             with faults.cut(0, "before") as first, faults.cut(1, "after") as second, faults.cut(1000, "after") as third:
-                for _ in range(2):  # the second one meets the retry, or the next call
+                for _ in range(2):  # the second cut happens at the retry, or at the next call
                     with suppress(BackendUnavailableError):
                         await store_tag(store, "new")
                 assert (first.happened, second.happened, third.happened) == (True, True, False)
@@ -86,7 +89,7 @@ def test_several_cuts_may_be_armed_and_each_counts_for_itself(row: Row, url: str
             with faults.counted() as statements:
                 await store_tag(store, "new")
             assert statements
-            assert first.statements == third.statements  # which ended with the block
+            assert first.statements == third.statements  # cuts stop counting at the end of their block
             assert await load_tag(direct) == "new"
 
     asyncio.run(main())
@@ -105,7 +108,7 @@ _READY = _message("Z", b"I")
 
 
 @pytest.mark.parametrize(
-    ("make", "turns"),
+    ("make", "exchanges"),
     [
         (
             _Postgres,
@@ -128,13 +131,13 @@ _READY = _message("Z", b"I")
         ),
     ],
 )
-def test_a_statement_and_its_reply_end_where_they_end(
-    make: type[_Postgres | _MySQL], turns: list[tuple[bytes, str | None, bytes]]
+def test_the_parsers_find_the_end_of_each_statement_and_reply(
+    make: type[_Postgres | _MySQL], exchanges: list[tuple[bytes, str | None, bytes]]
 ) -> None:
-    """Byte by byte: nothing is passed on before the statement is whole, or taken for the reply's end before it is."""
+    """Data arrives byte by byte; a statement is passed on when it is complete, and a reply ends with its last byte."""
     wire = make()
-    answers: list[bytes] = []  # of the proxy's own
-    for request, statement, reply in turns:
+    answers: list[bytes] = []  # responses of the proxy itself
+    for request, statement, reply in exchanges:
         passed = [part for byte in request for part in wire.sent(bytes([byte]), answers.append)]
         assert passed == [(request, statement)]
         complete = [wire.received(bytes([byte])) for byte in reply]
@@ -144,11 +147,11 @@ def test_a_statement_and_its_reply_end_where_they_end(
 
 
 @server_rows
-def test_a_server_that_is_not_there_is_not_there_behind_the_proxy(row: Row, url: str, keyring: Keyring) -> None:
+def test_the_proxy_passes_on_that_a_server_is_unreachable(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
         async with faulty(url) as faults:
-            nobody = faults.url  # its port is nobody's once the proxy has ended
-        async with faulty(nobody) as faults, open_store(faults.url, keyring=keyring) as store:
+            unused = faults.url  # no process listens on this port after the proxy has ended
+        async with faulty(unused) as faults, open_store(faults.url, keyring=keyring) as store:
             with pytest.raises(BackendUnavailableError):
                 await load_tag(store)
 
@@ -156,13 +159,13 @@ def test_a_server_that_is_not_there_is_not_there_behind_the_proxy(row: Row, url:
 
 
 @sqlite_row
-def test_a_cut_read_leaves_nothing_open_in_sqlite(url: str, row: Row, keyring: Keyring) -> None:
+def test_a_cut_read_leaves_no_transaction_open_in_sqlite(url: str, row: Row, keyring: Keyring) -> None:
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
+        async with faulty_and_direct(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
             with faults.counted() as statements:
                 await load_tag(store)
             with faults.cut(len(statements) - 1, "after") as cut:
-                assert await load_tag(store) == "old", "a read is sent again, over another connection"
+                assert await load_tag(store) == "old", "the read was not retried on another connection"
             assert cut.happened
             await Place(row, url).until_idle()
 
@@ -170,7 +173,7 @@ def test_a_cut_read_leaves_nothing_open_in_sqlite(url: str, row: Row, keyring: K
 
 
 @pytest.mark.sqlite
-def test_sqlite_is_itself_again_afterwards(tmp_path: Path, keyring: Keyring) -> None:
+def test_sqlite_faults_restore_sqlite3_connect(tmp_path: Path, keyring: Keyring) -> None:
     real = sqlite3.connect
 
     async def main() -> None:

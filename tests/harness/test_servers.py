@@ -1,4 +1,4 @@
-"""The private servers themselves: what other tests believe of them, and that nothing of them is left behind."""
+"""The private servers of the tests: they stop with the process, use their own databases, and dump binary columns."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ sys.stdin.read()
 
 
 def start_child(**environment: str) -> subprocess.Popen[str]:
-    """Another test process that has PostgreSQL, until its input ends."""
+    """Start another test process that uses PostgreSQL until its standard input is closed."""
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(Path(servers.__file__).parent.parent)],
         stdin=subprocess.PIPE,
@@ -42,7 +42,7 @@ def first_line(child: subprocess.Popen[str]) -> list[str]:
 
 
 @pytest.mark.postgres
-@pytest.mark.skipif(bool(os.environ.get(POSTGRES_URL)), reason="may not start a server of its own")
+@pytest.mark.skipif(bool(os.environ.get(POSTGRES_URL)), reason="the tests use a named server and start none")
 def test_a_killed_process_leaves_no_server_behind() -> None:
     with start_child() as child:
         _, folder = first_line(child)
@@ -53,13 +53,13 @@ def test_a_killed_process_leaves_no_server_behind() -> None:
     while Path(folder).exists():
         assert time.monotonic() < deadline, f"{folder} is still there"
         time.sleep(0.05)
-    # A container's first process may not collect the dead at once: only what runs a program counts.
+    # In a container the first process may leave dead processes as zombies; a zombie has an empty command line.
     command = Path(f"/proc/{pid}/cmdline")
     assert not (command.exists() and command.read_bytes())
 
 
 @pytest.mark.postgres
-def test_on_a_named_server_each_process_has_a_database_of_its_own_and_drops_it() -> None:
+def test_on_a_named_server_each_process_creates_and_drops_its_own_database() -> None:
     server = servers.postgres()
     with start_child(**{POSTGRES_URL: server.url()}) as child:
         database, _ = first_line(child)
@@ -77,7 +77,7 @@ def test_on_a_named_server_each_process_has_a_database_of_its_own_and_drops_it()
         (MYSQL_URL, "mysql://somebody:hunter2@127.0.0.1:1/x"),
     ],
 )
-def test_a_named_server_that_cannot_be_reached_is_a_clear_failure(
+def test_the_error_for_an_unreachable_named_server_names_the_variable_without_the_password(
     variable: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, url)
@@ -96,9 +96,9 @@ def test_a_named_server_that_cannot_be_reached_is_a_clear_failure(
         pytest.param(servers.mysql, marks=pytest.mark.mysql),
     ],
 )
-def test_a_dump_shows_what_binary_columns_hold(start: Callable[[], servers.Server | None]) -> None:
+def test_a_dump_contains_the_decoded_bytes_of_binary_columns(start: Callable[[], servers.Server | None]) -> None:
     if (server := start()) is None:
-        assert servers.why_no_mysql(), "what is absent says why"
+        assert servers.why_no_mysql(), "MySQL is absent without a reason"
         return
     secret = b"\x00\xff'\\\n a token in the clear"
     postgres = server.kind == "postgresql"

@@ -1,7 +1,7 @@
-"""What users install: the wheel, the sdist and an editable install.
+"""The distributions that users install: the wheel, the sdist and an editable install.
 
-These tests build the project and fill fresh environments from the package index, so they run once, in tox's environment
-``packaging``, and not with every Python.
+These tests build the project and install it into new environments from the package index, so they run only once, in
+tox's environment ``packaging``, and not with each Python.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.packaging
 
 PACKAGES = {"tokenstore", "tokenstore_memory", "tokenstore_sql"}
-# Every database package that the core must do without.
+# All database packages; the core must not import them.
 DATABASE_PACKAGES = {"sqlalchemy", "aiosqlite", "sqlite3", "asyncpg", "psycopg", "aiomysql", "asyncmy", "pymysql"}
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command, as far from this environment as may be, and give what it printed."""
-    # tox points these at the checkout and at its own environment.
+    """Run a command without this environment's Python settings, and return its output."""
+    # tox sets these variables to the checkout and to its own environment.
     environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV"}}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
@@ -43,20 +43,20 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel."""
+    """Return the files of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def python_in(environment: Path) -> Path:
-    """Make a virtual environment and give its interpreter."""
+    """Make a virtual environment and return its interpreter."""
     venv.create(environment, with_pip=True)
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel that was built from it."""
+    """A folder with the sdist, and with the wheel that was built from it."""
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     return out
@@ -82,19 +82,19 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel and no extra."""
+    """The interpreter of an environment that has the wheel without extras."""
     python = python_in(tmp_path_factory.mktemp("bare") / "env")
     run(python, "-I", "-m", "pip", "install", "--quiet", wheel, cwd=python.parent)
     return python
 
 
 def test_the_wheel_has_exactly_three_top_level_packages(wheel: Path) -> None:
-    """``backends/`` is a source root, not a package, and nothing else of the repository is installed."""
+    """``backends/`` is a source root, not a package, and no other folder of the repository is installed."""
     top = {name.partition("/")[0] for name in contents(wheel)}
     assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
 
 
-def test_the_wheel_holds_every_module_of_the_checkout_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_modules_of_the_checkout(wheel: Path) -> None:
     roots = [ROOT / "tokenstore", ROOT / "backends" / "tokenstore_memory", ROOT / "backends" / "tokenstore_sql"]
     expected = {
         path.relative_to(root.parent).as_posix()
@@ -105,30 +105,33 @@ def test_the_wheel_holds_every_module_of_the_checkout_and_nothing_else(wheel: Pa
     assert {name for name in contents(wheel) if ".dist-info/" not in name} == expected
 
 
-def test_the_wheel_is_typed(wheel: Path) -> None:
+def test_the_wheel_contains_py_typed_in_each_package(wheel: Path) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= contents(wheel).keys()
 
 
-def test_the_wheel_carries_the_license(wheel: Path, metadata: Message) -> None:
+def test_the_wheel_contains_the_license(wheel: Path, metadata: Message) -> None:
     (packed,) = (data for name, data in contents(wheel).items() if name.endswith(".dist-info/licenses/LICENSE"))
     assert packed == (ROOT / "LICENSE").read_bytes()
     assert metadata["License-Expression"] == "MIT"
     assert metadata.get_all("License-File") == ["LICENSE"]
 
 
-def test_the_extra_all_is_all_the_others(metadata: Message) -> None:
+def test_the_extra_all_contains_all_other_extras(metadata: Message) -> None:
     wanted: dict[str, set[str]] = {extra: set() for extra in metadata.get_all("Provides-Extra", [])}
     for line in metadata.get_all("Requires-Dist", []):
         requirement, _, extra = line.partition("; extra == ")
         if extra:
             wanted[extra.strip("'")].add(requirement)
-    everything, _ = wanted.pop("all"), wanted.pop("bench")  # the latter has what we are compared with, not what we use
+    everything, _ = (
+        wanted.pop("all"),
+        wanted.pop("bench"),
+    )  # `bench` has the libraries of the benchmarks, which the project does not use
     assert wanted.keys() == {"postgres", "psycopg", "mysql", "asyncmy", "cli", "oauth", "otel", "testing"}
     assert everything == set().union(*wanted.values())
 
 
 def test_the_metadata_names_the_tested_pythons(metadata: Message) -> None:
-    """The classifiers, ``requires-python`` and tox's environments say the same."""
+    """The classifiers, ``requires-python`` and tox's environments name the same versions."""
     environments = (ROOT / "tox.ini").read_text(encoding="utf-8")
     tested = re.findall(r"^ +py3(\d+)(?:-sqlite)?$", environments, flags=re.MULTILINE)
     named = [c.rpartition(".")[2] for c in metadata.get_all("Classifier", []) if "Python :: 3." in c]
@@ -136,19 +139,19 @@ def test_the_metadata_names_the_tested_pythons(metadata: Message) -> None:
     assert metadata["Requires-Python"] == f">=3.{tested[0]}"
 
 
-def test_the_distributions_would_be_accepted_and_the_readme_renders(wheel: Path, sdist: Path) -> None:
+def test_the_distributions_pass_the_checks_of_the_package_index(wheel: Path, sdist: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=wheel.parent)
 
 
-def test_a_wheel_built_without_the_sdist_is_the_same(wheel: Path, tmp_path: Path) -> None:
+def test_a_wheel_built_from_the_checkout_equals_one_built_from_the_sdist(wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (direct,) = tmp_path.glob("*.whl")
     assert direct.name == wheel.name
     assert contents(direct) == contents(wheel)
 
 
-def test_the_sdist_has_what_a_packager_needs_and_no_leftovers(sdist: Path) -> None:
-    """Tests, docs and the tox file are there; caches, environments and databases are not."""
+def test_the_sdist_contains_tests_and_docs_but_no_generated_files(sdist: Path) -> None:
+    """The tests, docs and the tox file are included; caches, environments and databases are not."""
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "tox.ini"} <= names
@@ -156,20 +159,22 @@ def test_the_sdist_has_what_a_packager_needs_and_no_leftovers(sdist: Path) -> No
     tops = {name.partition("/")[0] for name in names if "/" in name}
     assert tops == {"backends", "benchmarks", "docs", "examples", "tests", "tokenstore"}
     parts = {part for name in names for part in name.split("/")}
-    hidden = {part for part in parts if part.startswith(".")} - {".gitignore"}  # hatchling takes its exclusions from it
+    hidden = {part for part in parts if part.startswith(".")} - {
+        ".gitignore"
+    }  # hatchling reads its exclusions from .gitignore
     assert not hidden
     assert not parts & {"__pycache__", "build", "dist"}
     assert not {name for name in names if name.endswith((".pyc", ".db", ".db-wal", ".db-shm", ".sqlite3", ".keys"))}
 
 
-def test_everything_imports_with_the_core_dependencies_alone(bare: Path, tmp_path: Path) -> None:
-    """Drivers, the command line's packages and pytest are extras, needed by whoever uses them."""
+def test_all_modules_without_an_extra_import_with_only_the_core_dependencies(bare: Path, tmp_path: Path) -> None:
+    """Drivers, the packages of the command line and pytest are extras."""
     for package in sorted(PACKAGES):
         run(bare, "-I", "-W", "error", "-c", f"import {package}", cwd=tmp_path)
 
 
 def test_the_core_imports_no_database_package(bare: Path, tmp_path: Path) -> None:
-    """Not even one that is installed: an arrow from the core to a database would load it here."""
+    """Also if one is installed: an import of a backend in the core would load it here."""
     printed = run(
         bare, "-I", "-c", "import sys, tokenstore; print(*{m.partition('.')[0] for m in sys.modules})", cwd=tmp_path
     )
@@ -183,8 +188,8 @@ def test_there_is_no_module_called_backends(bare: Path, tmp_path: Path) -> None:
     assert run(bare, "-I", "-c", find, cwd=tmp_path).split() == ["None", "None"]
 
 
-def test_the_command_says_what_it_needs_where_its_extra_is_missing(bare: Path, tmp_path: Path) -> None:
-    """The script is always installed; without the extra ``cli`` it ends in one sentence, not in a traceback."""
+def test_without_its_extra_the_command_says_what_to_install(bare: Path, tmp_path: Path) -> None:
+    """The script is always installed; without the extra ``cli`` it prints one sentence and no traceback."""
     done = subprocess.run(
         [bare.with_name("tokenstore"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -205,7 +210,7 @@ def test_an_editable_install_imports_all_three_packages_from_the_checkout(tmp_pa
     ]
 
 
-@pytest.mark.skipif("TOX_ENV_NAME" not in os.environ, reason="outside tox an editable install may be under test")
+@pytest.mark.skipif("TOX_ENV_NAME" not in os.environ, reason="outside tox, an editable install may be tested")
 def test_tox_tests_the_wheel_and_not_the_checkout() -> None:
     for package in sorted(PACKAGES):
         assert Path(str(import_module(package).__file__)).is_relative_to(sys.prefix), package
@@ -213,14 +218,14 @@ def test_tox_tests_the_wheel_and_not_the_checkout() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="a source distribution has no CI")
 def test_ci_runs_the_command_of_the_readme() -> None:
-    """Whoever follows the README runs what CI runs."""
+    """A user who follows the README runs the same command as CI."""
     *_, command = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert command.endswith("tox")
     assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_dependencies_are_bounded_from_below() -> None:
-    """An unbounded dependency is one that nobody has tested at its oldest."""
+def test_all_dependencies_have_a_lower_bound() -> None:
+    """The oldest versions are tested, so each dependency must name one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = [*project["dependencies"], *(d for ds in project["optional-dependencies"].values() for d in ds)]
     assert not [d for d in listed if ">=" not in d and not d.startswith("tokenstore[")]

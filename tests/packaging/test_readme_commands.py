@@ -1,4 +1,4 @@
-"""The README's commands and its Quick start, as a newcomer types them: a new copy, an empty home, no environment.
+"""The README's commands and its Quick start work for a new user: a new copy, an empty home, no virtual environment.
 
 The commands install the project from the package index, so these tests run once, with the other tests of this folder.
 """
@@ -19,7 +19,7 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.packaging
 
-# What a clone of the repository does not have.
+# Files that a clone of the repository does not have.
 NOT_CLONED = (".git", ".venv", ".tox", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.db*")
 
 
@@ -33,7 +33,7 @@ class Step:
 
 
 def steps(readme: str) -> list[Step]:
-    """What the reader types, in order. The command that runs the tests is left out: it runs this test."""
+    """Return the blocks in order, without the command that runs the tests, because it would run this test."""
     found = []
     for match in re.finditer(r"^```([^\n]+)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
         info, text = match.groups()
@@ -44,7 +44,7 @@ def steps(readme: str) -> list[Step]:
 
 
 class Newcomer:
-    """A user in a new copy of the project, with an empty home and none of this process's Python settings.
+    """A user with a new copy of the project, an empty home, and none of this process's Python settings.
 
     Args:
         folder: An empty folder.
@@ -57,7 +57,7 @@ class Newcomer:
         home, programs = folder / "home", folder / "bin"
         home.mkdir()
         programs.mkdir()
-        # The Python under test. pyenv's own `python3` needs files in the real home.
+        # A script that runs the tested Python, because pyenv's `python3` needs files in the real home.
         python3 = programs / "python3"
         python3.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).resolve()}" "$@"\n')
         python3.chmod(0o755)
@@ -69,7 +69,7 @@ class Newcomer:
         self.environment = {**kept, "HOME": str(home), "PATH": f"{programs}{os.pathsep}{kept['PATH']}"}
 
     def type(self, step: Step) -> str:
-        """Do what a block says, and return what it printed; the exit code of every command must be 0."""
+        """Run the commands of a block and return their output; the exit code of each must be 0."""
         if step.info.startswith("python file="):
             (self.clone / step.info.removeprefix("python file=")).write_text(step.text, "utf-8")
             return ""
@@ -97,8 +97,8 @@ class Newcomer:
         return done.stdout
 
 
-def test_the_readme_can_be_typed_from_top_to_bottom(tmp_path: Path) -> None:
-    """Each command and program ends with exit code 0, and the Quick start prints a record without its tokens."""
+def test_all_commands_of_the_readme_work_in_order(tmp_path: Path) -> None:
+    """Each command and program ends with exit code 0, and the Quick start prints a record without tokens."""
     newcomer = Newcomer(tmp_path)
     printed = [newcomer.type(step) for step in steps((ROOT / "README.md").read_text("utf-8"))]
     assert "Calls of the provider" in printed[0]

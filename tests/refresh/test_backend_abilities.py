@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.meddler import Meddler, failing
+from support.interceptor import Interceptor, failing
 from support.refresh_world import World, on_every_row, on_memory
 from support.refreshers import NEW_PAIR, Script, pair
 from support.store_calls import due, fresh, many
@@ -21,8 +21,8 @@ KEY = TokenKey("github", "u1")
 @on_every_row
 async def test_the_least_backend_will_do(world: World) -> None:
     """Without row locks and without watching, everything works."""
-    one, _ = await world.meddled(world.refresher)
-    two, _ = await world.meddled(world.refresher)
+    one, _ = await world.intercepted(world.refresher)
+    two, _ = await world.intercepted(world.refresher)
     await world.log_in(one)
     records = await many(5, one, two)
     assert {pair(record) for record in records} == {pair(await world.stored())}
@@ -33,7 +33,7 @@ async def test_the_least_backend_will_do(world: World) -> None:
     assert await world.sealed() is None
 
 
-class Refusing(Meddler):
+class Refusing(Interceptor):
     """A backend whose every write of a refresh is refused, against the protocol."""
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
@@ -55,7 +55,7 @@ async def test_a_refusal_without_a_reason_hangs_nobody(world: World) -> None:
         await store.aclose()
 
 
-class Watcher(Meddler):
+class Watcher(Interceptor):
     """A backend that can be watched, or cannot."""
 
     def __init__(self, backend: Any) -> None:
@@ -69,7 +69,7 @@ class Watcher(Meddler):
 @on_memory
 async def test_a_backend_that_can_be_watched_is(world: World) -> None:
     """In place of reading it at a fixed pace; but no longer than the lease lasts."""
-    store, _ = await world.meddled(Script())
+    store, _ = await world.intercepted(Script())
     watcher = Watcher(world.backend())
     two = await world.store(watcher, refreshers={"github": Script()})
     old = await world.expired(store)

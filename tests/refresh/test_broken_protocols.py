@@ -148,7 +148,7 @@ BROKEN = {
         Protocol(completed=completed_beside_a_lease), LENIENT, "one_live_lease", 9
     ),
     "completion by the last holder alone": Fault(
-        Protocol(completed=completed_by_the_last_holder), LENIENT, "a cycle without end", 15
+        Protocol(completed=completed_by_the_last_holder), LENIENT, "an endless cycle", 15
     ),
     "tokens given up when their write is refused": Fault(
         Protocol(after_save=gives_its_tokens_up), LENIENT, "no_pair_is_dropped", 9

@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 
+from support.interceptor import Stop
 from support.matrix import Row, each_database
-from support.meddler import Stop
 from support.refresh_scene import Scene, checked_out, noted, scene_of
 from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
 from support.refreshers import NEW_PAIR, Script, pair
@@ -42,10 +42,10 @@ async def test_cancelled_callers_do_not_cancel_the_refresh(world: World) -> None
 async def test_a_caller_is_cancelled_at_any_stage(world: World, stage: str, carried_out: bool) -> None:
     """What has begun comes to its end; the next caller gets the new pair, and so does one who had joined."""
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     await world.expired(store)
     stop = Stop()
-    (meddler.after if carried_out else meddler.before)[stage] = stop
+    (interceptor.after if carried_out else interceptor.before)[stage] = stop
     caller, joined = asyncio.create_task(fresh(store)), asyncio.create_task(fresh(store))
     await stop.reached.wait()
     caller.cancel()
@@ -59,9 +59,9 @@ async def test_a_caller_is_cancelled_at_any_stage(world: World, stage: str, carr
 @on_memory
 async def test_a_caller_that_is_cancelled_while_reading_has_begun_nothing(world: World) -> None:
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     await world.expired(store)
-    meddler.before["get"] = stop = Stop()
+    interceptor.before["get"] = stop = Stop()
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     caller.cancel()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from support.error_text import told
-from support.meddler import failing
+from support.interceptor import failing
 from support.polling import until
 from support.refresh_world import World, on_every_row, on_memory, until_waiting
 from support.refreshers import NEW_PAIR, OLD, Script, pair
@@ -59,9 +59,9 @@ async def test_a_cancelled_close_loses_no_tokens(world: World) -> None:
 @on_memory
 async def test_closing_waits_for_nobody_elses_refresh(world: World) -> None:
     """Who waits for another holder's lease hears that the store is closed."""
-    store, meddler = await world.meddled(Script())
+    store, interceptor = await world.intercepted(Script())
     old = await world.expired(store)
-    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="other", duration=HOUR)
+    assert await interceptor.claim_lease(KEY, generation=old["generation"], holder="other", duration=HOUR)
     caller = asyncio.create_task(fresh(store))
     await until_waiting(store)
     await store.aclose()
@@ -75,12 +75,12 @@ async def test_closing_waits_for_nobody_elses_refresh(world: World) -> None:
 @on_memory
 async def test_closing_hands_over_what_cannot_be_stored(world: World) -> None:
     """Every row's tokens, in one error; closing again has nothing more to say."""
-    store, meddler = await world.meddled(Script(), refresh_timeout=0.05)
+    store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     for user in ("u1", "u2"):
         await world.expired(store, user)
-    meddler.before["complete_lease"] = failing()
+    interceptor.before["complete_lease"] = failing()
     callers = [asyncio.create_task(fresh(store, user)) for user in ("u1", "u2")]
-    await until(lambda: meddler.calls["complete_lease"] >= 2)
+    await until(lambda: interceptor.calls["complete_lease"] >= 2)
     with pytest.raises(TokensNotStoredError) as caught:
         await store.aclose()
     assert {record["user_id"]: pair(record) for record in caught.value.records} == {"u1": NEW_PAIR, "u2": NEW_PAIR}
@@ -93,10 +93,10 @@ async def test_closing_hands_over_what_cannot_be_stored(world: World) -> None:
 @on_memory
 async def test_closing_saves_what_can_be_stored_after_all(world: World) -> None:
     """The database comes back while the store closes."""
-    store, meddler = await world.meddled(Script(), refresh_timeout=0.2)
+    store, interceptor = await world.intercepted(Script(), refresh_timeout=0.2)
     await world.expired(store)
-    meddler.before["complete_lease"] = failing(3)
+    interceptor.before["complete_lease"] = failing(3)
     caller = asyncio.create_task(fresh(store))
-    await until(lambda: meddler.calls["complete_lease"] >= 1)
+    await until(lambda: interceptor.calls["complete_lease"] >= 1)
     await store.aclose()
     assert pair(await caller) == pair(await world.stored()) == NEW_PAIR

@@ -18,7 +18,7 @@ import pytest
 from support.connection_faults import Cut, Faults, How, When, faulty
 from support.matrix import Row, each_server, params, row_named
 from support.polling import until
-from support.refresh_scene import DUE, EXPIRED, SOAK_PATIENCE, Scene, noted, scene_of
+from support.refresh_scene import DUE, EXPIRED, SOAK_TIMEOUT, Scene, noted, scene_of
 from support.refresh_world import settled
 from support.refreshers import pair
 from support.store_calls import fresh, load
@@ -28,7 +28,7 @@ Point = tuple[int, When, How]
 # How long a statement may take where one takes for ever: with it go the bounds of all that is in order.
 SILENCE = 1.5
 # For one refresh: half a lease, so that none waits for the end of its own.
-_RUN_PATIENCE = 15.0
+_RUN_TIMEOUT = 15.0
 _ONE_OF_EACH = ["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]
 _DRIVERS = [*_ONE_OF_EACH, "postgresql+psycopg", "mariadb+aiomysql"]
 every_driver = pytest.mark.parametrize("row", params(names=_DRIVERS))
@@ -65,7 +65,7 @@ async def run(scene: Scene, expires_in: float, *points: Point) -> Run:
     user = old["user_id"]
     answered: list[int] = []
     told = None
-    async with asyncio.timeout(_RUN_PATIENCE), scene.store(old) as store:
+    async with asyncio.timeout(_RUN_TIMEOUT), scene.store(old) as store:
         with ExitStack() as stack:
             cuts = [stack.enter_context(scene.faults.cut(*point)) for point in points]
             sent = stack.enter_context(scene.faults.counted())
@@ -126,7 +126,7 @@ def test_a_refresh_that_is_cut_at_each_statement(row: Row, url: str, expires_in:
 def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
         dice = random.Random(row.name)
-        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+        async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             clean = (await run(scene, EXPIRED)).sent
             for number in range(100):
                 [point] = cuts_at_random(dice, scene.faults, len(clean), 1)
@@ -145,7 +145,7 @@ def test_a_hundred_refreshes_of_a_hundred_survive_several_cuts(row: Row, url: st
 
     async def main() -> None:
         dice = random.Random(row.name)
-        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+        async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             clean = (await run(scene, EXPIRED)).sent
             failed = 0
             for number in range(100):
@@ -170,7 +170,7 @@ def test_a_connection_that_falls_silent_is_given_up(row: Row, url: str, keyring:
                 with noted(at, clean.sent[at], when):
                     async with faulty(url) as faults, scene.store(old, faults.url, refresh_timeout=SILENCE) as store:
                         with heard_in_the_end(faults), faults.cut(at, when, "silence") as cut:
-                            async with asyncio.timeout(_RUN_PATIENCE):
+                            async with asyncio.timeout(_RUN_TIMEOUT):
                                 told = await fresh(store, old["user_id"])
                         assert cut.happened
                         await scene.check(old, told)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.meddler import Stop, failing
+from support.interceptor import Stop, failing
 from support.refresh_world import World, assert_untouched, on_memory, on_rows, settled
 from support.refreshers import NEW, NEW_PAIR, Script, pair
 from support.store_calls import fresh, many
@@ -28,12 +28,12 @@ HOUR = 3600.0
 @on_rows("memory", "sqlite")
 async def test_the_answer_to_the_claim_is_lost(world: World) -> None:
     """The row names this refresh as its holder, so that it makes the call, rather than wait for itself."""
-    store, meddler = await world.meddled(world.refresher)
+    store, interceptor = await world.intercepted(world.refresher)
     await world.log_in(store)
-    meddler.after["claim_lease"] = failing(1)
+    interceptor.after["claim_lease"] = failing(1)
     records = await many(3, store)
     assert {pair(record) for record in records} == {pair(await world.stored())}
-    assert meddler.calls["claim_lease"] == 1
+    assert interceptor.calls["claim_lease"] == 1
     assert world.provider.stats().requests == 1
 
 
@@ -43,9 +43,9 @@ async def test_a_statement_without_an_answer_is_sent_again(world: World, method:
     """A connection that is dead without a word keeps nobody waiting: not for longer than a provider may take."""
     failure = ProviderUnavailableError("down") if method == "release_lease" else NEW
     script = Script(failure)
-    store, meddler = await world.meddled(script, refresh_timeout=0.1)
+    store, interceptor = await world.intercepted(script, refresh_timeout=0.1)
     await world.expired(store, expires_in=HOUR)
-    meddler.before[method] = Stop()
+    interceptor.before[method] = Stop()
     [outcome] = await many(1, store, force=True)
     if method == "release_lease":
         assert isinstance(outcome, ProviderUnavailableError)
@@ -59,7 +59,7 @@ async def test_a_statement_without_an_answer_is_sent_again(world: World, method:
 async def test_a_call_begins_with_a_lease_that_outlasts_it(world: World) -> None:
     """If the answer to the claim was slow, the lease is claimed anew: a call that is cut short may lose a pair."""
     script = Script()
-    store, meddler = await world.meddled(script, refresh_timeout=0.2)
+    store, interceptor = await world.intercepted(script, refresh_timeout=0.2)
     await world.expired(store)
     left: list[float | None] = []
 
@@ -69,10 +69,10 @@ async def test_a_call_begins_with_a_lease_that_outlasts_it(world: World) -> None
         return await script(record)
 
     async def dawdle() -> None:
-        if meddler.calls["claim_lease"] == 1:
+        if interceptor.calls["claim_lease"] == 1:
             await asyncio.sleep(0.15)
 
-    meddler.after["claim_lease"] = dawdle
+    interceptor.after["claim_lease"] = dawdle
     assert pair(await fresh(store, refresh=look)) == NEW_PAIR
     assert left[0] is not None
     assert left[0] > 0.19
@@ -86,13 +86,13 @@ async def test_a_database_that_is_gone_is_an_error_before_the_call(
     """One that can be read and not written, too: after some patience, and with its own error; nobody was called."""
     monkeypatch.setattr(backoff, "_RETRY_TIMEOUT", 0.1)
     script = Script()
-    store, meddler = await world.meddled(script, refresh_timeout=1)
+    store, interceptor = await world.intercepted(script, refresh_timeout=1)
     await world.expired(store)
-    meddler.before[method] = failing()
+    interceptor.before[method] = failing()
     for error in await many(3, store) + await many(3, store, force=True):
         assert isinstance(error, BackendUnavailableError), repr(error)
     assert script.calls == 0
-    meddler.before.clear()
+    interceptor.before.clear()
     assert pair(await fresh(store)) == NEW_PAIR
 
 
@@ -101,9 +101,9 @@ async def test_a_short_disturbance_is_nobodys_error(world: World) -> None:
     """A connection that was dead, a lock that somebody held: the refresh goes on."""
     for method in ("get", "claim_lease"):
         for error in (None, LockTimeoutError("locked")):
-            store, meddler = await world.meddled(Script())
+            store, interceptor = await world.intercepted(Script())
             await world.expired(store)
-            meddler.before[method] = failing(1, error)
+            interceptor.before[method] = failing(1, error)
             if method == "get" and error is not None:
                 continue  # reading waits for no lock
             assert pair(await fresh(store)) == NEW_PAIR
@@ -123,24 +123,24 @@ async def test_a_failure_that_cannot_be_left_in_the_row(
         (ReauthorizationRequiredError("used"), BackendError if gone else BackendUnavailableError),
     ):
         script = Script(failure)
-        store, meddler = await world.meddled(script)
+        store, interceptor = await world.intercepted(script)
         await world.expired(store)
-        meddler.before["release_lease"] = failing(error=gone)
+        interceptor.before["release_lease"] = failing(error=gone)
         errors = await many(3, store)
         assert {type(error) for error in errors} == {expected}
         assert script.calls == 1
-        assert meddler.calls["release_lease"] == 1 or gone is None
+        assert interceptor.calls["release_lease"] == 1 or gone is None
 
 
 @on_memory
 async def test_the_answer_to_leaving_a_failure_is_lost(world: World) -> None:
     """It is in the row: the callers get it, and the listener is told once."""
     told_of: list[ReauthorizationRequiredError] = []
-    store, meddler = await world.meddled(
+    store, interceptor = await world.intercepted(
         Script(ReauthorizationRequiredError("used")), on_reauthorization_required=told_of.append
     )
     await world.expired(store)
-    meddler.after["release_lease"] = failing(1)
+    interceptor.after["release_lease"] = failing(1)
     errors = await many(3, store)
     assert {(type(error), error.code) for error in errors} == {(ReauthorizationRequiredError, "invalid_grant")}
     await settled(store)

@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 from support.database import Place
 from support.matrix import Row, each_database, each_server, sqlite_row
 from support.polling import until
-from support.refresh_scene import SOAK_PATIENCE, Scene, checked_out, noted, scene_of, spied
+from support.refresh_scene import SOAK_TIMEOUT, Scene, checked_out, noted, scene_of, spied
 from support.refresh_world import settled
 from support.refreshers import pair
 from support.store_calls import fresh, load
@@ -46,7 +46,7 @@ def test_the_database_restarts_while_the_provider_answers(row: Row, url: str, ke
 @each_database
 def test_a_hundred_refreshes_of_a_hundred_survive_a_restart(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
-        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+        async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             for number in range(100):
                 with noted(number):
                     await restarted(scene)
@@ -64,7 +64,7 @@ def test_a_server_really_restarts_while_the_provider_answers(row: Row, url: str,
         pytest.skip("a server named by URL is not ours to restart")
 
     async def main() -> None:
-        async with scene_of(url, keyring, SOAK_PATIENCE) as scene:
+        async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             for number in range(4):
                 old = await scene.log_in()
                 async with scene.store(old, url) as store:

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from support.event_loop_end import end_event_loop
-from support.meddler import Stop, failing
+from support.interceptor import Stop, failing
 from support.polling import until
 from support.refresh_world import World, assert_idle, on_memory, on_rows, settled
 from support.refreshers import NEW, NEW_PAIR, OLD, Revoker, Script, pair
@@ -41,10 +41,10 @@ each_way = pytest.mark.parametrize("at_every_turn", [False, True], ids=["once", 
 async def test_a_claim_is_released_again(world: World, carried_out: bool, at_every_turn: bool) -> None:
     """The provider is not called, and the next job need not wait for the lease of one that is gone."""
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     await world.expired(store)
     stop = Stop()
-    (meddler.after if carried_out else meddler.before)["claim_lease"] = stop
+    (interceptor.after if carried_out else interceptor.before)["claim_lease"] = stop
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     joined = asyncio.shield(store._engine._attempts[_KEY].result)
@@ -65,9 +65,9 @@ async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
 ) -> None:
     monkeypatch.setattr(loop_end, "_LEASE_GRACE", 0.05)
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     await world.expired(store)
-    stop = meddler.before["claim_lease"] = Stop()
+    stop = interceptor.before["claim_lease"] = Stop()
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     await end_event_loop()
@@ -81,12 +81,12 @@ async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
 async def test_a_refusal_is_left_in_the_row(world: World, carried_out: bool, at_every_turn: bool) -> None:
     """No other process asks the provider again. Whoever has to ask the user for a new login is told."""
     told: list[ReauthorizationRequiredError] = []
-    store, meddler = await world.meddled(
+    store, interceptor = await world.intercepted(
         Script(ReauthorizationRequiredError("no such grant")), on_reauthorization_required=told.append
     )
     await world.expired(store)
     stop = Stop()
-    (meddler.after if carried_out else meddler.before)["release_lease"] = stop
+    (interceptor.after if carried_out else interceptor.before)["release_lease"] = stop
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     asyncio.get_running_loop().call_later(0.01, stop.go_on.set)
@@ -205,10 +205,10 @@ async def test_a_revocation_that_has_not_begun_is_given_up(
     world: World, carried_out: bool, at_every_turn: bool
 ) -> None:
     revoker = Revoker()
-    store, meddler = await world.meddled(revoker)
+    store, interceptor = await world.intercepted(revoker)
     await world.expired(store)
     stop = Stop()
-    (meddler.after if carried_out else meddler.before)["claim_lease"] = stop
+    (interceptor.after if carried_out else interceptor.before)["claim_lease"] = stop
     revoking = asyncio.create_task(store.revoke_tokens("github", "u1"))
     await stop.reached.wait()
     asyncio.get_running_loop().call_later(0.01, stop.go_on.set)
@@ -221,11 +221,11 @@ async def test_a_revocation_that_has_not_begun_is_given_up(
 @on_memory
 async def test_tokens_that_a_cancelled_close_could_not_store_are_handed_over_by_the_next(world: World) -> None:
     """The error of the first close had no caller any more."""
-    store, meddler = await world.meddled(Script(), refresh_timeout=0.05)
+    store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     await world.expired(store)
-    meddler.before["complete_lease"] = failing()
+    interceptor.before["complete_lease"] = failing()
     caller = asyncio.create_task(fresh(store))
-    await until(lambda: meddler.calls["complete_lease"] > 0)
+    await until(lambda: interceptor.calls["complete_lease"] > 0)
     await end_event_loop()
     closing = asyncio.create_task(store.aclose())
     await asyncio.sleep(0)
@@ -304,10 +304,10 @@ async def test_the_event_loop_ends_at_any_wait_of_the_refresh(world: World) -> N
 @pytest.mark.parametrize("carried_out", [False, True])
 async def test_a_loop_that_ends_saves_what_was_issued(world: World, carried_out: bool) -> None:
     """With a new pair in hand, the cancellation of all tasks is no reason to lose it."""
-    store, meddler = await world.meddled(Script())
+    store, interceptor = await world.intercepted(Script())
     await world.expired(store)
     stop = Stop()
-    (meddler.after if carried_out else meddler.before)["complete_lease"] = stop
+    (interceptor.after if carried_out else interceptor.before)["complete_lease"] = stop
     caller = asyncio.create_task(fresh(store))
     await stop.reached.wait()
     assert not await end_event_loop(within=3)
@@ -318,13 +318,13 @@ async def test_a_loop_that_ends_saves_what_was_issued(world: World, carried_out:
 @on_memory
 async def test_a_loop_that_ends_without_a_database_ends(world: World) -> None:
     """Tokens in hand are tried to be written for as long as ever, not for ever: Ctrl-C ends the program."""
-    store, meddler = await world.meddled(Script(), refresh_timeout=0.05)
+    store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     await world.expired(store)
-    meddler.before["complete_lease"] = failing()
+    interceptor.before["complete_lease"] = failing()
     caller = asyncio.create_task(fresh(store))
-    await until(lambda: meddler.calls["complete_lease"] > 0)
+    await until(lambda: interceptor.calls["complete_lease"] > 0)
     left = await end_event_loop(within=3)
-    meddler.before.clear()
+    interceptor.before.clear()
     await asyncio.gather(caller, *left, return_exceptions=True)
     assert not left, "the program would not have ended"
     with suppress(TokensNotStoredError):

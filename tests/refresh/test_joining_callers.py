@@ -98,10 +98,10 @@ async def test_a_dead_holder_is_survived(world: World) -> None:
 async def test_waiting_for_others_has_an_end(world: World) -> None:
     """Three times the longest call; the row is left as it is, and a later caller may have better luck."""
     script = Script()
-    store, meddler = await world.meddled(script, refresh_timeout=0.05)
+    store, interceptor = await world.intercepted(script, refresh_timeout=0.05)
     old = await world.expired(store)
-    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
+    assert await interceptor.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
     errors = await many(3, store)
     assert {type(error) for error in errors} == {RefreshTimeoutError}
-    assert await meddler.release_lease(KEY, generation=old["generation"], holder="stuck")
+    assert await interceptor.release_lease(KEY, generation=old["generation"], holder="stuck")
     assert pair(await fresh(store)) == NEW_PAIR

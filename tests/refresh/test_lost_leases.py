@@ -27,7 +27,7 @@ class Overtaken:
     async def begin(self, quick: Script) -> None:
         self.quick = quick
         self.slow.hold()
-        self.one, self.meddler = await self.world.meddled(self.slow)
+        self.one, self.interceptor = await self.world.intercepted(self.slow)
         self.two = await self.world.store(refreshers={"github": quick})
         self.old = await self.world.expired(self.one)
         self.late = asyncio.create_task(fresh(self.one))
@@ -55,7 +55,7 @@ async def test_late_tokens_are_saved_if_the_other_died(world: World) -> None:
     for left in (-1, 0.05):
         race = Overtaken(world)
         await race.begin(Script())
-        claimed = await race.meddler.claim_lease(
+        claimed = await race.interceptor.claim_lease(
             KEY, generation=race.old["generation"], holder="dead", duration=1 + left
         )
         assert claimed
@@ -74,7 +74,7 @@ async def test_late_tokens_wait_for_the_other(world: World) -> None:
     other = asyncio.create_task(fresh(race.two))
     await quick.called.wait()
     race.slow.answer.set()
-    await until(lambda: race.meddler.calls["complete_lease"] == 1)
+    await until(lambda: race.interceptor.calls["complete_lease"] == 1)
     assert pair(await world.stored()) == OLD
     quick.answer.set()
     with pytest.raises(ProviderUnavailableError):

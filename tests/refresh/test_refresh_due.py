@@ -8,7 +8,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
-from support.meddler import failing
+from support.interceptor import failing
 from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
 from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
 from support.store_calls import due, fresh
@@ -81,7 +81,7 @@ async def test_refresh_due_tells_of_failures(world: World) -> None:
             raise Gone(record["refresh_token"])
         return NEW
 
-    store, meddler = await world.meddled(moody)
+    store, interceptor = await world.intercepted(moody)
     for user in "abcd":
         await world.expired(store, user)
     results = {result.user_id: result for result in await due(store, within=60)}
@@ -96,7 +96,7 @@ async def test_refresh_due_tells_of_failures(world: World) -> None:
     assert results["c"].error.user_id == "c"
     assert results["a"].error is None
     assert OLD[1] not in repr(results)
-    meddler.before["claim_lease"] = failing(error=BackendError("no space"))
+    interceptor.before["claim_lease"] = failing(error=BackendError("no space"))
     await world.expired(store, "a")
     results = {result.user_id: result for result in await due(store, within=60)}
     assert {user: type(result.error) for user, result in results.items()} == {
@@ -129,15 +129,17 @@ async def test_refresh_due_of_several_providers(world: World) -> None:
 async def test_refresh_due_says_busy_and_gone(world: World) -> None:
     """A row that somebody is refreshing is left to them; one that was deleted since it was listed is gone."""
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     busy = await world.expired(store, "a")
-    assert await meddler.claim_lease(TokenKey("github", "a"), generation=busy["generation"], holder="x", duration=HOUR)
+    assert await interceptor.claim_lease(
+        TokenKey("github", "a"), generation=busy["generation"], holder="x", duration=HOUR
+    )
     await world.expired(store, "b")
 
     async def delete() -> None:
-        await meddler.backend.delete(TokenKey("github", "b"))
+        await interceptor.backend.delete(TokenKey("github", "b"))
 
-    meddler.before["get"] = delete
+    interceptor.before["get"] = delete
     results = await due(store, within=60)
     assert sorted((result.user_id, result.outcome) for result in results) == [("a", "busy"), ("b", "gone")]
     assert script.calls == 0

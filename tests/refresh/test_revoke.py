@@ -198,9 +198,9 @@ async def test_a_revocation_that_hangs_is_ended(world: World) -> None:
 @on_memory
 async def test_revoking_waits_for_others_within_bounds(world: World) -> None:
     """As long as `load_fresh_tokens` does."""
-    store, meddler = await world.meddled(Revoker(), refresh_timeout=0.05)
+    store, interceptor = await world.intercepted(Revoker(), refresh_timeout=0.05)
     old = await world.expired(store)
-    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
+    assert await interceptor.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
     with pytest.raises(RefreshTimeoutError):
         await store.revoke_tokens("github", "u1")
 

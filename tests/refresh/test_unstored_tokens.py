@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from support.error_text import told
-from support.meddler import failing
+from support.interceptor import failing
 from support.refresh_world import World, on_every_row, on_memory, on_rows, settled
 from support.refreshers import NEW_PAIR, OLD, Script, pair
 from support.store_calls import fresh, many
@@ -18,13 +18,13 @@ from tokenstore import BackendError, LockTimeoutError, StoreClosedError, TokenRe
 async def test_saving_is_tried_again(world: World) -> None:
     """The new pair is written once the database is back; there is one call, and one notice."""
     news: list[TokenRecord] = []
-    store, meddler = await world.meddled(world.refresher, on_refreshed=news.append)
+    store, interceptor = await world.intercepted(world.refresher, on_refreshed=news.append)
     old = await world.log_in(store)
-    meddler.before["complete_lease"] = failing(2)
+    interceptor.before["complete_lease"] = failing(2)
     records = await many(5, store)
     assert {pair(record) for record in records} == {pair(await world.stored())} != {pair(old)}
     assert [pair(record) for record in news] == [pair(records[0])]
-    assert meddler.calls["complete_lease"] == 3
+    assert interceptor.calls["complete_lease"] == 3
     assert world.provider.stats().requests == 1
 
 
@@ -32,9 +32,9 @@ async def test_saving_is_tried_again(world: World) -> None:
 async def test_the_answer_to_saving_is_lost(world: World) -> None:
     """The row tells that the tokens were written: they are not written twice, nor bought twice."""
     news: list[TokenRecord] = []
-    store, meddler = await world.meddled(world.refresher, on_refreshed=news.append)
+    store, interceptor = await world.intercepted(world.refresher, on_refreshed=news.append)
     old = await world.log_in(store)
-    meddler.after["complete_lease"] = failing(1)
+    interceptor.after["complete_lease"] = failing(1)
     records = await many(5, store)
     new = await world.stored()
     assert new["generation"] == old["generation"] + 1
@@ -50,9 +50,9 @@ async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog:
     caplog.set_level(logging.DEBUG)
     news: list[TokenRecord] = []
     script = Script()
-    store, meddler = await world.meddled(script, refresh_timeout=0.05, on_refreshed=news.append)
+    store, interceptor = await world.intercepted(script, refresh_timeout=0.05, on_refreshed=news.append)
     old = await world.expired(store)
-    meddler.before["complete_lease"] = failing()
+    interceptor.before["complete_lease"] = failing()
     errors = await many(3, store) + await many(2, store) + await many(1, store, force=True)
     for error in errors:
         assert isinstance(error, TokensNotStoredError)
@@ -66,7 +66,7 @@ async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog:
     errors[0].record["access_token"] = "spoilt"
     assert all(pair(error.record) == NEW_PAIR and error.record["extra"] for error in errors[1:])
     assert not news
-    meddler.before.clear()
+    interceptor.before.clear()
     assert pair(await world.until_saved(store)) == NEW_PAIR
     assert [pair(record) for record in news] == [NEW_PAIR]
     assert pair(await fresh(store)) == NEW_PAIR
@@ -81,7 +81,7 @@ async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog:
 )
 async def test_no_error_of_the_database_drops_tokens(world: World, error: Exception) -> None:
     """Whatever its class, a failed write of the only copy is tried again."""
-    store, meddler = await world.meddled(Script())
+    store, interceptor = await world.intercepted(Script())
     await world.expired(store)
-    meddler.before["complete_lease"] = failing(2, error)
+    interceptor.before["complete_lease"] = failing(2, error)
     assert pair(await fresh(store)) == pair(await world.stored()) == NEW_PAIR

@@ -28,24 +28,24 @@ HOUR = 3600.0
 async def test_a_valid_token_costs_one_read(world: World) -> None:
     """No lock, no lease, no call; where there is no row, the same."""
     script = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     await world.expired(store, expires_in=HOUR)
-    meddler.calls.clear()
+    interceptor.calls.clear()
     assert pair(await fresh(store)) == OLD
     assert await store.load_fresh_tokens("github", "nobody") is None
     assert await store.load_fresh_tokens("github", "nobody", refresh=script, force=True) is None
     assert not await store.revoke_tokens("github", "nobody", refresher=Refresher(world.provider))
-    assert meddler.calls == {"get": 4}
+    assert interceptor.calls == {"get": 4}
     assert script.calls == 0
 
 
 @on_memory
 async def test_without_anybody_to_refresh_nothing_is_read(world: World) -> None:
     """It is an error while the token is valid still, rather than an hour later."""
-    store, meddler = await world.meddled()
-    store = await world.store(meddler, refreshers={})
+    store, interceptor = await world.intercepted()
+    store = await world.store(interceptor, refreshers={})
     await world.expired(store, expires_in=HOUR)
-    meddler.calls.clear()
+    interceptor.calls.clear()
     for call in (
         store.load_fresh_tokens("github", "u1"),
         store.load_fresh_tokens("github", "nobody", force=True),
@@ -54,14 +54,14 @@ async def test_without_anybody_to_refresh_nothing_is_read(world: World) -> None:
     ):
         with pytest.raises(ConfigurationError, match="'github'"):
             await call
-    assert not meddler.calls
+    assert not interceptor.calls
 
 
 @on_memory
 async def test_arguments_are_checked(world: World) -> None:
     """Before anything is read, called or written."""
     script: Any = Script()
-    store, meddler = await world.meddled(script)
+    store, interceptor = await world.intercepted(script)
     bad: list[Awaitable[Any]] = [
         store.load_fresh_tokens("", "u1"),
         store.load_fresh_tokens("github", "u\0"),
@@ -78,12 +78,12 @@ async def test_arguments_are_checked(world: World) -> None:
     for call in bad:
         with pytest.raises(InvalidInputError):
             await call
-    assert not meddler.calls
+    assert not interceptor.calls
     assert script.calls == 0
     settings: list[dict[str, Any]] = [{"refresh_margin": -1}, {"refresh_timeout": 0}, {"refresh_timeout": float("inf")}]
     for wrong in settings:
         with pytest.raises(InvalidInputError):
-            AuthTokenStore(backend=meddler, keyring=world.keyring, **wrong)
+            AuthTokenStore(backend=interceptor, keyring=world.keyring, **wrong)
 
 
 @on_memory

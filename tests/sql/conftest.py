@@ -1,4 +1,4 @@
-"""What the tests of the SQL backends share."""
+"""Fixtures of the tests of the SQL backends."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from support.matrix import Row
 
 @pytest.fixture
 def place(row: Row, url: str) -> Place:
-    """The table that the URL of the test's row names."""
+    """The table of the test's URL."""
     return Place(row, url)

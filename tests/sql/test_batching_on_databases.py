@@ -1,4 +1,4 @@
-"""Requests that go together, on each database."""
+"""Batching on each database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokenstore.registry import backend_for_url
 from tokenstore.testing.conformance import sealed
 from tokenstore_sql.backend import SQLBackend
 
-# Long enough for whatever else the machine does.
+# Seconds, long enough for a busy machine.
 _IN_TIME = 10.0
 
 
@@ -44,7 +44,7 @@ def _key(number: int) -> TokenKey:
 
 @each_database
 def test_each_of_many_loads_gets_its_own_record(row: Row, url: str) -> None:
-    """200 at once, of 50 keys: some of them missing, each asked for more than once, by itself or among others."""
+    """200 concurrent loads of 50 keys, some without a row: each gets its own record, from fewer than 200 statements."""
 
     async def main() -> None:
         async with _opened(url, rows=40) as backend:
@@ -57,7 +57,7 @@ def test_each_of_many_loads_gets_its_own_record(row: Row, url: str) -> None:
                     assert record is not None
                     assert record.key == _key(number % 50)
                     assert record.tokens == sealed(f"old-{number % 50}")
-            assert len(sent) <= 40, "they do not go together"
+            assert len(sent) <= 40, "the loads do not share statements"
 
     asyncio.run(main())
 
@@ -65,8 +65,8 @@ def test_each_of_many_loads_gets_its_own_record(row: Row, url: str) -> None:
 @pytest.mark.parametrize(
     "row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy", "mysql9+asyncmy"], shared=True)
 )
-def test_several_rows_are_looked_up_by_their_keys(row: Row, url: str) -> None:
-    """Also in a small table, as the database knows from its statistics: the cost does not depend on the size."""
+def test_a_batch_of_loads_uses_the_primary_key(row: Row, url: str) -> None:
+    """The query plan has no scan of the table, even if the statistics say that the table is small."""
     analyze, explain, by_key, whole = {
         "sqlite": ("ANALYZE", "EXPLAIN QUERY PLAN", "SEARCH", "SCAN "),
         "postgres": ("ANALYZE", "EXPLAIN", "Index Cond", "Seq Scan"),
@@ -92,8 +92,8 @@ def test_several_rows_are_looked_up_by_their_keys(row: Row, url: str) -> None:
 
 
 @each_database
-def test_each_of_many_stores_is_one_write(row: Row, url: str) -> None:
-    """Of one key by two backends, beside others': the generation grows by one with each."""
+def test_each_of_many_stores_adds_one_to_the_generation(row: Row, url: str) -> None:
+    """Two backends store one key many times, and other keys at the same time."""
 
     async def main() -> None:
         async with _opened(url, rows=3) as one, _opened(url) as other:
@@ -114,8 +114,8 @@ def test_each_of_many_stores_is_one_write(row: Row, url: str) -> None:
 
 
 @each_database
-def test_what_was_stored_is_what_a_load_finds(row: Row, url: str) -> None:
-    """However many others load and store at the same time: no load joins one that was sent before its store."""
+def test_a_load_after_a_store_returns_what_was_stored(row: Row, url: str) -> None:
+    """Although other tasks load and store at the same time, no load shares a statement sent before its store."""
 
     async def main() -> None:
         async with _opened(url, rows=20) as backend:
@@ -133,8 +133,8 @@ def test_what_was_stored_is_what_a_load_finds(row: Row, url: str) -> None:
 
 
 @each_server
-def test_a_row_that_somebody_holds_does_not_keep_the_others(row: Row, url: str) -> None:
-    """50 stores of other rows, one of which goes along with the locked one's, end long before ``lock_timeout``."""
+def test_a_locked_row_does_not_delay_stores_of_other_rows(row: Row, url: str) -> None:
+    """50 stores of other rows end long before ``lock_timeout``, also the one in the locked row's batch."""
 
     async def main() -> None:
         place = Place(row, url)
@@ -155,8 +155,8 @@ def test_a_row_that_somebody_holds_does_not_keep_the_others(row: Row, url: str) 
 
 
 @each_server
-def test_only_who_asked_for_the_held_row_is_told(row: Row, url: str) -> None:
-    """Its lock is not free in time; those that went with it are stored, and know nothing of it."""
+def test_a_lock_timeout_fails_only_the_store_of_the_locked_row(row: Row, url: str) -> None:
+    """The other stores of the same batch succeed."""
 
     async def main() -> None:
         place = Place(row, url)
@@ -177,8 +177,8 @@ def test_only_who_asked_for_the_held_row_is_told(row: Row, url: str) -> None:
 
 
 @sqlite_row
-def test_sqlite_s_one_writer_is_waited_for_together(row: Row, url: str) -> None:
-    """All stores wait on one connection; loads go on; afterwards everything is stored."""
+def test_stores_that_wait_for_sqlite_s_writer_share_one_connection(row: Row, url: str) -> None:
+    """Loads are not delayed meanwhile, and afterwards all rows are stored."""
 
     async def main() -> None:
         place = Place(row, url)
@@ -199,8 +199,8 @@ def test_sqlite_s_one_writer_is_waited_for_together(row: Row, url: str) -> None:
 
 @each_database
 @pytest.mark.parametrize("write", [False, True])
-def test_what_fails_for_all_is_told_to_each(row: Row, url: str, write: bool) -> None:
-    """Without its table each caller gets an error of its own, which names its row."""
+def test_each_caller_of_a_failed_statement_gets_an_error_that_names_its_row(row: Row, url: str, write: bool) -> None:
+    """Without the table, all statements fail."""
 
     async def main() -> None:
         async with _opened(url) as backend:
@@ -218,8 +218,8 @@ def test_what_fails_for_all_is_told_to_each(row: Row, url: str, write: bool) -> 
 
 
 @each_database
-def test_a_cancelled_caller_takes_nobody_along(row: Row, url: str) -> None:
-    """Those who were to go with it get their answers, and the pool is whole."""
+def test_a_cancelled_caller_does_not_cancel_the_others_of_its_batch(row: Row, url: str) -> None:
+    """The other callers get their answers, and all connections are returned to the pool."""
 
     async def main() -> None:
         async with _opened(url, rows=60) as backend:
@@ -256,8 +256,8 @@ async def _store_of(url: str, keyring: Keyring) -> AsyncIterator[AuthTokenStore]
 
 
 @each_database
-def test_a_crowd_of_callers_takes_few_statements(row: Row, url: str, keyring: Keyring) -> None:
-    """200 at once, on one row with a valid token."""
+def test_200_loads_of_a_valid_token_take_few_statements(row: Row, url: str, keyring: Keyring) -> None:
+    """200 callers load one row with a valid token at the same time."""
 
     async def main() -> None:
         async with _store_of(url, keyring) as store:
@@ -272,8 +272,8 @@ def test_a_crowd_of_callers_takes_few_statements(row: Row, url: str, keyring: Ke
 
 
 @each_database
-def test_a_crowd_does_not_starve_another_row(row: Row, url: str, keyring: Keyring) -> None:
-    """A load of another row ends while 200 callers ask again and again for one row."""
+def test_repeated_loads_of_one_row_do_not_delay_a_load_of_another(row: Row, url: str, keyring: Keyring) -> None:
+    """A load of another row ends while 200 callers load one row again and again."""
 
     async def main() -> None:
         async with _store_of(url, keyring) as store:

@@ -1,4 +1,4 @@
-"""What a cancelled call leaves: the old row or the new one, whole connections, no statement in the server."""
+"""A cancelled call leaves the old row or the new one, returns its connection, and leaves no statement in the server."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ async def _alone(store: AuthTokenStore) -> None:
 @shared_rows
 @pytest.mark.parametrize("action", [_alone, store_in_transaction])
 @pytest.mark.parametrize("own", [True, False], ids=["own", "engine"])
-def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
+def test_a_call_cancelled_at_any_point_leaves_the_old_or_the_new_row(
     place: Place, action: Callable[[AuthTokenStore], Awaitable[None]], own: bool, keyring: Keyring
 ) -> None:
-    """Cancelled at points all over a call: the row is old or new, connections are back and have their settings."""
+    """All connections are returned, with their session settings, and no transaction is half stored."""
 
     async def main() -> None:
         async with (
@@ -39,7 +39,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
                 **cast(dict[str, Any], {"pool_size": 2} if own else place.options),
             ) as store,
         ):
-            # A store's own have settings of its own making.
+            # The store's own connections have settings that the store made.
             before = None if own else await connection_settings(borrowed, place.row, 2)
             started = time.perf_counter()
             await action(store)
@@ -59,7 +59,7 @@ def test_cancelled_anywhere_leaves_the_old_or_the_new_and_nothing_else(
                 tags = [await load_tag(other), await load_tag(other, "u2")]
                 assert tags[0] in ("old", "new")
                 if action is store_in_transaction:
-                    assert tags[0] == tags[1], "half of a transaction"
+                    assert tags[0] == tags[1], "half of a transaction was stored"
             await place.until_idle()
             if not own:
                 assert await connection_settings(borrowed, place.row, 2) == before
@@ -97,10 +97,10 @@ async def _store_by_url(engine: AsyncEngine, place: Place, keyring: Keyring) -> 
 @pytest.mark.parametrize(
     "wait", [_lock_on_session, _store_on_session, _lock_on_engine, _store_on_engine, _store_by_url]
 )
-def test_a_cancelled_waiter_is_gone_from_the_server_too(
+def test_cancelling_a_waiting_call_also_ends_its_statement_in_the_server(
     place: Place, wait: Callable[[AsyncEngine, Place, Keyring], Awaitable[None]], keyring: Keyring
 ) -> None:
-    """The server drops the statement before the lock is free: it can neither take the lock nor write later on."""
+    """The server cancels the statement before the lock is free, so it can neither take the lock nor write later."""
 
     async def main() -> None:
         async with opened(place, keyring) as other, app_engine(place) as engine:

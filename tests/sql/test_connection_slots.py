@@ -1,4 +1,4 @@
-"""A server that has no free slot for another connection."""
+"""A server that accepts no more connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 async def _limited(row: Row, url: str, keyring: Keyring, connections: int) -> str:
-    """Create the table. Returns its URL for a new user who may have so many connections."""
+    """Create the table, and a user with a limit of so many connections. Returns the table's URL for that user."""
     async with open_store(url, keyring=keyring) as owner:
         await owner.setup()
     place = Place(row, url)
@@ -42,7 +42,7 @@ async def _limited(row: Row, url: str, keyring: Keyring, connections: int) -> st
 
 @server_rows
 def test_a_call_waits_for_a_connection_of_the_pool(row: Row, url: str, keyring: Keyring) -> None:
-    """Eight transactions of a store that gets two connections of its eight: each has its turn, and none fails."""
+    """A store may open eight connections, but the server accepts two: eight transactions wait and succeed."""
 
     async def main() -> None:
         limited = await _limited(row, url, keyring, 2)
@@ -62,8 +62,8 @@ def test_a_call_waits_for_a_connection_of_the_pool(row: Row, url: str, keyring: 
 
 
 @server_rows
-def test_a_call_waits_for_another_client_s_slot(row: Row, url: str, keyring: Keyring) -> None:
-    """A store that has no connection at all gets the slot that another process gives up."""
+def test_a_call_waits_until_another_client_closes_its_connection(row: Row, url: str, keyring: Keyring) -> None:
+    """A store without any connection can connect once another process has disconnected."""
 
     async def main() -> None:
         limited = await _limited(row, url, keyring, 1)
@@ -80,7 +80,7 @@ def test_a_call_waits_for_another_client_s_slot(row: Row, url: str, keyring: Key
 
 @server_rows
 def test_the_wait_ends_with_pool_timeout(row: Row, url: str, keyring: Keyring) -> None:
-    """The error has the server's code."""
+    """The error has the server's error code."""
 
     async def main() -> None:
         limited = await _limited(row, url, keyring, 1)

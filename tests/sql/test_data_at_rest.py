@@ -1,4 +1,4 @@
-"""What lies in the database: sealed values, and nothing of a token in any dump or file."""
+"""The database contains only sealed values: no token is in any dump or file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refr
 
 def _spellings(token: str) -> list[bytes]:
     plain = token.encode()
-    inner = base64.b64encode(plain)[4:-4]  # whole groups, whatever stands beside them
+    inner = base64.b64encode(plain)[4:-4]  # without the first and last group, which depend on neighbouring bytes
     return [plain, plain.hex().encode(), plain.hex().upper().encode(), inner, plain[:20], token.encode("utf-16-le")]
 
 
 def _dump(row: Row, url: str) -> bytes:
-    """Everything the database has on disk, or says when it is dumped."""
+    """Return the database's files on disk, or the output of its dump tool."""
     if row.mark == "sqlite":
         path = Path(make_url(url).database or "")
         return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
@@ -36,14 +36,14 @@ def _dump(row: Row, url: str) -> bytes:
 
 
 @shared_rows
-def test_no_token_lies_in_a_dump(row: Row, url: str, keyring: Keyring) -> None:
-    """Neither a token nor an extra field is in the file or dump, in any common spelling; the user's id is."""
+def test_no_dump_contains_a_token(row: Row, url: str, keyring: Keyring) -> None:
+    """The dump contains the user's id, but no token and no extra field, in any common encoding."""
     user = f"user-{token_hex(8)}"
 
     async def main() -> bytes:
         async with open_store(url, keyring=keyring) as store:
             await store.setup()
-            for _ in range(2):  # an update leaves old pages behind
+            for _ in range(2):  # the second write leaves the old row in unused pages
                 await store.store_tokens(
                     "github", user, ACCESS, REFRESH, datetime.now(UTC) + timedelta(hours=1), extra={"scope": SCOPE}
                 )
@@ -53,7 +53,7 @@ def test_no_token_lies_in_a_dump(row: Row, url: str, keyring: Keyring) -> None:
             return await asyncio.to_thread(_dump, row, url)
 
     dump = asyncio.run(main())
-    assert user.encode() in dump  # so the search does search
+    assert user.encode() in dump  # shows that the search works
     assert b"k1" in dump  # the key's name, not the key
     for secret in (ACCESS, REFRESH, SCOPE):
         for spelling in _spellings(secret):

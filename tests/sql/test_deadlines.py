@@ -1,4 +1,4 @@
-"""Waits that end: `lock_timeout` on a store's own connections and in a session."""
+"""`lock_timeout` limits waiting for a lock, on a store's own connections and in a session."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SECRETS = (ACCESS, REFRESH)
 
 @shared_rows
 @pytest.mark.parametrize("on", ["url", "session"])
-def test_a_lock_that_is_held_too_long_is_a_timeout_that_leaves_nothing(place: Place, on: str, keyring: Keyring) -> None:
-    """Both a lock and a write end with LockTimeoutError about when they should, and everything is as before."""
+def test_waiting_for_a_lock_ends_with_lock_timeout_error(place: Place, on: str, keyring: Keyring) -> None:
+    """A locking load and a write both end after about ``lock_timeout``; nothing is stored, locked or left open."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:

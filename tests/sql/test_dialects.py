@@ -1,4 +1,4 @@
-"""Where the differences between databases may stand."""
+"""Differences between databases are only in the dialects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from support.source_files import SOURCES
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("tokenstore_sql")])
-def test_no_branch_asks_for_the_dialect(name: str) -> None:
-    """A database's difference is an overridden method, never a comparison with a dialect's name."""
+def test_no_module_compares_the_dialect_s_name(name: str) -> None:
+    """A difference between databases is an overridden method, never a comparison of names."""
     for node in ast.walk(ast.parse(SOURCES[name].read_text())):
         if isinstance(node, ast.Compare):
             assert "dialect" not in ast.unparse(node).lower()

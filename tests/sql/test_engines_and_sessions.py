@@ -1,4 +1,4 @@
-"""A store over an application's own engine or session does what one by URL does, and leaves both as it found them."""
+"""A store on an application's engine or session works like a store by URL, and leaves both unchanged."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ LATER = datetime(2032, 5, 6, 7, 8, 9, 654321, tzinfo=UTC)
 PAST = datetime(2020, 1, 1)
 
 
-def _ways() -> list[object]:
+def _kinds() -> list[object]:
     marked = [(row, getattr(pytest.mark, row.mark)) for row in ROWS if row.shared]
     return [
-        pytest.param(row, way, id=f"{row.name}-{way}", marks=m) for row, m in marked for way in ("engine", "session")
+        pytest.param(row, kind, id=f"{row.name}-{kind}", marks=m) for row, m in marked for kind in ("engine", "session")
     ]
 
 
-every_way = pytest.mark.parametrize(("row", "way"), _ways())
+on_engine_and_session = pytest.mark.parametrize(("row", "kind"), _kinds())
 
 
 @asynccontextmanager
-async def opened(row: Row, url: str, way: str, keyring: Keyring) -> AsyncIterator[AuthTokenStore]:
+async def opened(row: Row, url: str, kind: str, keyring: Keyring) -> AsyncIterator[AuthTokenStore]:
     place = Place(row, url)
     async with app_engine(place) as engine, AsyncSession(engine) as session:
-        if way == "engine":
+        if kind == "engine":
             store = open_store(engine, keyring=keyring, **place.options)
         else:
             store = AuthTokenStore(session, keyring=keyring, **place.options)
@@ -62,10 +62,12 @@ async def load(store: AuthTokenStore, user_id: str = "u") -> TokenRecord:
     return record
 
 
-@every_way
-def test_storing_loading_listing_deleting(row: Row, way: str, url: str, keyring: Keyring) -> None:
+@on_engine_and_session
+def test_store_load_list_and_delete_on_an_engine_and_on_a_session(
+    row: Row, kind: str, url: str, keyring: Keyring
+) -> None:
     async def main() -> None:
-        async with opened(row, url, way, keyring) as store:
+        async with opened(row, url, kind, keyring) as store:
             assert await store.load_tokens("github", "u") is None
             east = timezone(timedelta(hours=5, minutes=45))
             extra = {"scope": "repo", "nested": {"é": [1, 2.5, None, True, "\0"]}}
@@ -94,12 +96,12 @@ def test_storing_loading_listing_deleting(row: Row, way: str, url: str, keyring:
     asyncio.run(main())
 
 
-@every_way
-def test_changing_the_key_and_moving_a_value(row: Row, way: str, url: str) -> None:
+@on_engine_and_session
+def test_resealing_with_a_new_key_and_refusing_a_moved_ciphertext(row: Row, kind: str, url: str) -> None:
     old, new = ("old", bytes(range(32))), ("new", bytes(range(32, 64)))
 
     async def main() -> None:
-        async with opened(row, url, way, Keyring([old])) as store:
+        async with opened(row, url, kind, Keyring([old])) as store:
             await store.store_tokens("github", "u", "a", "r", SOON, LATER, extra={"scope": "x"})
             await store.store_tokens("github", "v", "b", "s", SOON)
             before = await load(store)
@@ -126,8 +128,8 @@ def test_changing_the_key_and_moving_a_value(row: Row, way: str, url: str) -> No
 
 
 @shared_rows
-def test_the_three_steps_of_the_contract(row: Row, url: str, keyring: Keyring) -> None:
-    """Load for update, refresh, store, with no commit of the caller's: nothing is lost, and nothing stays locked."""
+def test_load_for_update_refresh_and_store_without_a_commit_by_the_caller(row: Row, url: str, keyring: Keyring) -> None:
+    """The new tokens are stored, and the row is not locked afterwards."""
     used: list[str] = []
 
     async def three_steps(engine: AsyncEngine, options: dict[str, Any]) -> None:
@@ -136,7 +138,7 @@ def test_the_three_steps_of_the_contract(row: Row, url: str, keyring: Keyring) -
             record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
             if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
                 used.append(record["refresh_token"])
-                await asyncio.sleep(0)  # the provider
+                await asyncio.sleep(0)  # stands for the provider's call
                 await store.store_tokens(
                     provider="github",
                     user_id="user-123",
@@ -144,7 +146,7 @@ def test_the_three_steps_of_the_contract(row: Row, url: str, keyring: Keyring) -
                     refresh_token="refresh-1",
                     access_token_expires_at=SOON,
                 )
-                assert not session.in_transaction(), "what a call of the store began, the store commits"
+                assert not session.in_transaction(), "the store did not commit the transaction that it began"
 
     async def main() -> None:
         place = Place(row, url)
@@ -159,15 +161,15 @@ def test_the_three_steps_of_the_contract(row: Row, url: str, keyring: Keyring) -
                 store = AuthTokenStore(db_session=session, keyring=keyring, **place.options)
                 record = await load(store, "user-123")
                 assert (record["access_token"], record["refresh_token"]) == ("access-1", "refresh-1")
-                assert not session.in_transaction(), "a plain read leaves no transaction open"
+                assert not session.in_transaction(), "a plain read left a transaction open"
 
     asyncio.run(main())
     assert used == ["refresh-0"]
 
 
 @shared_rows
-def test_a_lock_that_found_no_row_holds_nothing(row: Row, url: str, keyring: Keyring) -> None:
-    """There is nothing to refresh, so the caller of the three steps goes on without another call."""
+def test_a_locking_load_without_a_row_leaves_no_transaction_open(row: Row, url: str, keyring: Keyring) -> None:
+    """Without a row the caller has nothing to refresh and makes no further call, which would end the transaction."""
 
     async def main() -> None:
         async with opened(row, url, "session", keyring) as store:
@@ -178,8 +180,8 @@ def test_a_lock_that_found_no_row_holds_nothing(row: Row, url: str, keyring: Key
 
 
 @shared_rows
-def test_in_the_callers_transaction_the_caller_commits(row: Row, url: str, keyring: Keyring) -> None:
-    """The store's writes stand or fall with the caller's own."""
+def test_in_the_caller_s_transaction_only_the_caller_commits(row: Row, url: str, keyring: Keyring) -> None:
+    """The store's writes are committed or rolled back together with the caller's own."""
 
     async def main() -> None:
         place = Place(row, url)
@@ -194,7 +196,7 @@ def test_in_the_callers_transaction_the_caller_commits(row: Row, url: str, keyri
                 assert session.in_transaction()
                 assert await observer.load_tokens("github", "u") is None
             assert await observer.load_tokens("github", "u") is not None
-            with pytest.raises(KeyError):  # noqa: PT012  # the transaction is what is tested
+            with pytest.raises(KeyError):  # noqa: PT012  # the whole block is needed: it is the transaction
                 async with session.begin():
                     await store.delete_tokens("github", "u")
                     await store.store_tokens("github", "v", "a", "r", SOON)
@@ -205,7 +207,9 @@ def test_in_the_callers_transaction_the_caller_commits(row: Row, url: str, keyri
                 async with store.transaction():
                     pass
             await store.aclose()
-            assert (await session.execute(text("SELECT 1"))).scalar_one() == 1, "the session stays its owner's"
+            assert (await session.execute(text("SELECT 1"))).scalar_one() == 1, (
+                "the caller cannot use its session any more"
+            )
             await session.rollback()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""A store goes on in another event loop and in a forked process."""
+"""A store can be used in another event loop, and in a forked process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from support.matrix import Row, shared_rows
 
-# Connections that went with their loop, or stayed with the parent process, warn when they are collected: what a program
-# does that opens its store once and calls asyncio.run() or os.fork() all the same. So these run as programs.
+# Connections of an event loop that has ended, or of the parent process, warn when they are garbage-collected. Warnings
+# are errors in the tests, so these programs run in new processes that ignore warnings.
 _STORE = """
 import asyncio, os, sys, warnings
 warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ for tag in ("first", "second", "third"):
 asyncio.run(store.aclose())
 print("done")
 """
-# The loop does not run while the process forks: two that poll for the same sockets would take each other's answers.
+# The event loop does not run during the fork: parent and child would share its sockets and read each other's data.
 _FORK = f"""{_STORE}
 with asyncio.Runner() as runner:
     runner.run(store.setup())
@@ -57,11 +57,8 @@ print("done")
 
 @shared_rows
 @pytest.mark.parametrize("program", [_LOOPS, _FORK], ids=["loops", "fork"])
-def test_a_store_goes_on_in_another_loop_or_process(row: Row, program: str, tmp_path: Path) -> None:
-    """After a second ``asyncio.run``, or in the child of a fork, a store opens new connections by itself.
-
-    The parent of a fork goes on with its own.
-    """
+def test_a_store_opens_new_connections_in_another_event_loop_or_process(row: Row, program: str, tmp_path: Path) -> None:
+    """A store connects again in a second ``asyncio.run`` and in a forked child; the parent keeps its connections."""
     done = subprocess.run(
         [sys.executable, "-c", program, row.url_for(tmp_path)], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,4 +1,4 @@
-"""Statements whose connection is lost are not carried out by the server later on."""
+"""The server does not execute a statement after its connection was lost and its caller got the error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenstore import BackendUnavailableError, Keyring, open_store
 
 
 @server_rows
-def test_a_store_whose_connection_is_cut_does_not_overtake_a_later_one(row: Row, url: str, keyring: Keyring) -> None:
-    """The store waits in the server for the row's lock when its connection is cut; its error means that it is over."""
+def test_a_store_whose_connection_was_cut_never_overwrites_a_later_one(row: Row, url: str, keyring: Keyring) -> None:
+    """The connection is cut while the statement waits for the row's lock; after the error it has no effect."""
 
     async def main() -> None:
         place = Place(row, url)
@@ -23,7 +23,7 @@ def test_a_store_whose_connection_is_cut_does_not_overtake_a_later_one(row: Row,
             await direct.setup()
             await store_tag(direct, "old")
             async with open_store(faults.url, keyring=keyring) as store:
-                await store_tag(store, "warm", "u2")  # connects
+                await store_tag(store, "warm", "u2")  # opens the connection first
                 async with place.held():
                     cut = asyncio.create_task(store_tag(store, "cut"))
                     await place.until_waiting()

@@ -1,4 +1,4 @@
-"""Locks hold at every isolation level that an application may choose."""
+"""Row locks work at each isolation level that an application can choose."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ every_level = pytest.mark.parametrize(("row", "level"), list(_levels()))
 
 
 @every_level
-def test_a_lock_holds_on_an_engine_of_any_isolation_level(place: Place, level: str, keyring: Keyring) -> None:
-    """A second caller waits, then reads what the first stored, whatever level the application chose for its engine."""
+def test_row_locks_work_on_an_engine_of_any_isolation_level(place: Place, level: str, keyring: Keyring) -> None:
+    """A second caller waits, then reads the tokens that the first one stored."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
@@ -55,12 +55,12 @@ def test_a_lock_holds_on_an_engine_of_any_isolation_level(place: Place, level: s
 
 
 @every_level
-def test_a_session_of_any_isolation_level_never_shows_old_tokens_under_the_lock(
+def test_a_locking_load_in_a_session_of_any_isolation_level_never_returns_old_tokens(
     place: Place, level: str, keyring: Keyring
 ) -> None:
-    """In a caller's transaction that has read already, a lock gives the newest tokens or a ConflictError.
+    """In a transaction that has already read the row, a locking load returns the newest tokens or raises ConflictError.
 
-    In autocommit mode, where no lock would be held, it is refused.
+    In autocommit mode, where no lock would be held, a locking load is refused.
     """
 
     async def main() -> tuple[str, str | None]:
@@ -76,7 +76,7 @@ def test_a_session_of_any_isolation_level_never_shows_old_tokens_under_the_lock(
             newest = "new"
             try:
                 await store_tag(other, newest)
-            except LockTimeoutError:  # here a plain read locks, too
+            except LockTimeoutError:  # at this level a plain read also takes a lock
                 assert (place.row.mark, level) == ("mysql", "SERIALIZABLE")
                 newest = "old"
             return newest, await load_tag(store, for_update=True)
@@ -94,10 +94,10 @@ def test_a_session_of_any_isolation_level_never_shows_old_tokens_under_the_lock(
 
 
 @every_level
-def test_a_session_whose_transaction_the_store_begins_locks_at_any_level(
+def test_row_locks_work_at_any_level_in_a_transaction_that_the_store_begins(
     place: Place, level: str, keyring: Keyring
 ) -> None:
-    """The three steps on two sessions of one level: the second waits, reads the first one's tokens, makes no call."""
+    """Of two sessions that refresh under the lock, the second waits and reads the first one's tokens."""
 
     async def main() -> None:
         calls = 0

@@ -1,4 +1,4 @@
-"""How waiters learn of the end of somebody else's lease: soon, and at little cost to the server."""
+"""Waiting for another holder's lease: processes notice its end soon, and poll the server at a limited rate."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tokenstore.errors import BackendError
 from tokenstore_sql import polling
 from tokenstore_sql.polling import Clients, PollInterval, interval_for
 
-# Long enough for whatever else the machine does; a wait that nothing ends is made longer.
+# Seconds, long enough for a busy machine; waits that must not end by themselves are longer.
 _IN_TIME, _NEVER = 20.0, 600.0
 
 
-def test_the_interval_follows_the_process_s_share_of_the_connections() -> None:
-    """The same for processes that are alike, however many connections each has; between 36 ms and 1 s."""
+def test_the_poll_interval_depends_on_the_process_s_share_of_the_connections() -> None:
+    """The interval is between 36 ms and 1 s, and does not depend on the number of connections of each process."""
     for pooled in (1, 3, 10):
         assert [interval_for(Clients(processes * pooled, pooled)) for processes in (1, 2, 15)] == [0.036] * 3
         assert interval_for(Clients(43 * pooled, pooled)) == pytest.approx(0.1)
         assert interval_for(Clients(100 * pooled, pooled)) == pytest.approx(0.2326, abs=1e-4)
         assert interval_for(Clients(5000 * pooled, pooled)) == 1.0
-    assert interval_for(Clients(0, 0)) == 0.036, "a pooler hides how many there are"
+    assert interval_for(Clients(0, 0)) == 0.036, "behind a pooler the server counts no connections"
 
 
 @pytest.mark.parametrize("pools", [[1] * 100, [10] * 100, [1] * 50 + [10] * 50, [100] + [1] * 99, list(range(1, 101))])
-def test_a_hundred_processes_together_stay_within_500_statements_a_second(pools: list[int]) -> None:
-    """Reads and counts, whatever their pools: the mean of 1 / interval is 1.4 % higher for the jitter."""
+def test_a_hundred_waiting_processes_send_at_most_500_statements_a_second(pools: list[int]) -> None:
+    """Reads and counts together, for all pool sizes; jitter makes the mean of 1 / interval 1.4 % higher."""
     total = 0.0
     for own in pools:
         interval = interval_for(Clients(sum(pools), own))
@@ -40,13 +40,13 @@ def test_a_hundred_processes_together_stay_within_500_statements_a_second(pools:
     assert total < 500
 
 
-def test_a_small_fleet_sees_a_commit_within_50_ms() -> None:
-    """Up to 16 processes the longest interval, jitter included, leaves time for the read."""
+def test_up_to_16_processes_notice_a_commit_within_50_ms() -> None:
+    """The longest interval with its jitter is shorter than 50 ms, so that time for the read is left."""
     assert max(polling.jittered(interval_for(Clients(16, 1))) for _ in range(1000)) < 0.045
 
 
-def test_the_count_is_kept_for_some_seconds() -> None:
-    """However many wait at once; one second where the fleet looks small, as it may just be starting."""
+def test_the_number_of_connections_is_cached_for_some_seconds() -> None:
+    """All waiting callers share it. A small number is cached for only one second: more processes may be starting."""
 
     async def main() -> None:
         counts = [Clients(86, 1), Clients(4, 1)]
@@ -71,8 +71,8 @@ def test_the_count_is_kept_for_some_seconds() -> None:
     asyncio.run(main())
 
 
-def test_a_count_that_fails_or_hangs_does_not_fail_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last interval stays, or one in the middle, and it is not asked for again at once."""
+def test_waiting_goes_on_if_counting_the_connections_fails_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last interval (or else a medium one) is kept, and the next count is not made at once."""
 
     async def main() -> None:
         monkeypatch.setattr(polling, "_COUNT_TIMEOUT", 0.05)
@@ -106,8 +106,8 @@ def test_a_count_that_fails_or_hangs_does_not_fail_the_wait(monkeypatch: pytest.
 
 
 @server_rows
-def test_a_server_counts_the_connections(row: Row, url: str) -> None:
-    """Those of this process, and those of another one."""
+def test_the_server_counts_the_connections_of_all_processes(row: Row, url: str) -> None:
+    """The count contains this process's connections, and those of another process."""
 
     async def main() -> None:
         async with opened_backend(url) as backend, opened_backend(url, setup=False) as other:
@@ -122,8 +122,8 @@ def test_a_server_counts_the_connections(row: Row, url: str) -> None:
 
 
 @server_rows
-def test_a_user_without_privileges_counts_as_well(row: Row, url: str) -> None:
-    """The user's own connections are seen without any right to see others'."""
+def test_a_database_user_without_privileges_can_count_its_connections(row: Row, url: str) -> None:
+    """Counting the user's own connections needs no right to see those of other users."""
     place = Place(row, url)
     server = place.server()
     user = "watcher"
@@ -149,14 +149,16 @@ def test_a_user_without_privileges_counts_as_well(row: Row, url: str) -> None:
 
 
 @server_rows
-def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None:
-    """And one statement in many calls: the count."""
+def test_watch_holds_no_connection_while_it_waits(row: Row, url: str) -> None:
+    """Many calls send only one statement, which counts the connections."""
 
     async def main() -> None:
         async with opened_backend(url, pool_size=1) as backend:
             with sent_statements() as sent:
                 await backend.watch(KEY)
-            assert len(sent) <= 3, "MySQL 9 may need two, and the first connection one"
+            assert len(sent) <= 3, (
+                "more than 3 statements; MySQL 9 may need two for the count, and the first connection one"
+            )
             with sent_statements() as sent:
                 watching = [asyncio.create_task(backend.watch(KEY)) for _ in range(50)]
                 await asyncio.sleep(0.02)
@@ -169,8 +171,8 @@ def test_watching_takes_no_connection_while_it_waits(row: Row, url: str) -> None
 
 
 @pytest.mark.postgres
-def test_watching_a_server_that_is_gone() -> None:
-    """The wait goes on; it is the read that says so."""
+def test_watch_raises_no_error_for_an_unreachable_server() -> None:
+    """It waits as usual; the next read raises the error."""
 
     async def main() -> None:
         async with opened_backend("postgresql://nobody:x@127.0.0.1:1/none", setup=False) as backend:

@@ -1,4 +1,4 @@
-"""Row locks of a server: dead-locks, and locks that somebody holds."""
+"""Row locks of database servers: deadlocks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tokenstore import AuthTokenStore, ConflictError, Keyring, open_store
 
 
 @server_rows
-def test_of_two_transactions_that_wait_for_each_other_one_wins(place: Place, keyring: Keyring) -> None:
-    """The server ends the dead-lock: one commits, the other gets ConflictError and has written nothing."""
+def test_a_deadlock_ends_with_one_commit_and_one_conflict_error(place: Place, keyring: Keyring) -> None:
+    """The transaction that gets ConflictError has written nothing."""
 
     async def main() -> None:
         async with opened(place, keyring) as one, open_store(place.url, keyring=keyring) as two:

@@ -1,4 +1,4 @@
-"""A write whose connection is cut has happened or has not; a read is sent again."""
+"""Cut connections: a write has taken effect completely or not at all, and a read is retried."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from support.connection_faults import How, When
-from support.faulty_stores import connected, count, each_cut, place_of_the_write, two_ways
+from support.faulty_stores import connected, count, each_cut, faulty_and_direct, index_of_write
 from support.matrix import Row, shared_rows
 from support.tagged_tokens import load_tag, store_tag
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring
 
 
 @each_cut
-def test_a_write_that_is_cut_at_each_statement(row: Row, url: str, when: When, how: How, keyring: Keyring) -> None:
-    """Before the write it has not happened, after it has, whatever the caller is told; the store goes on working."""
+def test_a_write_cut_before_a_statement_is_not_stored_and_one_cut_after_it_is(
+    row: Row, url: str, when: When, how: How, keyring: Keyring
+) -> None:
+    """The connection is cut at each statement in turn; afterwards the store works on a new connection."""
 
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct):
+        async with faulty_and_direct(url, keyring) as (faults, direct):
             clean = await count(faults, direct, keyring)
-            write = place_of_the_write(row, clean)
+            write = index_of_write(row, clean)
             for at, statement in enumerate(clean):
                 async with connected(faults, direct, keyring) as store:
                     told = "new"
@@ -34,12 +36,12 @@ def test_a_write_that_is_cut_at_each_statement(row: Row, url: str, when: When, h
                             told = "old" if at < write or (at == write and when == "before") else "new"
                             assert await load_tag(direct) == told, (at, statement)
                         else:
-                            assert at != write, "nobody may be told that this write went well"
+                            assert at != write, "the caller was told that the cut write succeeded"
                     assert cut.happened
                     assert cut.statements[: at + 1] == clean[: at + 1]
                     assert await load_tag(direct) == told, (at, statement)
                     if row.mark == "sqlite" and statement == "COMMIT":
-                        with suppress(BackendUnavailableError):  # from a connection that should not have been kept
+                        with suppress(BackendUnavailableError):  # raised if a dead connection was kept in the pool
                             await load_tag(store)
                     assert await load_tag(store) == told
                     await store_tag(store, "later")
@@ -49,11 +51,11 @@ def test_a_write_that_is_cut_at_each_statement(row: Row, url: str, when: When, h
 
 
 @shared_rows
-def test_cutting_all_connections(row: Row, url: str, keyring: Keyring) -> None:
-    """Dead connections are replaced before anything is sent over them; a read that meets one is sent again."""
+def test_calls_succeed_after_all_idle_connections_were_cut(row: Row, url: str, keyring: Keyring) -> None:
+    """Dead connections are replaced before a write is sent over them; a read over a dead connection is retried."""
 
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
+        async with faulty_and_direct(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
             faults.cut_all()
             assert await load_tag(store) == "old"
             await store_tag(store, "new")
@@ -80,13 +82,13 @@ async def _refresh_due(store: AuthTokenStore) -> int:
 
 @pytest.mark.parametrize("call", [_list, _load_two, _refresh_due])
 @each_cut
-def test_a_read_of_several_rows_that_meets_a_dead_connection_is_sent_again(
+def test_a_read_of_several_rows_is_retried_if_its_connection_is_dead(
     row: Row, url: str, keyring: Keyring, call: Callable[[AuthTokenStore], Awaitable[int]], when: When, how: How
 ) -> None:
-    """An idle connection that looked alive: its first statement finds out that it is dead."""
+    """The idle connection looks alive; only its first statement fails."""
 
     async def main() -> None:
-        async with two_ways(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
+        async with faulty_and_direct(url, keyring) as (faults, direct), connected(faults, direct, keyring) as store:
             expiry = datetime.now(UTC) + timedelta(hours=1)
             await direct.store_tokens("github", "u1", "old", "refresh", expiry)
             with faults.cut(0, when, how) as cut:

@@ -1,4 +1,4 @@
-"""Neither logs nor errors hold a token, a key or a password."""
+"""No log line and no error contains a token, a key or a password."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _in(seconds: float) -> datetime:
 
 
 @shared_rows
-def test_no_log_line_or_error_holds_a_token_a_key_or_the_password(
+def test_no_log_line_or_error_contains_a_token_a_key_or_the_password(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With every logger at DEBUG, SQLAlchemy's echo among them: round trips, lock timeouts and refused rows."""
+    """All loggers are at DEBUG, with SQLAlchemy's echo. The calls include successes, lock timeouts and refused rows."""
     key = bytes(range(200, 232))
     keyring = Keyring({"secret": key})
     secrets = [
@@ -67,7 +67,7 @@ def test_no_log_line_or_error_holds_a_token_a_key_or_the_password(
 
 
 async def _refuse_writes(place: Place) -> None:
-    """Let the table refuse every new row, as a database's own rule might, quoting what it refuses where it does so."""
+    """Let the table refuse all new rows; some databases quote the refused row in the error."""
     async with app_engine(place) as engine, engine.begin() as connection:
         if place.row.mark == "sqlite":
             await connection.exec_driver_sql(

@@ -1,4 +1,4 @@
-"""A store on a session waits for a lease: without the lock that the holder needs."""
+"""A store on a session waits for a lease without holding the row's lock, which the lease holder needs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tokenstore.records import TokenKey
 from tokenstore.sealing import seal_tokens
 from tokenstore.validation import to_epoch_us
 
-# `datetime.utcnow()` is what the contract's users write, and deprecated since Python 3.12.
+# The example passes `datetime.utcnow()`, which is deprecated since Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 
 
 @dataclass
 class _Refresh:
-    """Somebody else's refresh without a row lock: under a lease of the row."""
+    """Another process's refresh, which holds the row's lease and no row lock."""
 
     backend: Any
     keyring: Keyring
@@ -49,7 +49,7 @@ class _Refresh:
             access_token_expires_at=to_epoch_us("", datetime.now(UTC) + timedelta(hours=8)),
             refresh_token_expires_at=None,
         )
-        async with asyncio.timeout(1):  # nobody who waits for the lease is in its way
+        async with asyncio.timeout(1):  # callers that wait for the lease must not hold the row's lock
             assert await self.backend.complete_lease(_KEY, tokens, generation=self.generation, holder="engine")
 
 
@@ -69,7 +69,7 @@ async def _begun(session: AsyncSession) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _begun_and_used(session: AsyncSession) -> AsyncIterator[None]:
-    """The transaction has read what it may go on seeing."""
+    """The transaction has read the row, so at some isolation levels it would read the old row again."""
     async with session.begin():
         await session.execute(text("SELECT 1"))
         yield
@@ -82,10 +82,10 @@ Transaction = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
 @each_database
 @pytest.mark.parametrize("pool_size", [1, 5])
 @pytest.mark.parametrize("transaction", _TRANSACTIONS)
-def test_a_locking_load_waits_for_a_lease_and_gets_its_tokens(
+def test_a_locking_load_waits_for_a_lease_and_returns_the_refreshed_tokens(
     place: Place, transaction: Transaction, pool_size: int, keyring: Keyring
 ) -> None:
-    """Without the lock meanwhile, which the holder needs, and then with it; the provider is not called again."""
+    """It holds no lock while it waits and has the lock afterwards; the provider is not called again."""
 
     async def main() -> None:
         async with app(place, keyring, pool_size=pool_size, max_overflow=0) as (engine, other):
@@ -126,10 +126,10 @@ async def _seen_at_once(place: Place, keyring: Keyring) -> str | None:
 
 @each_database
 @pytest.mark.parametrize("transaction", _TRANSACTIONS)
-def test_a_locking_load_waits_for_a_dead_holder_s_lease(
+def test_a_locking_load_waits_until_a_dead_holder_s_lease_expires(
     place: Place, transaction: Transaction, keyring: Keyring
 ) -> None:
-    """It runs out, and who waited refreshes."""
+    """After the lease has expired, the waiting caller gets the lock and refreshes."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other):
@@ -149,10 +149,10 @@ def test_a_locking_load_waits_for_a_dead_holder_s_lease(
 
 @each_database
 @pytest.mark.parametrize("transaction", _TRANSACTIONS)
-def test_a_locking_load_does_not_wait_for_a_lease_for_ever(
+def test_lock_timeout_and_cancellation_end_a_locking_load_that_waits_for_a_lease(
     place: Place, transaction: Transaction, keyring: Keyring
 ) -> None:
-    """`lock_timeout` ends it, and the transaction with it, if the store began that; cancelling does, too."""
+    """The transaction also ends if the store began it."""
 
     async def main() -> None:
         async with app(place, keyring, pool_size=2, max_overflow=0) as (engine, other):
@@ -188,8 +188,10 @@ def test_a_locking_load_does_not_wait_for_a_lease_for_ever(
 
 
 @each_database
-def test_a_lease_that_begins_just_before_a_lock_in_the_caller_s_transaction(place: Place, keyring: Keyring) -> None:
-    """The lock is the caller's to give up, so it is a conflict; in a transaction of its own the store waits."""
+def test_a_lease_claimed_just_before_the_lock_is_a_conflict_in_the_caller_s_transaction(
+    place: Place, keyring: Keyring
+) -> None:
+    """The store must not roll back the caller's transaction, so it raises ConflictError; in its own it waits."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other), app_engine(place) as holder:
@@ -210,7 +212,7 @@ def test_a_lease_that_begins_just_before_a_lock_in_the_caller_s_transaction(plac
                     user = asyncio.create_task(use())
                     await place.until_waiting(open_store(engine, keyring=keyring, **place.options))
                     if place.row.mark == "sqlite":
-                        await asyncio.sleep(0.1)  # it has a connection, and is about to wait
+                        await asyncio.sleep(0.1)  # by now the call has a connection and waits for the lock
                     await connection.commit()
                 with pytest.raises(expected, match="refresh"):
                     await user
@@ -221,8 +223,10 @@ def test_a_lease_that_begins_just_before_a_lock_in_the_caller_s_transaction(plac
 
 
 @each_database
-def test_a_lock_of_a_second_row_waits_for_its_lease_and_keeps_the_first(place: Place, keyring: Keyring) -> None:
-    """The transaction is the store's, but an earlier call's, whose lock it holds: it is not undone."""
+def test_locking_a_second_row_waits_for_its_lease_and_keeps_the_first_row_s_lock(
+    place: Place, keyring: Keyring
+) -> None:
+    """The transaction was begun by an earlier call of the store, which locked the first row: it is not rolled back."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:
@@ -230,7 +234,7 @@ def test_a_lock_of_a_second_row_waits_for_its_lease_and_keeps_the_first(place: P
             await other.store_tokens("github", "first", "t", None, None)
             await _Refresh(other._backend, keyring).begin(duration=0.3)
             store = AuthTokenStore(session, keyring=keyring, **place.options)
-            if place.row.mark == "sqlite":  # where the first lock is one of every row
+            if place.row.mark == "sqlite":  # on SQLite the first lock covers all rows
                 assert await store.load_tokens(*_KEY, for_update=True)
             else:
                 assert await store.load_tokens("github", "first", for_update=True)
@@ -243,8 +247,8 @@ def test_a_lock_of_a_second_row_waits_for_its_lease_and_keeps_the_first(place: P
 
 
 @each_database
-def test_a_backend_s_rollback_on_a_session(place: Place, keyring: Keyring) -> None:
-    """Ends the transaction that a call of the store began; the caller's own is the caller's."""
+def test_rollback_on_a_session_ends_only_a_transaction_that_the_store_began(place: Place, keyring: Keyring) -> None:
+    """In the caller's own transaction, ``rollback()`` is refused."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:

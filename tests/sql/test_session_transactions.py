@@ -1,4 +1,4 @@
-"""Whose transaction it is: what a store on a session commits, and what it leaves to its caller."""
+"""Transactions of a store on a session: what the store commits, and what it leaves to its caller."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from support.database import Place, app_engine
 from support.matrix import each_database, shared_rows
 from tokenstore import AuthTokenStore, Keyring, TableMissingError, TokenStoreError, open_store
 
-# `datetime.utcnow()` is what the contract's users write, and deprecated since Python 3.12.
+# The example passes `datetime.utcnow()`, which is deprecated since Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 
 
 @shared_rows
-def test_in_a_caller_s_transaction_nothing_is_committed_before_the_caller_does(place: Place, keyring: Keyring) -> None:
-    """Stores, loads and locks take part; another process sees the old row until the caller's commit."""
+def test_in_the_caller_s_transaction_the_store_commits_nothing(place: Place, keyring: Keyring) -> None:
+    """Stores, loads and locks use the caller's transaction; another process reads the old row until its commit."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other):
@@ -46,8 +46,8 @@ def test_in_a_caller_s_transaction_nothing_is_committed_before_the_caller_does(p
 
 
 @shared_rows
-def test_the_caller_s_rollback_undoes_the_store_s_part(place: Place, keyring: Keyring) -> None:
-    """By an exception, by rollback() or by closing the session; in a savepoint, too."""
+def test_the_caller_s_rollback_undoes_the_store_s_writes(place: Place, keyring: Keyring) -> None:
+    """The rollback can come from an exception, rollback(), closing the session, or a savepoint."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other):
@@ -77,8 +77,8 @@ def test_the_caller_s_rollback_undoes_the_store_s_part(place: Place, keyring: Ke
 
 
 @each_database
-def test_a_provider_that_fails_leaves_the_old_tokens(place: Place, keyring: Keyring) -> None:
-    """The lock ends with the session; a second attempt refreshes."""
+def test_after_a_failed_refresh_the_old_tokens_and_no_lock_remain(place: Place, keyring: Keyring) -> None:
+    """The lock ends with the session, and a second attempt refreshes."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other):
@@ -97,8 +97,8 @@ def test_a_provider_that_fails_leaves_the_old_tokens(place: Place, keyring: Keyr
 
 
 @each_database
-def test_two_stores_on_one_session(place: Place, keyring: Keyring) -> None:
-    """A lock that one took is the other's, too: its write commits and ends it."""
+def test_two_stores_on_one_session_share_its_transaction(place: Place, keyring: Keyring) -> None:
+    """A write of the second store commits and releases the lock that the first one took."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:
@@ -119,8 +119,8 @@ def test_two_stores_on_one_session(place: Place, keyring: Keyring) -> None:
 
 
 @each_database
-def test_reads_that_begin_the_transaction_give_the_connection_back(place: Place, keyring: Keyring) -> None:
-    """A plain load, a listing and a lock on no row leave nothing open; a lock on a row keeps it until the write."""
+def test_reads_that_begin_a_transaction_return_the_connection(place: Place, keyring: Keyring) -> None:
+    """A load, a listing and a locking load without a row leave no transaction open; a row's lock lasts to the write."""
 
     async def main() -> None:
         async with (
@@ -137,7 +137,7 @@ def test_reads_that_begin_the_transaction_give_the_connection_back(place: Place,
             assert (pool.checkedout(), session.in_transaction()) == (0, False)
             await store.load_tokens("github", "user-123", for_update=True)
             assert pool.checkedout() == 1
-            # Reading under the lock does not end it.
+            # A read does not release the lock.
             await store.load_tokens("github", "user-123")
             assert pool.checkedout() == 1
             await store.delete_tokens("github", "user-123")
@@ -159,10 +159,12 @@ class _Account(_Base):
 
 @each_database
 @pytest.mark.parametrize("expire", [True, False], ids=["expiring", "keeping"])
-def test_the_application_s_objects_in_the_same_session(place: Place, expire: bool, keyring: Keyring) -> None:
-    """Changes of the application's own are committed with the store's in its transaction, and not by the store alone.
+def test_the_application_s_objects_are_committed_only_by_the_application(
+    place: Place, expire: bool, keyring: Keyring
+) -> None:
+    """In the application's transaction its own changes and the store's are committed together, and only by it.
 
-    With `expire_on_commit=False` objects can still be read after a commit of the store's, without I/O.
+    With `expire_on_commit=False`, objects can still be read after a commit by the store, without I/O.
     """
 
     async def main() -> None:
@@ -176,7 +178,7 @@ def test_the_application_s_objects_in_the_same_session(place: Place, expire: boo
                     account = _Account(id=1, name="before")
                     session.add(account)
                     await store_as_in_the_contract(store)
-                # Here the store's call begins and commits a transaction of its own.
+                # Here the store's call begins its own transaction and commits it.
                 await store.store_tokens("github", "user-123", "new", None, None)
                 if not expire:
                     assert account.name == "before"
@@ -193,8 +195,8 @@ def test_the_application_s_objects_in_the_same_session(place: Place, expire: boo
 
 
 @shared_rows
-def test_cancelled_in_the_middle_of_the_three_steps(place: Place, keyring: Keyring) -> None:
-    """At points all over them: what another process sees is the old tokens or the new, and no lock remains."""
+def test_a_refresh_under_the_lock_cancelled_at_any_point_leaves_no_lock(place: Place, keyring: Keyring) -> None:
+    """Another process reads the old tokens or the new ones."""
 
     async def main() -> None:
         async with app(place, keyring, pool_size=2, max_overflow=0) as (engine, other):
@@ -224,8 +226,8 @@ def test_cancelled_in_the_middle_of_the_three_steps(place: Place, keyring: Keyri
 
 
 @each_database
-def test_setup_on_a_session(place: Place, keyring: Keyring) -> None:
-    """Creates the table and commits; until then its absence is a clear error that leaves the session usable."""
+def test_setup_on_a_session_creates_and_commits_the_table(place: Place, keyring: Keyring) -> None:
+    """Before that, calls raise TableMissingError and the session stays usable."""
 
     async def main() -> None:
         async with app_engine(place) as engine, AsyncSession(engine) as session:
@@ -243,8 +245,8 @@ def test_setup_on_a_session(place: Place, keyring: Keyring) -> None:
 
 
 @each_database
-def test_a_store_does_not_close_its_session(place: Place, keyring: Keyring) -> None:
-    """After `aclose` the store is closed, and the session goes on."""
+def test_closing_a_store_does_not_close_its_session(place: Place, keyring: Keyring) -> None:
+    """After `aclose()` the session can still be used."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, _), AsyncSession(engine) as session:

@@ -1,4 +1,4 @@
-"""A store on an application's own session: the contract's example."""
+"""The example of ``AuthTokenStore`` on an application's session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.database import Place, app_engine
 from support.matrix import each_database, shared_rows
 from tokenstore import AuthTokenStore, Keyring, open_store
 
-# `datetime.utcnow()` is what the contract's users write, and deprecated since Python 3.12.
+# The example passes `datetime.utcnow()`, which is deprecated since Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 Use = Callable[[Any], Awaitable[None]]
 
@@ -74,11 +74,11 @@ WAYS = [
 
 
 @each_database
-@pytest.mark.parametrize("way", WAYS)
-def test_the_contract_s_example_word_for_word(
-    place: Place, way: Callable[[AsyncEngine, Use], Awaitable[None]], keyring: Keyring
+@pytest.mark.parametrize("open_session", WAYS)
+def test_the_example_works_word_for_word_with_each_kind_of_session(
+    place: Place, open_session: Callable[[AsyncEngine, Use], Awaitable[None]], keyring: Keyring
 ) -> None:
-    """Stored and refreshed tokens are there for another process, no lock remains, and the provider is called once."""
+    """Another process reads the stored and refreshed tokens, no lock remains, and the provider is called once."""
 
     async def main() -> None:
         provider = CountingProvider()
@@ -94,7 +94,7 @@ def test_the_contract_s_example_word_for_word(
                 assert record["access_token"] == "gho_1"
                 assert store.is_access_token_valid(record)
 
-            await way(engine, use)
+            await open_session(engine, use)
             assert provider.calls == 1
             assert await seen(other) == "gho_1"
             await place.until_idle()
@@ -103,8 +103,8 @@ def test_the_contract_s_example_word_for_word(
 
 
 @each_database
-def test_a_store_s_own_transaction_is_committed_at_once(place: Place, keyring: Keyring) -> None:
-    """Before the session is closed, or anything else is called, another process sees what was stored."""
+def test_a_transaction_that_the_store_began_is_committed_at_once(place: Place, keyring: Keyring) -> None:
+    """Another process reads the stored tokens before the session is closed or used again."""
 
     async def main() -> None:
         async with app(place, keyring) as (engine, other), AsyncSession(engine) as session:
@@ -120,11 +120,11 @@ def test_a_store_s_own_transaction_is_committed_at_once(place: Place, keyring: K
 
 @shared_rows
 def test_twenty_sessions_at_once_call_the_provider_once(place: Place, keyring: Keyring) -> None:
-    """Each waits for the row, then reads the tokens that the first one stored."""
+    """Each session waits for the row's lock, then reads the tokens that the first one stored."""
 
     async def main() -> None:
         provider = CountingProvider()
-        # The limit on connections is the application's own.
+        # The application's engine limits the number of connections.
         async with app(place, keyring, pool_size=20) as (engine, other):
 
             async def worker() -> str:
@@ -146,7 +146,7 @@ def test_twenty_sessions_at_once_call_the_provider_once(place: Place, keyring: K
 
 @each_database
 def test_a_second_worker_waits_and_reads_the_first_one_s_tokens(place: Place, keyring: Keyring) -> None:
-    """While the first is at the provider the second waits in the database; it makes no call of its own."""
+    """While the first worker calls the provider, the second waits for the row's lock; it does not call the provider."""
 
     async def main() -> None:
         called, answer = asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""A server that is there and does not answer; and an event loop that was blocked."""
+"""A server that accepts connections and does not answer, and an event loop that was blocked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _tag(store: AuthTokenStore) -> str | None:
 
 
 async def _idle(store: AuthTokenStore, faults: Faults, count: int) -> None:
-    """Give the pool so many idle connections."""
+    """Let the pool open so many connections, and leave them idle."""
     source = source_of(store)
     connections = [await source.acquire(transactional=False, write=False) for _ in range(count)]
     for connection in connections:
@@ -40,7 +40,7 @@ async def _idle(store: AuthTokenStore, faults: Faults, count: int) -> None:
 
 @server_rows
 def test_a_load_takes_no_longer_than_statement_timeout(row: Row, url: str, keyring: Keyring) -> None:
-    """Then it is sent again over a new connection; the idle connections, which lead to the same machine, are closed."""
+    """Then it is retried on a new connection. The idle connections, which lead to the same server, are closed."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
@@ -52,7 +52,7 @@ def test_a_load_takes_no_longer_than_statement_timeout(row: Row, url: str, keyri
                 with faults.cut(0, when="before", how="silence"):
                     started = time.monotonic()
                     assert await _tag(store) == "old"
-                # psycopg takes 5 s to give up a statement that it cancels.
+                # psycopg waits 5 s for the cancellation of a statement.
                 assert 0.4 <= time.monotonic() - started < (12 if "psycopg" in row.name else 5)
                 assert source_of(store).open == 1
 
@@ -61,7 +61,7 @@ def test_a_load_takes_no_longer_than_statement_timeout(row: Row, url: str, keyri
 
 @main_rows
 def test_a_write_that_times_out_closes_the_idle_connections(row: Row, url: str, keyring: Keyring) -> None:
-    """The next write does not wait for each of them in turn. The error says that the outcome is unknown."""
+    """So the next write does not wait for each of them in turn. The error says that the result is unknown."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
@@ -79,8 +79,8 @@ def test_a_write_that_times_out_closes_the_idle_connections(row: Row, url: str, 
 
 
 @main_rows
-def test_a_blocked_event_loop_is_no_fault_of_the_server(row: Row, url: str, keyring: Keyring) -> None:
-    """The answer arrived while the event loop did not read. It is read before the time is up."""
+def test_a_blocked_event_loop_does_not_cause_a_statement_timeout(row: Row, url: str, keyring: Keyring) -> None:
+    """The answer arrived while the event loop was blocked; it is read before the timeout is checked."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring, lock_timeout=0.2, statement_timeout=1) as store:
@@ -88,7 +88,7 @@ def test_a_blocked_event_loop_is_no_fault_of_the_server(row: Row, url: str, keyr
             await _store(store, "old")
             for call in (_store(store, "new"), _tag(store)):
                 task = asyncio.ensure_future(call)
-                for _ in range(20):  # the statement is sent in the first turns of the loop
+                for _ in range(20):  # the statement is sent in the first steps of the event loop
                     await asyncio.sleep(0)
                     if source_of(store).in_use:
                         break
@@ -101,8 +101,8 @@ def test_a_blocked_event_loop_is_no_fault_of_the_server(row: Row, url: str, keyr
 
 
 @server_rows
-def test_the_kernel_watches_the_server_s_machine(row: Row, url: str, keyring: Keyring) -> None:
-    """TCP keep-alive is on, and data without an acknowledgement ends the connection."""
+def test_tcp_keep_alive_and_user_timeout_are_set(row: Row, url: str, keyring: Keyring) -> None:
+    """So the kernel closes a connection whose server does not acknowledge data any more."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring) as store:
@@ -121,8 +121,8 @@ def test_the_kernel_watches_the_server_s_machine(row: Row, url: str, keyring: Ke
 
 
 @main_rows
-def test_a_server_that_never_answers_a_new_connection(row: Row, keyring: Keyring) -> None:
-    """``connect_timeout`` limits the wait."""
+def test_connect_timeout_limits_the_wait_for_a_server_that_never_answers(row: Row, keyring: Keyring) -> None:
+    """The server accepts the connection and sends no data."""
 
     async def main() -> None:
         accepted = []

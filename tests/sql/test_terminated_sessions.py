@@ -1,4 +1,4 @@
-"""Sessions that an administrator ends, or a server that restarts, under a store's idle connections."""
+"""Database sessions that an administrator or a restart of the server ends while the connections are idle."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _transaction(store: AuthTokenStore) -> None:
 
 
 async def _terminate(place: Place) -> None:
-    """End every session of the store. The sessions may still be about to end when this returns."""
+    """Terminate all sessions of the store. Some may not have ended yet when this returns."""
     query = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
         f"AND pid <> pg_backend_pid() AND query LIKE '%{place.table}%'"
@@ -59,7 +59,7 @@ async def _terminate(place: Place) -> None:
 
 
 async def _after_termination(store: AuthTokenStore, place: Place, call: Call) -> None:
-    """A call that finds connections that were in use a moment ago, and whose sessions are ending."""
+    """Make a call whose connections were just used, and whose sessions are being terminated."""
     _ = await asyncio.gather(*(store.load_tokens("github", "u1") for _ in range(5)), return_exceptions=True)
     await _terminate(place)
     await call(store)
@@ -67,8 +67,10 @@ async def _after_termination(store: AuthTokenStore, place: Place, call: Call) ->
 
 @pytest.mark.parametrize("call", [_load, _store, _list, _delete, _fresh])
 @server_rows
-def test_a_call_of_its_own_survives_the_end_of_its_session(row: Row, url: str, call: Call, keyring: Keyring) -> None:
-    """The server tells that it did not carry out the statement, or the driver did not send it: it is sent again."""
+def test_a_call_succeeds_although_its_idle_connection_was_terminated(
+    row: Row, url: str, call: Call, keyring: Keyring
+) -> None:
+    """The statement was not executed, as the server or the driver reports, so it is sent again."""
     place = Place(row, url)
 
     async def main() -> None:
@@ -83,7 +85,9 @@ def test_a_call_of_its_own_survives_the_end_of_its_session(row: Row, url: str, c
 
 
 @server_rows
-def test_a_transaction_ends_in_a_typed_error_or_not_at_all(row: Row, url: str, keyring: Keyring) -> None:
+def test_a_transaction_on_a_terminated_connection_succeeds_or_raises_backend_unavailable_error(
+    row: Row, url: str, keyring: Keyring
+) -> None:
     place = Place(row, url)
 
     async def main() -> None:
@@ -102,8 +106,10 @@ def test_a_transaction_ends_in_a_typed_error_or_not_at_all(row: Row, url: str, k
 
 @pytest.mark.parametrize("call", [_load, _store, _list, _delete])
 @server_rows
-def test_an_application_s_engine_drops_the_connection(row: Row, url: str, call: Call, keyring: Keyring) -> None:
-    """Whatever error the driver raises, callers get one of ours, and the engine's pool does not keep the connection."""
+def test_a_terminated_connection_of_an_application_s_engine_is_discarded(
+    row: Row, url: str, call: Call, keyring: Keyring
+) -> None:
+    """The caller gets an error of tokenstore, and the engine's pool does not keep the connection."""
     place = Place(row, url)
 
     async def main() -> None:

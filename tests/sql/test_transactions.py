@@ -1,4 +1,4 @@
-"""Which calls a store's transaction takes in."""
+"""Which calls belong to a store's transaction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokenstore import Keyring
 
 
 @shared_rows
-def test_tasks_started_in_a_transaction_are_not_in_it(place: Place, keyring: Keyring) -> None:
-    """Children of ``gather`` inside the block use the store, not the transaction: they do not see its writes."""
+def test_calls_of_the_store_in_a_transaction_s_block_are_not_part_of_it(place: Place, keyring: Keyring) -> None:
+    """Tasks that ``gather`` starts in the block and that use the store do not read the transaction's writes."""
 
     async def main() -> None:
         async with opened(place, keyring) as store:
@@ -23,7 +23,7 @@ def test_tasks_started_in_a_transaction_are_not_in_it(place: Place, keyring: Key
                     await store_tag(tx, "uncommitted")
                     assert await load_tag(tx) == "uncommitted"
                     assert [*await asyncio.gather(load_tag(store), load_tag(store))] == ["old", "old"]
-                    if place.row.mark != "sqlite":  # which has one writer at a time
+                    if place.row.mark != "sqlite":  # SQLite has only one writer at a time
                         await asyncio.gather(store_tag(store, "own", "u2"), store_tag(store, "own", "u3"))
                     raise KeyError
             assert await load_tag(store) == "old"

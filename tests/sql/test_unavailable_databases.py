@@ -21,8 +21,10 @@ SECRETS = (ACCESS, REFRESH)
 
 @server_rows
 @pytest.mark.parametrize("what", ["port", "password", "database"])
-def test_an_unreachable_database_is_unavailable(place: Place, what: str, keyring: Keyring) -> None:
-    """Nobody listens, a wrong password, an unknown database: one class of error, with the code, without the URL."""
+def test_the_error_for_an_unreachable_database_has_the_code_and_not_the_url(
+    place: Place, what: str, keyring: Keyring
+) -> None:
+    """The port is closed, the password is wrong, or the database does not exist."""
     url = make_url(place.engine_url)
     secret = "a-wrong-password"
     changed = {
@@ -44,7 +46,7 @@ def test_an_unreachable_database_is_unavailable(place: Place, what: str, keyring
 
 
 async def _terminate_all(place: Place) -> None:
-    """End every session of the database, and wait until they are gone."""
+    """Terminate all sessions of the database, and wait until they have ended."""
     server = place.server()
     if place.row.mark == "postgres":
         query = (
@@ -61,8 +63,8 @@ async def _terminate_all(place: Place) -> None:
 
 
 @server_rows
-def test_a_terminated_connection_fails_its_transaction_and_no_other_call(place: Place, keyring: Keyring) -> None:
-    """What was under way ends in BackendUnavailableError, uncommitted; calls after that find a live connection."""
+def test_a_terminated_connection_fails_only_its_transaction(place: Place, keyring: Keyring) -> None:
+    """The open transaction raises BackendUnavailableError and is not committed; later calls use a new connection."""
 
     async def main() -> None:
         async with opened(place, keyring) as store:

@@ -1,4 +1,4 @@
-"""Every scheme of a server reaches it."""
+"""Each URL scheme of a database server connects to it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokenstore import Keyring, open_store
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
 @pytest.mark.postgres
-def test_every_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
-    """Each scheme reaches the server, with options in the URL's query."""
+def test_each_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
+    """Each scheme connects to the server, with options in the URL's query."""
     asyncio.run(_round_trip(_with_scheme(scheme, servers.postgres().url()), keyring))
 
 
@@ -22,8 +22,8 @@ def test_every_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring)
     "scheme", ["mysql", "mysql+aiomysql", "mysql+asyncmy", "mariadb", "mariadb+aiomysql", "mariadb+asyncmy"]
 )
 @pytest.mark.mysql
-def test_every_mysql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
-    """Each scheme reaches the server, with options in the URL's query."""
+def test_each_mysql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
+    """Each scheme connects to the server, with options in the URL's query."""
     asyncio.run(_round_trip(_with_scheme(scheme, servers.mariadb().url()), keyring))
 
 

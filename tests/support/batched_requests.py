@@ -1,11 +1,11 @@
-"""A database of which a test decides when it answers which batch of requests."""
+"""A fake database for tests of batching; a test decides when each batch is answered."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from support.waitless_loop import everybody_waits
+from support.fake_clock_loop import until_all_wait
 from tokenstore_sql.batching import Batch, Batches
 
 
@@ -23,8 +23,8 @@ class _Requests(Batches[int, tuple[int, int]]):
         return type(error)(f"{request}: {error}")
 
 
-class _WithFastLane(_Requests):
-    """Sends single requests another way."""
+class _RequestsWithSendOne(_Requests):
+    """Batching that sends a single request with another method than a batch."""
 
     async def send_one(self, request: int) -> tuple[int, int]:
         self._database.lone.append(request)
@@ -32,8 +32,8 @@ class _WithFastLane(_Requests):
         return answer
 
 
-class Trip:
-    """One statement: first it waits for a connection, then it is sent, then answered."""
+class Statement:
+    """One statement: it waits for a connection, is sent, and is answered."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -47,42 +47,51 @@ class Trip:
 
 
 class RequestDatabase:
-    """Requests are numbers, which count up; an answer is the number and the clock at which the statement was sent."""
+    """A database whose requests are numbers.
+
+    The answer to a request is its number, and the value of ``clock`` at which its statement was sent.
+
+    Args:
+        width: The maximum number of statements at a time.
+        most: The maximum number of requests in a statement.
+        connected: Whether a statement gets a connection at once; otherwise when the test says so.
+        alone: Whether a single request is sent with another method than a batch; ``lone`` records these requests.
+    """
 
     def __init__(self, *, width: int = 1, most: int = 100, connected: bool = True, alone: bool = False) -> None:
         self.connected = connected
-        self.trips: list[Trip] = []
+        self.statements: list[Statement] = []
         self.lone: list[int] = []
         self.clock = 0
-        self.subject = (_WithFastLane if alone else _Requests)(self, width=width, most=most)
+        self.batches = (_RequestsWithSendOne if alone else _Requests)(self, width=width, most=most)
         self.width, self.most = width, most
 
     async def carry_out(self, take: Callable[[], Sequence[int]]) -> Sequence[tuple[int, int]]:
-        trip = Trip()
-        self.trips.append(trip)
+        statement = Statement()
+        self.statements.append(statement)
         try:
             if self.connected:
-                trip.connected.set_result(None)
-            await trip.connected
-            trip.requests = tuple(take())
+                statement.connected.set_result(None)
+            await statement.connected
+            statement.requests = tuple(take())
             sent_at = self.clock
-            assert len(trip.requests) <= self.most
-            await trip.answered
+            assert len(statement.requests) <= self.most
+            await statement.answered
         finally:
-            self.trips.remove(trip)
-        return [(request, sent_at) for request in trip.requests]
+            self.statements.remove(statement)
+        return [(request, sent_at) for request in statement.requests]
 
     def ask(self, *requests: int) -> list[asyncio.Task[tuple[int, int]]]:
-        return [asyncio.create_task(self.subject.ask(request)) for request in requests]
+        return [asyncio.create_task(self.batches.ask(request)) for request in requests]
 
     @property
     def sent(self) -> list[Sequence[int]]:
-        """What is on its way, in the order in which it set out."""
-        return [trip.requests for trip in self.trips if trip.requests is not None]
+        """The requests of each statement that was sent and not answered yet, oldest first."""
+        return [statement.requests for statement in self.statements if statement.requests is not None]
 
     async def answer(self, at: int = 0) -> None:
-        self.trips[at].answered.set_result(None)
-        await everybody_waits()
+        self.statements[at].answered.set_result(None)
+        await until_all_wait()
 
 
 async def numbers(tasks: Sequence[Awaitable[tuple[int, int]]]) -> list[int]:

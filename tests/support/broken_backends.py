@@ -1,7 +1,7 @@
-"""Backends with a fault: each is a real one with one method overridden, as somebody in a hurry would have written it.
+"""Backends with a fault: each is a real backend with one method that is overridden by a plausible wrong one.
 
-contract/test_broken_backends.py shows that the property tests find each of them. ``_network`` is where a slower network
-would let others in.
+contract/test_broken_backends.py shows that the property tests find each fault. ``_network`` gives other tasks time to
+run between two statements, as a slow network does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["FAULTS", "Fault", "fault_named"]
 
 T = TypeVar("T")
 
-# The faults are mixins over any of the real classes, which a type checker takes for one of them.
+# Each fault is a mixin for any of the real classes. For the type checker, its base is one of these classes.
 if TYPE_CHECKING:
     AnyBackend = MemoryBackend
     AnySQLBackend = SQLBackend
@@ -42,20 +42,20 @@ else:
 
 ALL = ("memory", "sqlite", "postgres", "mysql")
 SERVERS = ("postgres", "mysql")
-# What it looks like depends on who comes next: the first is the usual, and the others are consequences.
+# The same fault can show as several kinds of violation, depending on the next operation. The first kind is the usual.
 _LOST = ("lost update", "wrong delete", "wrong generation", "stale read", "own write unseen")
 _TAKEN = ("two live holders", "wrong refusal", "stale completion", "stale release")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to break a backend.
+    """A fault in a backend.
 
     Attributes:
-        name: What is wrong.
-        kinds: What the property tests call the violations that it leads to.
-        marks: The markers of the rows that it is tried on.
-        breaks: From a backend's class to the broken one.
+        name: A description of the fault.
+        kinds: The kinds of violation that the property tests may report for it.
+        marks: The pytest markers of the backends that are tested with it.
+        breaks: Makes the broken class from a backend's class.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Fault:
     breaks: Callable[[type[Any]], type[Any]] = field(repr=False)
 
     def backend(self, url: str) -> Any:
-        """The backend of a URL, broken."""
+        """Make the backend for a URL, with this fault."""
         return self.breaks(type(backend_for_url(url, {}))).from_url(url, {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return fault_named, (self.name, self.marks[0])  # between processes, by name
+        return fault_named, (self.name, self.marks[0])  # pickled by name for another process
 
 
 FAULTS: list[Fault] = []
 
 
 def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[Any]], type[Any]]:
-    """Register a mixin: one for a dialect or a grammar breaks that of the backend."""
+    """Register a mixin for the backend's class, or for the class of its dialect or grammar."""
 
     def register(mixin: type[Any]) -> type[Any]:
         def breaks(real: type[Any]) -> type[Any]:
@@ -95,13 +95,13 @@ def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[
 
 
 def fault_named(name: str, mark: str) -> Fault:
-    """The fault of this name on the rows of this marker."""
+    """Return the fault with this name for the backends with this marker."""
     [fault] = [fault for fault in FAULTS if fault.name == name and mark in fault.marks]
     return fault
 
 
-async def _network(turns: int = 100) -> None:
-    for _ in range(turns):
+async def _network(steps: int = 100) -> None:
+    for _ in range(steps):
         await asyncio.sleep(0)
 
 
@@ -142,8 +142,8 @@ class _NoLock(AnyBackend):
             yield _Unlocked(transaction)
 
 
-class _Unforgetting:
-    """A transaction whose rollback in the middle does nothing."""
+class _KeepsWritesOnRollback:
+    """A transaction whose ``rollback()`` does nothing."""
 
     def __init__(self, real: BackendTransaction) -> None:
         self.get, self.put, self.delete, self.lock = real.get, real.put, real.delete, real.lock
@@ -157,7 +157,7 @@ class _NoRollback(AnyBackend):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         async with super().transaction() as transaction:
-            yield _Unforgetting(transaction)
+            yield _KeepsWritesOnRollback(transaction)
 
 
 async def _execute(statement: Executable, rows: Rows) -> None:
@@ -213,8 +213,8 @@ class _TornRead(AnyBackend):
 
 
 @_fault("read that joins one under way", "stale read", "own write unseen", on=ALL[1:])
-class _JoinsWhatWasSent(AnySQLBackend):
-    """Callers who want the same row share an answer that may have been on its way before they asked."""
+class _JoinsSentRead(AnySQLBackend):
+    """A caller shares the result of another caller's read that was sent before the caller asked."""
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
         under_way: dict[TokenKey, asyncio.Task[SealedRecord | None]] = vars(self).setdefault("_under_way", {})
@@ -225,13 +225,13 @@ class _JoinsWhatWasSent(AnySQLBackend):
 
     async def _slow(self, key: TokenKey) -> SealedRecord | None:
         found = await super().get(key)
-        await _network(1000)  # longer than another's write, which waits for the disk
+        await _network(1000)  # longer than another task's write, which waits for the disk
         return found
 
 
 @_fault("cache that knows its own writes alone", "stale read", *_LOST, *_TAKEN, on=ALL[1:])
 class _Caches(AnySQLBackend):
-    """What a read cache in each process amounts to: never past a write of this store, and blind to all others."""
+    """A read cache in each process: it sees the writes of its own store, but not those of other stores."""
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
         cache: dict[TokenKey, SealedRecord | None] = vars(self).setdefault("_cache", {})
@@ -270,7 +270,7 @@ class _CheckThenClaim(AnyBackend):
 
 
 @_fault("unconditional release", *_TAKEN)
-class _ReleasesAnybody(AnyBackend):
+class _ReleasesAnyLease(AnyBackend):
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
     ) -> bool:
@@ -296,7 +296,7 @@ class _CompletesAnything(AnyBackend):
 
 
 @_fault("completion by the holder alone", "wrong refusal")
-class _RefusesWhoLostItsLease(AnyBackend):
+class _RefusesFormerHolder(AnyBackend):
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         row = await self.get(key)
         if row is None or row.lease_holder != holder:

@@ -1,4 +1,4 @@
-"""Runs the command line in this process or in one of its own, with tokens that nothing may show."""
+"""Runs commands in this process or in a new one, with tokens that no output may contain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESPONSE = {
     "token_type": "Bearer",
     "id_token": NESTED,
 }
-PASSWORD = "hunter2-hidden"  # nothing that a message would hold by chance
+PASSWORD = "hunter2-hidden"  # text that no message contains by chance
 COMMANDS = ("keygen", "init", "put", "show", "list", "delete", "refresh-due", "demo")
 
 
@@ -40,7 +40,7 @@ class Done(NamedTuple):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Standard output as JSON, one object a line."""
+        """Standard output as JSON, one object in each line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -55,13 +55,13 @@ def cli(*arguments: str, url: str | None = None, keys: str | None = KEYS, stdin:
 
 def environment(url: str | None, keys: str | None) -> dict[str, str]:
     variables = {"TOKENSTORE_URL": url, KEYS_VARIABLE: keys}
-    # Unbuffered, Python takes a write that a closed pipe cut short for a whole one.
+    # With PYTHONUNBUFFERED, Python does not notice that a closed pipe cut a write short.
     kept = {name: value for name, value in os.environ.items() if name not in {*variables, "PYTHONUNBUFFERED"}}
     return kept | {name: value for name, value in variables.items() if value is not None}
 
 
 def process(*arguments: str, url: str | None = None, keys: str | None = KEYS, stdin: str = "") -> Done:
-    """Run a command in a process of its own."""
+    """Run a command in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "tokenstore", *arguments],
         env=environment(url, keys),

@@ -1,19 +1,19 @@
-"""Connections that are cut at a chosen statement: before the server has it, or after it ran, with its reply lost.
+"""Connections that are cut at a chosen statement: before the server gets it, or after it ran, so its reply is lost.
 
     async with faulty(url) as faults, open_store(faults.url, keyring=keyring) as store:
-        await store.load_tokens(...)  # connects, so that what follows starts alike in each run
+        await store.load_tokens(...)  # connects first, so that each run sends the same statements afterwards
         with faults.counted() as statements:
             await cycle(store)
 
-and, from the same beginning, with another store for each `at` of `range(len(statements))` and each `when`:
+Then, with a new store for each `at` of `range(len(statements))` and each `when`:
 
         with faults.cut(at, when="after") as cut:
-            await cycle(store)  # the statement is carried out, and the connection is lost with the reply
+            await cycle(store)  # the statement is executed, and the connection is cut before the reply
         assert cut.happened
 
-The same store would do for one run alone: drivers prepare a statement when they first, or often, meet it on a
-connection, so that the count depends on what there was before. The URL that `faulty` took stays the direct way, to look
-at what has become of a row.
+Each run needs a new store: drivers prepare a statement when a connection executes it first or often, so the number of
+statements depends on earlier ones. The URL that was passed to `faulty` still leads directly to the database, without
+faults; use it to look at a row.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ T = TypeVar("T")
 When = Literal["before", "after"]
 How = Literal["reset", "end", "silence"]
 
-_SHOWN = 120  # of a statement: enough to tell which it is
+_SHOWN = 120  # characters of a statement that are kept, enough to recognise it
 
 
 @dataclass
 class Cut:
-    """One cut.
+    """One cut of a connection.
 
     Attributes:
-        at: At which statement, counted from 0 since the arming, whichever connection sends it.
-        when: `before` the server has it, or `after` the server has answered it.
-        how: How the client learns of it: by a reset, by the stream's end, or (`silence`) not at all; then the server's
-            session, too, goes on until the client gives up.
-        statements: The beginnings of the statements sent since the arming.
+        at: The statement at which to cut, counted from 0 since the cut was armed, over all connections.
+        when: `before` the server gets the statement, or `after` the server has answered it.
+        how: What the client sees: a reset, the end of the stream, or (`silence`) nothing. With `silence` the server's
+            session also stays open until the client gives up.
+        statements: The beginnings of the statements sent since the cut was armed.
         happened: Whether the connection has been cut.
     """
 
@@ -65,14 +65,14 @@ class Cut:
 
 
 class Faults(ABC):
-    """A way to a database on which connections can be cut.
+    """A URL of a database whose connections can be cut.
 
-    A statement is one round trip after the log-in, of any kind: also a ping, SET, BEGIN, COMMIT or a driver's PREPARE.
+    A statement is any round trip after the log-in, also a ping, SET, BEGIN, COMMIT or a driver's PREPARE.
 
     Attributes:
-        url: The way through, for ``open_store``.
+        url: The URL with faults, for ``open_store``.
         refuse: Whether new connections are refused.
-        ways: What there is of :data:`How`.
+        ways: The supported values of :data:`How`.
     """
 
     ways: ClassVar[tuple[How, ...]] = ("reset", "end", "silence")
@@ -91,19 +91,20 @@ class Faults(ABC):
 
     @abstractmethod
     def through(self, url: str) -> str:
-        """The way through to what another URL of the same server names; for SQLite, of any file."""
+        """Return another URL of the same server (for SQLite, of any file) with these faults."""
 
     @abstractmethod
     def cut_all(self) -> None:
-        """Cut every open connection, as a server's restart does; new ones work."""
+        """Cut all open connections, as a restart of the server does. New connections work."""
 
     @contextmanager
     def cut(self, at: int, when: When, how: How = "reset") -> Iterator[Cut]:
-        """Cut the connection at the ``at``-th statement from now on, once. Several cuts may be armed, and each counts.
+        """Cut the connection once, at the ``at``-th statement from now on.
 
-        When and where are exact for tasks that take turns. What a cut sets off, retries say, is counted, too.
+        Several cuts can be armed at the same time; each counts all statements, also those of retries after another cut.
+        The count is only predictable if tasks send their statements one after the other.
         """
-        assert how in self.ways, f"there is no cut by {how} here"
+        assert how in self.ways, f"{type(self).__name__} does not support how={how!r}"
         cut = Cut(at, when, how)
         self._armed = [*self._armed, cut]
         try:
@@ -113,12 +114,12 @@ class Faults(ABC):
 
     @contextmanager
     def counted(self) -> Iterator[list[str]]:
-        """The statements that are sent from now on, none of them cut."""
+        """Collect the statements that are sent in the block, without cutting a connection."""
         with self.cut(-1, "before") as cut:
             yield cut.statements
 
     def reached(self, statement: str) -> Cut | None:
-        """Count a statement. Returns the cut that it meets."""
+        """Count a statement. Returns the cut that is due at this statement."""
         with self._lock:
             for cut in self._armed:
                 cut.statements.append(statement[:_SHOWN])
@@ -126,17 +127,17 @@ class Faults(ABC):
 
 
 def faulty(url: str) -> Faults:
-    """The faults that fit a URL's database. They begin and end with ``async with``."""
+    """Make the faults for a URL's database; they are in effect inside ``async with``."""
     return FaultySQLite(url) if make_url(url).get_backend_name() == "sqlite" else FaultProxy(url)
 
 
-# ---- Servers: as much of each protocol as tells where a statement and its reply end
+# ---- Servers: parsers that only find the end of each statement and of its reply
 
 
 class _Postgres:
-    """Messages have a type, but for the client's first ones, and a length that counts itself."""
+    """PostgreSQL's protocol. A message has a type, except the client's first ones, and a length that counts itself."""
 
-    _ENCRYPT = (80877103, 80877104)  # by TLS or GSSAPI, under which there would be nothing to parse
+    _ENCRYPT = (80877103, 80877104)  # requests for TLS or GSSAPI encryption; encrypted messages could not be parsed
 
     def __init__(self) -> None:
         self._up, self._down, self._unit = bytearray(), bytearray(), bytearray()
@@ -144,7 +145,7 @@ class _Postgres:
         self._label, self._prepared = "", dict[bytes, str]()
 
     def sent(self, data: bytes, answer: Callable[[bytes], None]) -> Iterator[tuple[bytes, str | None]]:
-        """What to pass on to the server, in parts, each with the statement that it is, if it is one."""
+        """Split the client's data into parts for the server, each with its statement; None: it is not a statement."""
         self._up += data
         while message := _first(self._up, ">I", int(self._typed), int(self._typed)):
             if not self._typed:
@@ -154,7 +155,7 @@ class _Postgres:
                     self._typed = True
                     yield message, None
                 continue
-            # The server acts on Parse, Bind, Describe, Execute and Close as they come: they wait for Sync or Flush.
+            # Keep Parse, Bind, Describe, Execute and Close until Sync or Flush: the server would act on each at once.
             kind = message[:1]
             self._unit += message
             name, _, rest = message[5:].partition(b"\0")
@@ -170,16 +171,16 @@ class _Postgres:
                 self._label = "SYNC"
 
     def received(self, data: bytes) -> bool:
-        """Whether the last statement's reply is there with this."""
+        """Whether the last statement's reply is complete with this data."""
         self._down += data
         kinds = [message[:1] for message in iter(lambda: _first(self._down, ">I", 1, 1), b"")]
         self._logged_in = self._logged_in or b"Z" in kinds
-        # Ready for the next query, and not before, is who has committed. A Flush commits nothing.
+        # Only ReadyForQuery says that the statement is committed. After a Flush there is none, and no commit.
         return b"Z" in kinds if self._synced else bool(kinds)
 
 
 class _MySQL:
-    """Packets have a length and a number, which is 0 where a command begins."""
+    """MySQL's protocol: packets have a length and a number, which is 0 at the beginning of a command."""
 
     _QUIT, _QUERY, _PREPARE, _EXECUTE, _CLOSE = 1, 3, 22, 23, 25
 
@@ -190,7 +191,7 @@ class _MySQL:
     def sent(self, data: bytes, answer: Callable[[bytes], None]) -> Iterator[tuple[bytes, str | None]]:
         self._up += data
         while packet := _first(self._up, "<I", 0, 4):
-            # The log-in goes on from the number of the server's greeting, a command of 16 MiB from its first packet's.
+            # Packets of the log-in, and later packets of a command of over 16 MiB, have other numbers than 0.
             command = packet[4] if packet[3] == 0 else self._QUIT
             label = f"COMMAND {command}"
             if command == self._QUERY:
@@ -203,8 +204,8 @@ class _MySQL:
             yield packet, None if command in (self._QUIT, self._CLOSE) else label
 
     def received(self, data: bytes) -> bool:
-        # The first packet says that the statement has run and, where it commits itself, is committed. So nobody has to
-        # know where a result set ends.
+        # The first packet says that the statement was executed and, in autocommit, committed. So the end of a result
+        # set does not have to be found.
         self._down += data
         packets = list(iter(lambda: _first(self._down, "<I", 0, 4), b""))
         if packets and self._preparing:
@@ -215,11 +216,11 @@ class _MySQL:
 
 
 def _first(buffer: bytearray, length: Literal[">I", "<I"], at: int, more: int) -> bytes:
-    """Take the first message off a buffer; empty as long as it is not whole."""
+    """Take the first message off a buffer; returns b"" while the message is incomplete."""
     message = b""
     if len(buffer) >= at + 4:
         (size,) = struct.unpack_from(length, buffer, at)
-        size = more + (size & 0xFFFFFF if length == "<I" else size)  # MySQL's has three bytes
+        size = more + (size & 0xFFFFFF if length == "<I" else size)  # MySQL's length has three bytes
         if len(buffer) >= size:
             message = bytes(buffer[:size])
             del buffer[:size]
@@ -231,7 +232,7 @@ def _text(data: bytes) -> str:
 
 
 class FaultProxy(Faults):
-    """A proxy on the loopback interface, in this event loop, for clients in any process. It admits no encryption."""
+    """A proxy on the loopback interface, in this event loop, for clients in any process. It refuses encryption."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -239,17 +240,17 @@ class FaultProxy(Faults):
         postgres = parsed.get_backend_name() == "postgresql"
         self.wire: type[_Postgres | _MySQL] = _Postgres if postgres else _MySQL
         self.server = (parsed.host or "127.0.0.1", parsed.port or (5432 if postgres else 3306))
-        self._lines: dict[_Line, asyncio.Task[None]] = {}
+        self._connections: dict[_ProxiedConnection, asyncio.Task[None]] = {}
         self._swap: tuple[bytes, bytes] | None = None
         self.swapped = 0
 
     @contextmanager
     def swapping(self, old: bytes, new: bytes) -> Iterator[None]:
-        """An attacker on the wire: what clients send holds ``new`` in place of ``old``, which must be as long.
+        """Replace ``old`` with ``new``, of the same length, in all that clients send, as an attacker could.
 
-        ``swapped`` counts the places.
+        ``swapped`` counts the replacements.
         """
-        assert len(old) == len(new), "the messages' lengths would change"
+        assert len(old) == len(new), "old and new differ in length, which would break the messages' lengths"
         self._swap, self.swapped = (old, new), 0
         try:
             yield
@@ -257,7 +258,7 @@ class FaultProxy(Faults):
             self._swap = None
 
     def altered(self, part: bytes) -> bytes:
-        """The bytes that the proxy passes on to the server in place of the client's."""
+        """Return the bytes to send to the server instead of the client's."""
         if self._swap is None:
             return part
         self.swapped += part.count(self._swap[0])
@@ -270,9 +271,9 @@ class FaultProxy(Faults):
 
     async def __aexit__(self, *_: object) -> None:
         self._listener.close()
-        self.refuse = True  # who has been accepted, but not yet got here
+        self.refuse = True  # for connections that were accepted, but for which _accept has not been called yet
         self.cut_all()
-        await asyncio.gather(*self._lines.values())
+        await asyncio.gather(*self._connections.values())
         await self._listener.wait_closed()
 
     def through(self, url: str) -> str:
@@ -280,19 +281,19 @@ class FaultProxy(Faults):
         return make_url(url).set(host=host, port=port).render_as_string(hide_password=False)
 
     def cut_all(self) -> None:
-        for line in self._lines:
-            line.cut("reset")
+        for connection in self._connections:
+            connection.cut("reset")
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:
             _reset(writer)
         else:
-            line = _Line(self, reader, writer)
-            self._lines[line] = asyncio.create_task(line.run())
+            connection = _ProxiedConnection(self, reader, writer)
+            self._connections[connection] = asyncio.create_task(connection.run())
 
 
-class _Line:
-    """A client's connection to the proxy, with the proxy's own to the server."""
+class _ProxiedConnection:
+    """A client's connection to the proxy, and the proxy's connection to the server for it."""
 
     def __init__(self, proxy: FaultProxy, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._proxy, self._wire = proxy, proxy.wire()
@@ -302,7 +303,7 @@ class _Line:
         self._silent = False
 
     async def run(self) -> None:
-        """Pass on what comes until either side goes. Tests send little: nobody need be slowed down."""
+        """Pass data on until either side closes. There is no flow control, because tests send little."""
         try:
             with suppress(OSError):
                 reader, server = await asyncio.open_connection(*self._proxy.server)
@@ -341,7 +342,7 @@ class _Line:
             complete = self._wire.received(data)
             if self._met is None and not self._silent:
                 self._writers[0].write(data)
-            elif self._met is not None and complete:  # not a byte of the reply has got through
+            elif self._met is not None and complete:  # no byte of the reply was passed on
                 self.cut(self._met.how)
         if not self._silent:
             self.cut("end")
@@ -354,7 +355,7 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):  # where it is closed already
+    with suppress(OSError):  # it is closed already
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
@@ -363,7 +364,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 class FaultySQLite(Faults):
-    """Another spelling of a file's path, under which this process's connections fail as on a disk that is gone."""
+    """Another spelling of a SQLite file's path; this process's connections to it can fail with a disk I/O error."""
 
     ways = ("reset",)
 
@@ -390,7 +391,7 @@ class FaultySQLite(Faults):
 
     def cut_all(self) -> None:
         for connection in self._connections:
-            connection.lost = True  # which its next statement, or its end, finds out, in the thread that may
+            connection.lost = True  # checked by the next statement: only the connection's own thread may act on it
 
     def _connect_through(self, file: Any, *args: Any, factory: type = sqlite3.Connection, **options: Any) -> Any:
         if self._detour not in Path(file).parts:
@@ -404,7 +405,7 @@ class FaultySQLite(Faults):
 
 
 class _Connection(sqlite3.Connection):
-    """Mixed into whatever class is asked for. As a failing SQLite does, it rolls back what was open."""
+    """Mixed into the class that the caller asks for. On failure it rolls back the transaction, as SQLite does."""
 
     faults: ClassVar[Faults]
     lost = False
@@ -427,7 +428,7 @@ class _Connection(sqlite3.Connection):
             return action()
         if cut is not None:
             if cut.when == "after":
-                with suppress(sqlite3.Error):  # a reply as good as any to be lost
+                with suppress(sqlite3.Error):  # the statement's own error is also a reply that gets lost
                     action()
             self.lost = cut.happened = True
         super().rollback()

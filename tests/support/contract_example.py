@@ -1,4 +1,4 @@
-"""The contract's example word for word, a provider for it, and an application's engine to run it on."""
+"""The example of the documentation word for word, with a provider and an application's engine to run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenstore import AuthTokenStore, Keyring, open_store
 
 
 class CountingProvider:
-    """Counts its refreshes; whoever uses an old refresh token fails."""
+    """Counts its refreshes; a refresh with an old refresh token fails."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.current = "ghr_xyz"
@@ -28,7 +28,7 @@ class CountingProvider:
         assert refresh_token == self.current, "a refresh token was used twice"
         await asyncio.sleep(0)
         if self.fails:
-            raise ConnectionError("the provider is down")
+            raise ConnectionError("the provider is unavailable")
         self.current = f"ghr_{token_hex(4)}"
         return {
             "access_token": f"gho_{self.calls}",
@@ -38,7 +38,7 @@ class CountingProvider:
 
 
 async def refresh_as_in_the_contract(store: AuthTokenStore, provider: CountingProvider) -> None:
-    """The three steps, word for word."""
+    """Load for update, refresh, store: the three steps, word for word."""
     record = await store.load_tokens(provider="github", user_id="user-123", for_update=True)
     if record and not store.is_access_token_valid(record) and store.is_refresh_token_valid(record):
         assert record["refresh_token"] is not None
@@ -65,7 +65,7 @@ async def store_as_in_the_contract(store: AuthTokenStore, *, expired: bool = Tru
 
 @asynccontextmanager
 async def app(place: Place, keyring: Keyring, **arguments: Any) -> AsyncIterator[tuple[AsyncEngine, AuthTokenStore]]:
-    """An application's engine, and another process's store to look with; the table exists."""
+    """Make an application's engine, and a store with its own connections to look at the rows; creates the table."""
     async with (
         open_store(place.url, keyring=keyring, lock_timeout=2) as other,
         app_engine(place, **arguments) as engine,
@@ -75,7 +75,7 @@ async def app(place: Place, keyring: Keyring, **arguments: Any) -> AsyncIterator
 
 
 async def seen(other: AuthTokenStore, user_id: str = "user-123") -> str | None:
-    """What another process sees; it also shows that no lock remains."""
+    """Return the access token that another process reads; fails if a lock was left behind."""
     async with other.transaction() as tx:
         record = await tx.load_tokens("github", user_id, for_update=True)
     return None if record is None else str(record["access_token"])

@@ -1,4 +1,4 @@
-"""A row's database seen from outside: who waits for a lock, what is left open, and connections of the test's own."""
+"""The database of a row of the matrix, seen from outside: waiting sessions, open transactions, extra connections."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tokenstore import AuthTokenStore
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.connections.source import Source
 
-# InnoDB renews what it shows only when nobody has looked for 100 ms.
-_INNODB_PACE = 0.11
+# InnoDB updates its lists of transactions only if they were not read for 100 ms, so poll less often than that.
+_INNODB_POLL_INTERVAL = 0.11
 _WAITING = {
     "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-    # Not from innodb_trx: MySQL 9 cannot show a query that holds binary values.
+    # Not from innodb_trx: MySQL 9 cannot show a query that contains binary values.
     "mysql": """SHOW GLOBAL STATUS WHERE variable_name = 'Innodb_row_lock_current_waits'""",
 }
 _OPEN = {
@@ -48,10 +48,10 @@ class Place:
     """One table of one row's database.
 
     Attributes:
-        url: What ``open_store`` takes.
-        engine_url: What SQLAlchemy takes.
+        url: The URL for ``open_store``.
+        engine_url: The URL for SQLAlchemy.
         table: The table's name.
-        options: The options that name the table to a store on an engine or a session.
+        options: The options with which a store on an engine or a session uses this table.
     """
 
     def __init__(self, row: Row, url: str) -> None:
@@ -71,12 +71,12 @@ class Place:
         return found
 
     def waiting(self) -> int:
-        """How many sessions wait for a lock, as the server tells (SQLite has nothing to tell)."""
+        """Return how many sessions wait for a lock; not for SQLite."""
         [[*_, count]] = self.server().execute(_WAITING[self.row.mark])
         return int(count)
 
     def open_transactions(self) -> int:
-        """How many transactions are open; for SQLite whether one holds the write lock or a snapshot."""
+        """Return how many transactions are open; for SQLite 1 if one holds the write lock or a snapshot."""
         if self.row.mark == "sqlite":
             connection = sqlite3.connect(make_url(self.url).database or "", timeout=0)
             try:
@@ -89,11 +89,11 @@ class Place:
         except DBAPIError as error:
             if "Cannot convert string" not in str(error.orig):
                 raise
-            return 1  # a statement is under way
+            return 1  # MySQL raises this error while a statement with binary values is executed
         return int(count)
 
     async def until_waiting(self, store: AuthTokenStore | None = None, count: int = 1) -> None:
-        """Until so many sessions wait for a lock; on SQLite, until ``store`` has taken a connection to wait on."""
+        """Wait until so many sessions wait for a lock; on SQLite, until ``store`` has so many connections in use."""
         if self.row.mark == "sqlite":
             assert store is not None
             source = source_of(store)
@@ -102,13 +102,13 @@ class Place:
             await until(lambda: self.waiting() >= count)
 
     async def until_idle(self) -> None:
-        """Until no transaction is open."""
-        await until(lambda: self.open_transactions() == 0, _INNODB_PACE if self.row.mark == "mysql" else 0.005)
+        """Wait until no transaction is open."""
+        await until(lambda: self.open_transactions() == 0, _INNODB_POLL_INTERVAL if self.row.mark == "mysql" else 0.005)
 
     @asynccontextmanager
     async def held(self, user_id: str = "u1") -> AsyncIterator[AsyncConnection]:
-        """Another connection's transaction, which has locked the row; rolled back at the end."""
-        level = "AUTOCOMMIT" if self.row.mark == "sqlite" else "READ COMMITTED"  # no more than the row
+        """Lock the row in a transaction of another connection, which is rolled back at the end."""
+        level = "AUTOCOMMIT" if self.row.mark == "sqlite" else "READ COMMITTED"  # which locks only the row
         async with app_engine(self, isolation_level=level) as engine, engine.connect() as connection:
             if self.row.mark == "sqlite":
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -124,7 +124,7 @@ class Place:
 
 @asynccontextmanager
 async def app_engine(place: Place, **arguments: Any) -> AsyncIterator[AsyncEngine]:
-    """An engine as an application makes it, disposed of at the end with every connection returned."""
+    """Make an engine as an application does; at the end, check that all connections were returned."""
     engine = create_async_engine(place.engine_url, **arguments)
     try:
         yield engine
@@ -136,7 +136,7 @@ async def app_engine(place: Place, **arguments: Any) -> AsyncIterator[AsyncEngin
 
 
 def source_of(store: AuthTokenStore) -> Source:
-    """Where a store's connections come from, to count them."""
+    """Return the source of a store's connections, to count those in use."""
     backend: Any = store._backend
     source: Source = backend._source
     return source
@@ -144,7 +144,7 @@ def source_of(store: AuthTokenStore) -> Source:
 
 @asynccontextmanager
 async def connection_of(store: AuthTokenStore) -> AsyncIterator[Connection]:
-    """One of a store's own connections, as its next statement would get it."""
+    """Take one of a store's own connections, as its next statement would."""
     source = source_of(store)
     connection = await source.acquire(transactional=False, write=False)
     try:
@@ -154,7 +154,7 @@ async def connection_of(store: AuthTokenStore) -> AsyncIterator[Connection]:
 
 
 async def connection_settings(engine: AsyncEngine, row: Row, connections: int) -> list[list[list[tuple[object, ...]]]]:
-    """Each connection's settings, several at a time so that all of a pool are seen."""
+    """Return the settings of that many connections, opened at the same time so that they are different ones."""
     async with AsyncExitStack() as stack:
         queries, found = _SETTINGS[row.mark], []
         for _ in range(connections):
@@ -171,7 +171,7 @@ def password_of(place: Place) -> str:
 
 
 def is_whole(store: AuthTokenStore) -> bool:
-    """Whether every connection of a store has been given back."""
+    """Whether all connections of a store have been returned."""
     return source_of(store).in_use == 0
 
 

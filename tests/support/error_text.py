@@ -1,4 +1,4 @@
-"""Everything that an error says."""
+"""The complete text of an error, to search it for secrets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import traceback
 
 
 def told(error: BaseException) -> str:
-    """Everything that an error says to whoever looks closely: also what it hides from tracebacks."""
+    """Return the text of an error and of all errors chained to it, including those that tracebacks hide."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -19,7 +19,7 @@ def told(error: BaseException) -> str:
 
 
 def assert_silent(error: BaseException, *secrets: str) -> None:
-    """Neither the error nor anything chained to it, shown or not, holds a secret."""
+    """Assert that neither the error nor any error chained to it contains a secret."""
     text = told(error)
     for secret in secrets:
         assert secret not in text

@@ -1,4 +1,4 @@
-"""The end of an event loop, as a test of what is under way then needs it."""
+"""The end of an event loop, for tests of refreshes that are under way at that time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ async def end_event_loop(*, at_every_turn: bool = False, within: float | None = 
     """Cancel all tasks but this one, as `asyncio.run` does at its end, and wait for them.
 
     Args:
-        at_every_turn: Cancel them again at every turn of the event loop until they have ended.
-        within: How many seconds to wait; None: until all have ended.
+        at_every_turn: Cancel them again at every step of the event loop until they have ended.
+        within: The most seconds to wait; None: no limit.
 
     Returns:
-        The tasks that go on all the same.
+        The tasks that are still running.
     """
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:

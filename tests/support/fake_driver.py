@@ -1,4 +1,4 @@
-"""A driver whose connections lead nowhere, and a server that opens them as a test tells it."""
+"""A fake driver without a network, and a fake server; a test decides how each attempt to connect ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ class DriverError(Exception):
 
 
 class FakeConnection(DriverConnection):
-    """A connection to nowhere. ``hang`` stops the statements that begin so, ``fail`` lets them fail."""
+    """A connection without a server.
+
+    Attributes:
+        hang: For a statement, the event that it waits for.
+        fail: Statements that raise an error, after which the connection is dead.
+    """
 
     def __init__(self, number: int, server: FakeServer) -> None:
         self.number, self.server = number, server
@@ -47,7 +52,7 @@ class FakeConnection(DriverConnection):
             await self.hang[sql].wait()
         if sql in self.fail:
             self.dead = True
-            raise DriverError("gone")
+            raise DriverError("connection lost")
         return StatementResult((), 0)
 
     async def close(self) -> None:
@@ -61,7 +66,7 @@ class FakeConnection(DriverConnection):
 
 
 class FakeDialect:
-    """What a connection asks of its dialect, and of SQLAlchemy's."""
+    """The methods that a connection needs of its dialect and of SQLAlchemy's."""
 
     dialect = None
 
@@ -69,7 +74,7 @@ class FakeDialect:
         return BackendUnavailableError, None
 
     def code(self, error: BaseException) -> None:
-        """None: no error of this driver has a code."""
+        """Return None: this driver's errors have no code."""
 
     def ends_connection(self, error: BaseException) -> bool:
         return True
@@ -79,7 +84,7 @@ class FakeDialect:
 
 
 class FakeServer:
-    """Where connections come from. ``answers`` says how each attempt ends, as long as there is something in it."""
+    """Opens connections. ``answers`` says how each of the next attempts ends: after an event, or with an error."""
 
     def __init__(self) -> None:
         self.made: list[FakeConnection] = []

@@ -1,4 +1,4 @@
-"""Stores whose connections are cut, and stores that go round the faults."""
+"""Stores whose connections can be cut, beside a store that connects directly."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ each_cut = pytest.mark.parametrize(
 
 
 @asynccontextmanager
-async def two_ways(url: str, keyring: Keyring) -> AsyncIterator[tuple[Faults, AuthTokenStore]]:
-    """The faults before a table, and a store that goes round them."""
+async def faulty_and_direct(url: str, keyring: Keyring) -> AsyncIterator[tuple[Faults, AuthTokenStore]]:
+    """Make faults for a new table, and a store that connects to it directly."""
     async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
         await direct.setup()
         yield faults, direct
@@ -35,7 +35,7 @@ async def two_ways(url: str, keyring: Keyring) -> AsyncIterator[tuple[Faults, Au
 
 @asynccontextmanager
 async def connected(faults: Faults, direct: AuthTokenStore, keyring: Keyring) -> AsyncIterator[AuthTokenStore]:
-    """A new store that goes through the faults, with a connection, over a row that holds "old"."""
+    """Open a store that connects through the faults and has an open connection; the row holds "old"."""
     await store_tag(direct, "old")
     async with open_store(faults.url, keyring=keyring) as store:
         assert await load_tag(store) == "old"
@@ -50,7 +50,7 @@ async def count(faults: Faults, direct: AuthTokenStore, keyring: Keyring, tag: s
     return statements
 
 
-def place_of_the_write(row: Row, statements: list[str]) -> int:
-    """Which statement commits the write: on a server, the write itself."""
+def index_of_write(row: Row, statements: list[str]) -> int:
+    """Return the index of the statement that commits the write; on a server, the INSERT itself commits."""
     [write] = [at for at, text in enumerate(statements) if text.startswith("INSERT")]
     return write

@@ -1,4 +1,4 @@
-"""A test of a new store on each backend."""
+"""A decorator that runs a test with a new store on each backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Body = Callable[[AuthTokenStore], Awaitable[None]]
 
 
 def on_every_row(test: Body) -> Callable[..., None]:
-    """Run a coroutine on a fresh store of each row."""
+    """Run a coroutine function with a new store, on each backend."""
 
     @every_row
     def run(row: Row, url: str, keyring: Keyring) -> None:
@@ -25,5 +25,5 @@ def on_every_row(test: Body) -> Callable[..., None]:
         asyncio.run(main())
 
     functools.update_wrapper(run, test, assigned=("__name__", "__qualname__", "__doc__", "__module__"))
-    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would take the fixtures from there
+    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would read the fixtures from it
     return run

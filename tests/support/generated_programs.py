@@ -1,7 +1,8 @@
-"""Programs for several tasks on one store's data: Hypothesis writes them, `play` runs and records them.
+"""Programs for several tasks that use the same rows: Hypothesis generates them, `ProgramRun` runs and records them.
 
-Every write carries an id in each of its parts, so that a read shows whose it is, or that it is a mixture. A program's
-waits are scheduling points, never times; a step can be cancelled at any of its own.
+Each write has an id that is part of all its values, so that a read shows which write it comes from, or that it is a
+mixture of several. A program waits by steps of the event loop, never for a time; a step of a program can be cancelled
+at any of its suspensions.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from tokenstore.testing.history import Operation, Version
 T = TypeVar("T")
 Action = Literal["store", "load", "update", "delete", "reseal", "claim", "complete", "release"]
 STORES = 3
-BRIEF, LASTING = 0.000_001, 3600.0  # leases that may have, and cannot have, expired before the program's end
+# Seconds: a brief lease may expire during the program, a lasting one cannot.
+BRIEF, LASTING = 0.000_001, 3600.0
 _PAUSES = (0, 1, 3, 10, 40)
-# Each store seals with another of two keys, so that there is always something for another one to reseal.
+# Neighbouring stores seal with different keys, so that each store finds rows to reseal.
 _KEYS = {"north": b"n" * 32, "south": b"s" * 32}
 
 
 class Unexpected(AssertionError):
-    """A step that raised what it never should, or did not see its own write."""
+    """A step raised an unexpected error, or did not read its own write."""
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)  # both as args, so that it pickles between processes
+        super().__init__(kind, message)  # both in `args`, so that the error can be pickled for another process
         self.kind = kind
 
     def __str__(self) -> str:
@@ -46,25 +48,25 @@ class Unexpected(AssertionError):
 
 
 class Rollback(Exception):
-    """Raised inside a transaction to undo it."""
+    """Raised inside a transaction to roll it back."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a task does.
+    """One action of a task.
 
     Attributes:
-        action: `update` is a transaction of a locking read and a write; `claim` reads the generation first.
-        keys: Indexes of the rows, ascending; all but `update` use the first alone.
-        pause: How many scheduling points to let pass between the parts of a step.
-        cancel_at: Which of its own suspensions the step is cancelled at.
-        deletes: `update` deletes what it read.
-        rolls_back: `update` is undone.
-        restarts: `update` rolls back in the middle, and starts again in the same transaction.
-        brief: `claim` takes a lease that may expire at once.
-        ends: How `claim` goes on when it was granted, after the pause.
-        which: Whose claim to `complete` or `release`, counted from the last one.
-        fails: `release`, or a `claim` that ends in one, leaves a failure behind.
+        action: `update` is a transaction with a locking read and a write; `claim` reads the generation first.
+        keys: Indexes of the rows, ascending; only `update` uses more than the first.
+        pause: How many steps of the event loop to wait between the parts of the action.
+        cancel_at: The suspension of this action at which it is cancelled.
+        deletes: For `update`: delete the row instead of writing it.
+        rolls_back: For `update`: roll back at the end.
+        restarts: For `update`: call `rollback()` after the writes, and do them again in the same transaction.
+        brief: For `claim`: the lease may expire at once.
+        ends: For `claim`: how to end the lease after the pause, if it was granted.
+        which: For `complete` and `release`: which claim to end, counted from the last one.
+        fails: For `release`, or a `claim` that ends with one: store a failure.
     """
 
     action: Action
@@ -82,7 +84,7 @@ class Step:
 
 Program = tuple[tuple[Step, ...], ...]
 """The steps of each task."""
-# What a program's tasks are busy with. One theme gets deeper than a mixture of everything.
+# The actions of a program. Programs with few kinds of actions reach deeper states than programs with all kinds.
 _THEMES: tuple[tuple[Action, ...], ...] = (
     ("store", "load", "update", "update", "delete"),
     ("claim", "claim", "claim", "complete", "release"),
@@ -92,7 +94,7 @@ _THEMES: tuple[tuple[Action, ...], ...] = (
 
 
 def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
-    """Programs for two or more tasks, over one to three rows."""
+    """Generate programs of two or more tasks, which use one to three rows."""
     rarely = st.sampled_from((False, False, False, True))
     which = st.integers(0, 2)
     fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
@@ -120,14 +122,14 @@ def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
     return st.sampled_from(_THEMES).flatmap(themed)
 
 
-# Rows 0 and 1 exist and their generations are known; row 2 has to be made by the program. Afterwards each row is
-# locked, written and read: nothing has stayed locked, and no late write has gone unseen.
+# Before a program, rows 0 and 1 are stored and read, so that their generations are known; row 2 does not exist. After
+# it, each row is locked, written and read, to find locks that were left behind and writes that came late.
 BEFORE: Program = (tuple(step for row in ((0,), (1,)) for step in (Step("store", row), Step("load", row))),)
 AFTER: Program = (tuple(step for row in ((0,), (1,), (2,)) for step in (Step("update", row), Step("load", row))),)
 
 
 class Store(NamedTuple):
-    """A store and the backend under it, which alone has the leases."""
+    """A store and its backend; leases are claimed on the backend."""
 
     tokens: AuthTokenStore
     backend: Backend
@@ -135,7 +137,7 @@ class Store(NamedTuple):
 
 
 def stores_over(backends: Sequence[Backend]) -> list[Store]:
-    """Stores for the tasks, over these backend objects in turn."""
+    """Make stores for the tasks, which use these backend objects in turn."""
     stores = []
     for index, backend in zip(range(STORES), itertools.cycle(backends), strict=False):
         keyring = Keyring(dict(sorted(_KEYS.items(), reverse=bool(index % 2))))
@@ -144,16 +146,16 @@ def stores_over(backends: Sequence[Backend]) -> list[Store]:
 
 
 @dataclass
-class Stage:
-    """What the tasks of one program share in one process.
+class ProgramRun:
+    """One run of a program, or of its tasks in one process.
 
     Attributes:
-        stores: The tasks take them in turn.
-        user_id: The beginning of the rows' names, fresh for each program.
-        clock: One clock for all who take part.
-        name: The beginning of the tasks' names.
-        history: What happened.
-        claims: The leases asked for, by whom and of which generation.
+        stores: The stores, which the tasks use in turn.
+        user_id: The prefix of the rows' user ids, different for each program.
+        clock: The clock of the history, the same for all tasks and processes.
+        name: The prefix of the tasks' names.
+        history: The calls so far.
+        claims: All claims so far, granted or not, each with the holder and the generation.
     """
 
     stores: Sequence[Store]
@@ -163,31 +165,34 @@ class Stage:
     history: list[Operation] = field(default_factory=list)
     claims: list[tuple[TokenKey, str, int]] = field(default_factory=list)
 
-    async def play(self, program: Program, name: str = "") -> None:
-        """Run the tasks of a program at once; raise `Unexpected` if one fails.
+    async def execute(self, program: Program, name: str = "") -> None:
+        """Run the tasks of a program concurrently.
 
         Args:
-            program: What to do.
-            name: What to call the tasks; default: a, b, c …
+            program: The steps of each task.
+            name: The name of the tasks; default: a, b, c …
+
+        Raises:
+            Unexpected: A task failed.
         """
-        actors = [
-            _Actor(self, self.name + (name or chr(ord("a") + index)), self.stores[index % len(self.stores)])
+        tasks = [
+            _Task(self, self.name + (name or chr(ord("a") + index)), self.stores[index % len(self.stores)])
             for index in range(len(program))
         ]
         outcomes = await asyncio.gather(
-            *(actor.perform(steps) for actor, steps in zip(actors, program, strict=True)), return_exceptions=True
+            *(task.perform(steps) for task, steps in zip(tasks, program, strict=True)), return_exceptions=True
         )
-        for actor, outcome in zip(actors, outcomes, strict=True):
+        for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, Unexpected):
                 raise outcome
             if isinstance(outcome, BaseException):
                 kind = f"unexpected {type(outcome).__name__}"
-                raise Unexpected(kind, f"{outcome} (task {actor.name})") from outcome
+                raise Unexpected(kind, f"{outcome} (task {task.name})") from outcome
 
 
-class _Actor:
-    def __init__(self, stage: Stage, name: str, store: Store) -> None:
-        self.stage = stage
+class _Task:
+    def __init__(self, run: ProgramRun, name: str, store: Store) -> None:
+        self.run = run
         self.name = name
         self.tokens, self.backend, self.keyring = store
         self.ids = (f"{name}{number}" for number in itertools.count(1))
@@ -199,7 +204,7 @@ class _Actor:
             if not task.cancelled():
                 task.result()
             elif step.cancel_at is None:
-                raise Unexpected("unexpected CancelledError", f"nobody cancelled {step.action} (task {self.name})")
+                raise Unexpected("unexpected CancelledError", f"{step.action} was not cancelled (task {self.name})")
 
     async def _act(self, step: Step) -> None:
         key = self._key(step.keys[0])
@@ -214,7 +219,7 @@ class _Actor:
                 with self._recorded("delete", key) as outcome:
                     outcome["ok"] = await self.tokens.delete_tokens(*key)
             case "reseal":
-                await self.tokens.reseal_tokens(*key)  # must show in no history
+                await self.tokens.reseal_tokens(*key)  # not recorded: it must not change what other calls return
             case "update":
                 await self._update(step)
             case "claim":
@@ -222,7 +227,7 @@ class _Actor:
                 if seen is not None and seen.generation is not None:
                     await self._claim(step, key, seen.generation)
             case "complete" | "release":
-                if claims := self.stage.claims:
+                if claims := self.run.claims:
                     await self._end_lease(step.action, *claims[-1 - step.which % len(claims)], fails=step.fails)
 
     async def _load(self, key: TokenKey) -> Version | None:
@@ -232,7 +237,7 @@ class _Actor:
 
     async def _claim(self, step: Step, key: TokenKey, generation: int) -> None:
         holder = next(self.ids)
-        self.stage.claims.append((key, holder, generation))
+        self.run.claims.append((key, holder, generation))
         with self._recorded("claim", key, generation=generation, holder=holder, lasting=not step.brief) as outcome:
             duration = BRIEF if step.brief else LASTING
             outcome["ok"] = await self.backend.claim_lease(key, generation=generation, holder=holder, duration=duration)
@@ -257,7 +262,7 @@ class _Actor:
         writes: list[tuple[Literal["update", "put", "delete"], dict[str, Any]]] = []
         committing = False
         try:
-            # The backend's own, as the store's waits for leases, which these programs leave behind.
+            # The backend's transaction, not the store's: that one waits for leases, and programs leave leases behind.
             assert isinstance(self.backend, SupportsRowLocks)
             async with self.backend.transaction() as transaction:
                 if step.restarts:
@@ -267,12 +272,12 @@ class _Actor:
                         await _pause(step.pause)
                     await transaction.rollback()
                 for key in map(self._key, step.keys):
-                    begun: dict[str, Any] = {"key": key, "by": self.name, "invoked": self.stage.clock()}
+                    begun: dict[str, Any] = {"key": key, "by": self.name, "invoked": self.run.clock()}
                     seen = self._version(await transaction.lock(key))
-                    self._record("get", **begun, returned=self.stage.clock(), seen=seen)
+                    self._record("get", **begun, returned=self.run.clock(), seen=seen)
                     await _pause(step.pause)
                     if seen is None:
-                        begun["invoked"] = self.stage.clock()  # no row, no lock
+                        begun["invoked"] = self.run.clock()  # a missing row was not locked: the write begins now
                     written = None
                     if step.deletes:
                         effect: dict[str, Any] = {"ok": await transaction.delete(key)}
@@ -292,14 +297,14 @@ class _Actor:
                     raise Rollback
                 committing = True
         except (Rollback, ConflictError):
-            return  # a conflict undoes the transaction, too; InnoDB has dead-locks on one row, around deletes
+            return  # a conflict also rolls back; InnoDB can deadlock on a single row if it is deleted concurrently
         except asyncio.CancelledError:
             if committing:
                 for name, fields in writes:
-                    self._record(name, **fields | {"ok": None}, ended=self.stage.clock())
-            raise  # before the commit began, a cancelled transaction is an undone one
+                    self._record(name, **fields | {"ok": None}, ended=self.run.clock())
+            raise  # a transaction that is cancelled before its commit began is rolled back, so nothing is recorded
         for name, fields in writes:
-            self._record(name, **fields, returned=self.stage.clock())
+            self._record(name, **fields, returned=self.run.clock())
 
     def _version(self, row: SealedRecord | None) -> Version | None:
         return version(None if row is None else open_record(self.keyring, row.key, row))
@@ -308,23 +313,23 @@ class _Actor:
     def _recorded(
         self, name: Literal["get", "put", "delete", "claim", "complete", "release"], key: TokenKey, **fields: Any
     ) -> Iterator[dict[str, Any]]:
-        fields |= {"key": key, "by": self.name, "invoked": self.stage.clock()}
+        fields |= {"key": key, "by": self.name, "invoked": self.run.clock()}
         outcome: dict[str, Any] = {}
         try:
             yield outcome
         except asyncio.CancelledError:
             if name != "get":
-                self._record(name, **fields, ended=self.stage.clock())
+                self._record(name, **fields, ended=self.run.clock())
             raise
-        self._record(name, **fields, **outcome, returned=self.stage.clock())
+        self._record(name, **fields, **outcome, returned=self.run.clock())
 
     def _record(
         self, name: Literal["get", "put", "delete", "update", "claim", "complete", "release"], **fields: Any
     ) -> None:
-        self.stage.history.append(Operation(name=name, **fields))
+        self.run.history.append(Operation(name=name, **fields))
 
     def _key(self, index: int) -> TokenKey:
-        return TokenKey("provider", f"{self.stage.user_id}{index}")
+        return TokenKey("provider", f"{self.run.user_id}{index}")
 
 
 async def _pause(points: int) -> None:
@@ -333,7 +338,7 @@ async def _pause(points: int) -> None:
 
 
 async def _cancelled_at(point: int | None, work: Coroutine[Any, Any, T]) -> T:
-    """Do some work, and cancel its task as it begins its n-th wait."""
+    """Run a coroutine, and cancel its task at the n-th suspension."""
     waits = itertools.count(1)
 
     def step() -> None:

@@ -1,7 +1,7 @@
-"""The one table of backends: what tests, races and benchmarks run on.
+"""The table of backends on which the tests run.
 
-A row makes URLs; servers start when the first URL on them is asked for. ``conftest.py`` leaves the tests of a row out
-whose server cannot be had, and says so in the summary.
+A row of this table makes URLs. A server starts when the first URL on it is made. ``conftest.py`` deselects the tests of
+a row whose server cannot be installed, and names the row in the summary.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Row:
     """One backend with one driver.
 
     Attributes:
-        name: What the tests' ids and the summary call it.
+        name: The row's name in test ids and in the summary.
         mark: The pytest marker that selects it.
         shared: Whether several processes, and several backend objects in one, can open the same data.
-        why_absent: Why the row cannot be run on this machine; empty if it can. May start a server.
+        why_absent: Returns why the row cannot run on this machine; empty if it can. May start a server.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
     why_absent: Callable[[], str] = field(default=_always, repr=False)
 
     def url_for(self, directory: Path) -> str:
-        """A URL whose table or file is new and empty at each call; nothing is set up yet."""
+        """Return a URL of a new table or file, which does not exist until ``setup()`` is called."""
         return self._url(directory)
 
 
@@ -53,7 +53,7 @@ def _sqlite(directory: Path) -> str:
 def _on(server: Callable[[], servers.Server | None], driver: str) -> Callable[[Path], str]:
     def url(directory: Path) -> str:
         running = server()
-        assert running is not None, "a row that is absent was asked for its URL"
+        assert running is not None, "this row's server cannot run here: check why_absent() first"
         return f"{running.url(driver)}?table=t_{token_hex(8)}"
 
     return url
@@ -71,7 +71,7 @@ ROWS = [
 
 
 def row_named(name: str) -> Row:
-    """The row of that name."""
+    """Return the row with this name."""
     [row] = [row for row in ROWS if row.name == name]
     return row
 
@@ -83,27 +83,27 @@ def params(*, shared: bool | None = None, names: Collection[str] | None = None) 
 
 
 every_row = pytest.mark.parametrize("row", params())
-"""For a test that takes ``row``: run it on each backend."""
+"""Run a test that has the parameter ``row`` on each backend and driver."""
 
 shared_rows = pytest.mark.parametrize("row", params(shared=True))
-"""The same, on backends whose data several processes can open."""
+"""The same, only on backends whose data several processes can open."""
 
 server_rows = pytest.mark.parametrize(
     "row", params(names=[row.name for row in ROWS if row.mark in ("postgres", "mysql")])
 )
-"""The same, on every driver of every server."""
+"""The same, only on database servers, with every driver."""
 
 each_database = pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
-"""The same, on one row of each database."""
+"""The same, on each database with one driver."""
 
 each_server = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "mariadb+asyncmy"]))
-"""The same, on one row of each server."""
+"""The same, on each database server with one driver."""
 
 sqlite_row = pytest.mark.parametrize("row", params(names=["sqlite"]))
-"""The same, on SQLite."""
+"""The same, only on SQLite."""
 
 postgres_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "postgres"]))
-"""The same, on every driver of PostgreSQL."""
+"""The same, only on PostgreSQL, with every driver."""
 
 mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
-"""The same, on every driver of MySQL and MariaDB."""
+"""The same, only on MySQL and MariaDB, with every driver."""

@@ -1,4 +1,4 @@
-"""Calls of an OAuth2Refresher with tokens and a secret that nothing may show."""
+"""Calls of an OAuth2Refresher, with tokens and a client secret that no error may contain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenstore import RefreshError, TokenRecord
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.providers import Rotation
 
-ID = "my client:ü"  # needs encoding in every method
+ID = "my client:ü"  # has to be encoded with every client authentication
 SECRET = "s3cr&t+/=% ~ö"
 REFRESH, ACCESS = "ghr_theUsedOne", "gho_theOldOne"
 GOOD = {"access_token": "gho_new", "expires_in": 3600, "refresh_token": "ghr_next", "token_type": "bearer", "x": [1]}
@@ -32,7 +32,7 @@ def refresh(refresher: OAuth2Refresher, refresh_token: str | None = REFRESH) -> 
 
 
 def refusal(refresher: OAuth2Refresher, *, revoke: bool = False) -> RefreshError:
-    """The error of a call, which shows no secret, nor does anything that hangs on it."""
+    """Make a call that fails, and return its error; neither the error nor a chained one contains a secret."""
 
     async def call() -> object:
         return await (refresher.revoke(record()) if revoke else refresher(record()))
@@ -47,7 +47,7 @@ def show_no_secret(error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
     link: BaseException | None = error
     while link is not None:
-        assert not isinstance(link, httpx.HTTPError | httpx.InvalidURL)  # they carry the request
+        assert not isinstance(link, httpx.HTTPError | httpx.InvalidURL)  # httpx's errors contain the request
         text += f"{link!r}{vars(link)}"
         link = link.__cause__ or link.__context__
     for secret in (REFRESH, ACCESS, SECRET, "gho_new", "ghr_next", "PRIVATE KEY"):

@@ -1,4 +1,4 @@
-"""An operator with every log, metric and span turned on."""
+"""Collects all logs, metrics and spans of refreshes, as an operator with everything turned on does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = TokenKey("github", "user-123")
 
 @dataclass
 class Observer(logging.Handler):
-    """An operator with everything turned on."""
+    """A log handler that also collects metrics and spans."""
 
     reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
     exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
@@ -48,7 +48,7 @@ class Observer(logging.Handler):
 
     @property
     def record(self) -> dict[str, Any]:
-        """The fields of the one record that there is."""
+        """The fields of the only log record."""
         [record] = self.records
         return {name: value for name, value in vars(record).items() if name.startswith("tokenstore")}
 
@@ -95,21 +95,21 @@ with telemetry.refresh(report):
     with telemetry.provider_call(report):
         pass
     report.outcome, report.waited, report.joined = "refreshed", 1.5, 1
-telemetry.problem(report.key, "event", "words")
+telemetry.problem(report.key, "event", "message")
 assert report.provider_time is not None
 """
-"""A program in which a refresh tells what it does."""
+"""A program that reports a refresh."""
 
 
 def run_program(program: str) -> str:
-    """Run a program that must not warn, and give what it printed."""
+    """Run a program in a new process with warnings as errors, and return its output."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 def ended(outcome: str, **more: Any) -> RefreshReport:
-    """A refresh of a row, as the engine tells of it."""
+    """Report a refresh with this outcome, as the engine does."""
     report = RefreshReport(KEY, background=False)
     with Telemetry().refresh(report):
         report.outcome = outcome

@@ -1,4 +1,4 @@
-"""A reader who follows a page of the documentation."""
+"""Runs the code blocks of a page of the documentation in order, as a reader of the page does."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from support.pages import Block, of_kind
 
-# Absolute, as programs run in folders of their own.
+# Absolute paths, because the programs run in other folders.
 PYTHONPATH = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
 
 
 @dataclass
 class Reader:
-    """A reader who follows a page: a folder, environment variables that last from block to block, and programs."""
+    """The state of a reader who follows a page: a folder, environment variables kept between blocks, and programs."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -71,5 +71,5 @@ class Reader:
 
 
 def follow(page: Path, reader: Reader, *kinds: str) -> list[str]:
-    """Run the blocks of these kinds, and give what each printed."""
+    """Run the blocks of these kinds, and return the output of each."""
     return [reader.run(block) for block in of_kind(page, *kinds)]

@@ -1,17 +1,17 @@
 """The pages of the documentation: README.md, docs/ and examples/.
 
-The info string of a fenced block decides what happens to it. The blocks of a page run in order in one new folder, each
-with the environment variables that the blocks before it exported:
+The info string of a fenced block says how it is tested. The blocks of a page run in order in one new folder, each with
+the environment variables that the blocks before it exported:
 
-* ``python``: a whole program, run with warnings as errors. ``console``: commands, run by bash.
-* ``console install``: needs the package index or a clone, so its commands are checked and not run here;
+* ``python``: a complete program, run with warnings as errors. ``console``: commands, run by bash.
+* ``console install``: commands that need the package index or a clone; they are checked but not run here.
   test_readme_commands.py runs those of the README.
-* ``python file=PATH``: the reader saves this file, and later blocks use it.
-* ``python from=PATH``, ``toml from=PATH``: an excerpt of that file of the repository, word for word.
-* ``python contract``: the contract's example, run on every database in its own session.
+* ``python file=PATH``: a file that the reader saves, and that later blocks use.
+* ``python from=PATH``, ``toml from=PATH``: an excerpt of that file in the repository, word for word.
+* ``python contract``: the example of ``AuthTokenStore``, run with a session on every database.
 * ``text demo``: lines that ``tokenstore demo`` prints, with any numbers.
 
-Every other info string is an error. Every Python program can also be pasted at Python's prompt, where a blank line ends
+Any other info string is an error. Every Python program can also be pasted at Python's prompt, where a blank line ends
 an indented block.
 """
 
@@ -63,7 +63,14 @@ def named(page: Path) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its place, its kind as in ``KINDS``, the path after ``=`` in its info string, and its lines."""
+    """A fenced block.
+
+    Attributes:
+        place: The page and the line.
+        kind: The kind, as in ``KINDS``.
+        path: The path after ``=`` in the info string, or an empty string.
+        text: The lines inside the block.
+    """
 
     place: str
     kind: str
@@ -92,7 +99,7 @@ def of_kind(page: Path, *kinds: str) -> list[Block]:
 
 
 def table(page: Path, header: str) -> list[list[str]]:
-    """The cells of the one table whose first header cell is this, without its two header lines."""
+    """Return the cells of the only table with this first header cell, without the two header lines."""
     rows = []
     inside = False
     for line in page.read_text("utf-8").splitlines():
@@ -108,11 +115,11 @@ def table(page: Path, header: str) -> list[list[str]]:
 
 
 def codes(text: str) -> list[str]:
-    """What stands between backticks."""
+    """Return all texts between backticks."""
     return re.findall(r"`([^`]+)`", text)
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks, in one line."""
+    """Return the page without its blocks, as one line."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Waiting for what another task, thread or process brings about."""
+"""Waiting for a condition that another task, thread or process makes true."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 
 
-async def until(condition: Callable[[], bool], pace: float = 0.005) -> None:
-    """Poll until the condition holds, for a bounded time."""
-    deadline = time.monotonic() + _PATIENCE
+async def until(condition: Callable[[], bool], interval: float = 0.005) -> None:
+    """Poll every ``interval`` seconds until the condition is true; fail after 10 seconds."""
+    deadline = time.monotonic() + _TIMEOUT
     while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline, "what the test waits for has not come about"
-        await asyncio.sleep(pace)
+        assert time.monotonic() < deadline, f"the condition did not become true within {_TIMEOUT} s"
+        await asyncio.sleep(interval)

@@ -1,4 +1,4 @@
-"""Runs generated programs on the stores of one database until one fails, and then smaller ones."""
+"""Runs generated programs on stores of one database until one fails, and then searches for a smaller one that fails."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from support.generated_programs import AFTER, BEFORE, Program, Stage, Unexpected, stores_over
+from support.generated_programs import AFTER, BEFORE, Program, ProgramRun, Unexpected, stores_over
 from tokenstore.protocol import Backend
 from tokenstore.testing.history import NotLinearizable, check_history
 
 
-class Lab:
-    """Stores over some backends of one database, and a loop to run programs on them; a context manager.
+class ProgramRunner:
+    """Three stores on one database, and an event loop to run programs on them. Use it as a context manager.
 
     Args:
-        backends: Objects over the same data; there are three stores, which take them in turn.
+        backends: Backend objects with the same data, which the stores use in turn.
     """
 
     def __init__(self, backends: Sequence[Backend]) -> None:
@@ -41,32 +41,38 @@ class Lab:
             self._runner.run(close())
 
     def run(self, program: Program) -> None:
-        """Run a program on fresh rows and check what happened.
+        """Run a program on new rows, and check its history.
 
         Raises:
-            NotLinearizable: A race showed.
-            Unexpected: A step raised what it should not.
+            NotLinearizable: The history shows a race.
+            Unexpected: A step raised an unexpected error.
         """
         self._runner.run(self._run(program))
 
     async def _run(self, program: Program) -> None:
-        stage = Stage(self._stores, f"u{next(self._numbers)}.", itertools.count().__next__)
-        await stage.play(BEFORE, "first")
-        await stage.play(program)
-        await stage.play(AFTER, "last")
-        check_history(stage.history)
+        run = ProgramRun(self._stores, f"u{next(self._numbers)}.", itertools.count().__next__)
+        await run.execute(BEFORE, "first")
+        await run.execute(program)
+        await run.execute(AFTER, "last")
+        check_history(run.history)
 
 
 class Finding(NamedTuple):
-    """What a search found: how the smallest program failed, and after how many programs the first one did."""
+    """The result of a search.
+
+    Attributes:
+        violation: How the smallest failing program failed.
+        program: That program.
+        examples: After how many programs the first one failed.
+    """
 
     violation: NotLinearizable | Unexpected
     program: Program
     examples: int
 
 
-class _Enough(BaseException):
-    """Ends a search; not an `Exception`, so that Hypothesis lets it pass."""
+class _StopSearch(BaseException):
+    """Ends a search. Not an `Exception`, so that Hypothesis does not take it for a failure."""
 
 
 def search(
@@ -77,17 +83,17 @@ def search(
     shrinks: int = 0,
     kinds: Container[str] | None = None,
 ) -> Finding | None:
-    """Run generated programs until one fails, and then smaller ones.
+    """Run generated programs until one fails, and then search for a smaller one that fails.
 
-    Hypothesis takes a failure that does not come again for a mistake in the test. Races are like that, so the smallest
-    failure is kept here.
+    Hypothesis treats a failure that it cannot reproduce as an error in the test. A race often cannot be reproduced, so
+    this function keeps the smallest failure itself.
 
     Args:
         run: Runs and checks one program.
-        strategy: Where programs come from.
+        strategy: Generates the programs.
         examples: How many programs to try.
-        shrinks: How many more to try once one has failed; 0: none, and the same programs every time.
-        kinds: Which violations to look for; others are passed over. None: all.
+        shrinks: How many more programs to try after the first failure; 0: none, and the programs are always the same.
+        kinds: The kinds of violation to search for; others are ignored. None: all kinds.
     """
     found: Finding | None = None
     tried = 0
@@ -106,7 +112,7 @@ def search(
         nonlocal found, tried
         tried += 1
         if found is not None and tried > found.examples + shrinks:
-            raise _Enough
+            raise _StopSearch
         try:
             run(program)
         except (NotLinearizable, Unexpected) as violation:
@@ -116,15 +122,15 @@ def search(
             if found is None or _size(program) <= _size(found.program):
                 found = Finding(violation, program, first)
             if not shrinks:
-                raise _Enough from None
+                raise _StopSearch from None
             raise
 
     try:
         attempt()
-    except (NotLinearizable, Unexpected, Flaky, _Enough):
+    except (NotLinearizable, Unexpected, Flaky, _StopSearch):
         assert found is not None
         steps = "\n".join(f"{chr(ord('a') + index)}: {steps}" for index, steps in enumerate(found.program))
-        found.violation.add_note(f"program {found.examples} was the first to fail, and this is the smallest:\n{steps}")
+        found.violation.add_note(f"program {found.examples} failed first; this is the smallest failing one:\n{steps}")
     return found
 
 

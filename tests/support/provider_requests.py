@@ -1,4 +1,4 @@
-"""Requests to a StrictRotatingProvider, whole and broken ones, and a clock for it."""
+"""Valid and malformed requests to a StrictRotatingProvider, and a clock for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resource(http: httpx.Client, access_token: str) -> httpx.Response:
 
 
 def outcome(response: httpx.Response) -> tuple[int, str]:
-    """Status and error code of a refusal, whose form is checked on the way."""
+    """Return the status and the error code of a refusal, and check the form of the response."""
     body = response.json()
     assert set(body) == {"error", "error_description"}
     assert response.headers["Cache-Control"] == "no-store"
@@ -38,7 +38,7 @@ def outcome(response: httpx.Response) -> tuple[int, str]:
 
 
 def raw(provider: StrictRotatingProvider, data: bytes) -> bytes:
-    """Everything the provider answers to ``data`` and the end of the stream."""
+    """Send ``data`` and the end of the stream; return the complete response."""
     with socket.create_connection(("127.0.0.1", urlsplit(provider.base_url).port or 0), timeout=10) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)

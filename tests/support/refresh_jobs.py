@@ -1,4 +1,4 @@
-"""What worker processes do with the refresh engine: callers that come and go, refreshers that stand still."""
+"""Jobs of worker processes that use the refresh engine: callers that are cancelled, refreshes that pause at a point."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _A_WHILE = timedelta(hours=1)
 
 
 class Stop(Enum):
-    """Where a refreshing process stands still, once."""
+    """The point at which a refreshing process pauses once, until the test tells it to continue."""
 
     BEFORE_THE_CALL = "holds the lease"
     AFTER_THE_RESPONSE = "has read the response"
     BEFORE_THE_WRITE = "is about to complete the lease"
-    AFTER_THE_WRITE = "has completed the lease, and told nobody"
+    AFTER_THE_WRITE = "has completed the lease, and has not yet returned"
     AFTER_A_READ = "has read the row"
 
 
@@ -42,14 +42,14 @@ class Terms:
     """How a worker opens its store.
 
     Attributes:
-        url: The store's.
-        token_url: The provider's.
-        client: Its client and secret.
-        user_id: Whose row the jobs are about.
-        timeout: ``refresh_timeout``; a lease lasts 1.5 times as long.
-        clock_error: How far this process's clock is ahead, in seconds.
-        stop: Where to meet the test.
-        fault: What is wrong with the backend.
+        url: The store's URL.
+        token_url: The URL of the provider's token endpoint.
+        client: The client's id and secret at the provider.
+        user_id: The user whose row the jobs use.
+        timeout: ``refresh_timeout`` in seconds; a lease lasts 1.5 times as long.
+        clock_error: By how many seconds this process's clock is ahead.
+        stop: Where a refresh pauses.
+        fault: The fault of the backend; None: a correct backend.
     """
 
     url: str
@@ -63,12 +63,18 @@ class Terms:
 
     @classmethod
     def at(cls, url: str, provider: StrictRotatingProvider, **others: Any) -> Terms:
-        """Those of a running provider."""
+        """Make the terms for a running provider."""
         return cls(url, provider.token_url, (provider.client_id, provider.client_secret), **others)
 
 
 class Answer(NamedTuple):
-    """What a caller got: a valid access token, or the name and code of an error; and when, by the machine's clock."""
+    """The result of a caller.
+
+    Attributes:
+        token: A valid access token, or None.
+        error: The name and the code of an error, or None.
+        at: When the caller got it, by the machine's monotonic clock.
+    """
 
     token: str | None
     error: str | None
@@ -78,10 +84,10 @@ class Answer(NamedTuple):
 class _Refresher:
     def __init__(self, terms: Terms, link: Link) -> None:
         self._terms = terms
-        self._stand = _standing(terms, link)
+        self._pause = _pausing(terms, link)
 
     async def __call__(self, record: RefreshableRecord) -> dict[str, Any]:
-        self._stand(Stop.BEFORE_THE_CALL)
+        self._pause(Stop.BEFORE_THE_CALL)
         client_id, secret = self._terms.client
         try:
             response = await refresh_over_http(
@@ -89,9 +95,9 @@ class _Refresher:
             )
         except ProviderError as error:
             if error.error == "invalid_grant":
-                raise ReauthorizationRequiredError("the provider knows no such grant") from None
+                raise ReauthorizationRequiredError("the provider refused the refresh token") from None
             raise
-        self._stand(Stop.AFTER_THE_RESPONSE)
+        self._pause(Stop.AFTER_THE_RESPONSE)
         return response
 
     async def revoke(self, record: TokenRecord) -> None:
@@ -101,26 +107,26 @@ class _Refresher:
         _ = answer.raise_for_status()
 
 
-def _standing(terms: Terms, link: Link) -> Callable[[Stop], None]:
-    """What meets the test at the stop of these terms, and there once."""
+def _pausing(terms: Terms, link: Link) -> Callable[[Stop], None]:
+    """Return a function that pauses when it is first called with the stop of these terms."""
     left = [terms.stop]
 
-    def stand(stop: Stop) -> None:
+    def pause(stop: Stop) -> None:
         if stop in left:
             left.clear()
             link.meet()
 
-    return stand
+    return pause
 
 
 async def opened(link: Link, terms: Terms) -> AuthTokenStore:
-    """The worker's store, on new connections unless the last job wanted the same."""
+    """Return the worker's store; it is opened anew unless the last job had the same terms."""
     if link.opened != terms:
         await link.close()
-        _ = _tls_context()  # takes longer than a refresh, and is kept
+        _ = _tls_context()  # slow, and cached: made now so that the first refresh is not delayed
         refresher = _Refresher(terms, link)
         backend: Any = backend_for_url(terms.url, {}) if terms.fault is None else terms.fault.backend(terms.url)
-        _make_stand(backend, refresher._stand)
+        _pause_at_calls(backend, refresher._pause)
         store = open_store(
             backend,
             keyring=_KEYRING,
@@ -132,21 +138,21 @@ async def opened(link: Link, terms: Terms) -> AuthTokenStore:
     return link.stores[0].tokens
 
 
-def _make_stand(backend: Any, stand: Callable[[Stop], None]) -> None:
+def _pause_at_calls(backend: Any, pause: Callable[[Stop], None]) -> None:
     get, complete_lease = backend.get, backend.complete_lease
 
-    async def get_and_stand(*args: Any, **named: Any) -> Any:
+    async def get_and_pause(*args: Any, **named: Any) -> Any:
         rows = await get(*args, **named)
-        stand(Stop.AFTER_A_READ)
+        pause(Stop.AFTER_A_READ)
         return rows
 
-    async def complete_and_stand(*args: Any, **named: Any) -> Any:
-        stand(Stop.BEFORE_THE_WRITE)
+    async def pause_and_complete(*args: Any, **named: Any) -> Any:
+        pause(Stop.BEFORE_THE_WRITE)
         written = await complete_lease(*args, **named)
-        stand(Stop.AFTER_THE_WRITE)
+        pause(Stop.AFTER_THE_WRITE)
         return written
 
-    backend.get, backend.complete_lease = get_and_stand, complete_and_stand
+    backend.get, backend.complete_lease = get_and_pause, pause_and_complete
 
 
 async def _ask(store: AuthTokenStore, user_id: str) -> Answer:
@@ -157,18 +163,18 @@ async def _ask(store: AuthTokenStore, user_id: str) -> Answer:
     return Answer(None if record is None else record["access_token"], None, time.monotonic())
 
 
-async def _idle(store: AuthTokenStore) -> None:
-    """Until the store's refreshes have ended, which nobody need wait for any more."""
+async def _until_idle(store: AuthTokenStore) -> None:
+    """Wait until the store's refreshes have ended, also those whose callers have all been cancelled."""
     while tasks := store._engine._tasks:
         _ = await asyncio.wait(tasks)
 
 
-async def _told(link: Link) -> None:
-    """Wait for the test's word as `Link.meet` does, but let the process live on meanwhile."""
-    loop, word = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(link.commands.fileno(), word.set)
+async def _until_told(link: Link) -> None:
+    """Wait until the test says to go on, as `Link.meet` does, but without blocking the event loop."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(link.commands.fileno(), told.set)
     try:
-        _ = await word.wait()
+        _ = await told.wait()
     finally:
         loop.remove_reader(link.commands.fileno())
     link.commands.recv()
@@ -178,7 +184,7 @@ async def _told(link: Link) -> None:
 
 
 async def grant(link: Link, terms: Terms, refresh_tokens: dict[str, str]) -> None:
-    """Create the table, and store for each user what a provider granted, with an access token that has expired."""
+    """Create the table, and store each user's refresh token with an expired access token."""
     store = await opened(link, terms)
     link.meet()
     await store.setup()
@@ -187,7 +193,7 @@ async def grant(link: Link, terms: Terms, refresh_tokens: dict[str, str]) -> Non
 
 
 async def expire(link: Link, terms: Terms) -> str:
-    """Let the row's access token have expired; return it."""
+    """Replace the row's access token by an expired one; return the old one."""
     store = await opened(link, terms)
     link.meet()
     record = await store.load_tokens(PROVIDER, terms.user_id)
@@ -199,7 +205,7 @@ async def expire(link: Link, terms: Terms) -> str:
 
 
 async def stored(link: Link, terms: Terms) -> str | None:
-    """The access token in the row."""
+    """Return the access token in the row."""
     store = await opened(link, terms)
     link.meet()
     record = await store.load_tokens(PROVIDER, terms.user_id)
@@ -207,14 +213,14 @@ async def stored(link: Link, terms: Terms) -> str | None:
 
 
 async def ask(link: Link, terms: Terms, callers: int) -> list[Answer]:
-    """Callers that all want a valid token at once."""
+    """Let that many callers load a valid token at the same time."""
     store = await opened(link, terms)
     link.meet()
     return await asyncio.gather(*(_ask(store, terms.user_id) for _ in range(callers)))
 
 
 async def log_in(link: Link, terms: Terms, response: dict[str, Any]) -> None:
-    """Store what a provider granted."""
+    """Store a provider's token response."""
     store = await opened(link, terms)
     link.meet()
     expires_at = datetime.now(UTC) + timedelta(seconds=response["expires_in"])
@@ -222,29 +228,32 @@ async def log_in(link: Link, terms: Terms, response: dict[str, Any]) -> None:
 
 
 async def come_and_go(link: Link, terms: Terms, stays: Sequence[int | None], until_told: bool) -> list[Answer | None]:
-    """Callers of whom some are cancelled, and what the others got; ends when no refresh is left.
+    """Start callers, cancel some of them, and wait until no refresh is running.
 
     Args:
-        link: The line to the test.
+        link: The connection to the test.
         terms: How to open the store.
-        stays: For each caller after how many steps of the event loop it is cancelled, or None: never.
-        until_told: Cancel all when the test says so.
+        stays: For each caller: after how many steps of the event loop it is cancelled, or None: never.
+        until_told: Cancel all callers when the test says so.
+
+    Returns:
+        Each caller's result; None if it was cancelled.
     """
     store = await opened(link, terms)
     link.meet()
     callers = [asyncio.create_task(_ask(store, terms.user_id)) for _ in stays]
-    leavers = {caller: steps for caller, steps in zip(callers, stays, strict=True) if steps is not None}
-    patience = [asyncio.create_task(_cancel_after(steps, caller)) for caller, steps in leavers.items()]
+    cancelled = {caller: steps for caller, steps in zip(callers, stays, strict=True) if steps is not None}
+    timers = [asyncio.create_task(_cancel_after(steps, caller)) for caller, steps in cancelled.items()]
     if until_told:
-        await _told(link)
+        await _until_told(link)
         for caller in callers:
-            leavers[caller] = 0
+            cancelled[caller] = 0
             _ = caller.cancel()
         _ = await asyncio.wait(callers)
         link.answers.send(("here", None))
-    _ = await asyncio.wait([*callers, *patience])
-    await _idle(store)
-    return [None if caller in leavers and caller.cancelled() else caller.result() for caller in callers]
+    _ = await asyncio.wait([*callers, *timers])
+    await _until_idle(store)
+    return [None if caller in cancelled and caller.cancelled() else caller.result() for caller in callers]
 
 
 async def _cancel_after(steps: int, caller: asyncio.Task[Any]) -> None:
@@ -254,7 +263,7 @@ async def _cancel_after(steps: int, caller: asyncio.Task[Any]) -> None:
 
 
 async def outlast(link: Link, terms: Terms) -> None:
-    """Look at the row until the lease on it has expired, and do nothing about it."""
+    """Poll the row until its lease has expired."""
     _ = await opened(link, terms)
     backend, key = link.stores[0].backend, TokenKey(PROVIDER, terms.user_id)
     link.meet()
@@ -268,7 +277,7 @@ async def outlast(link: Link, terms: Terms) -> None:
 
 
 async def lock_and_refresh(link: Link, terms: Terms, tasks: int) -> list[Answer]:
-    """Tasks that want a valid token and get it as the contract says: load for update, refresh if need be, store."""
+    """Let tasks get a valid token under the row lock: load for update, refresh if expired, store."""
     store = await opened(link, terms)
     refresher = _Refresher(terms, link)
     link.meet()
@@ -290,14 +299,14 @@ async def lock_and_refresh(link: Link, terms: Terms, tasks: int) -> list[Answer]
 
 
 async def refresh_due(link: Link, terms: Terms) -> list[tuple[str, str]]:
-    """Refresh what is due, and return whose rows came to what."""
+    """Refresh the rows that are due; return each user with the outcome."""
     store = await opened(link, terms)
     link.meet()
     return [(result.user_id, result.outcome) async for result in store.refresh_due(within=600)]
 
 
 async def revoke(link: Link, terms: Terms, callers: int) -> list[bool]:
-    """Callers that all revoke the tokens."""
+    """Let that many callers revoke the tokens at the same time."""
     store = await opened(link, terms)
     link.meet()
     return await asyncio.gather(*(store.revoke_tokens(PROVIDER, terms.user_id) for _ in range(callers)))

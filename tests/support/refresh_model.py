@@ -1,11 +1,10 @@
-"""A model of refreshes of one row: every move that may come next, over the very functions that the engine runs.
+"""A model of the refreshes of one row. It yields every possible next move, with the functions that the engine runs.
 
-The row and the statements are those of ``tokenstore.leases``, and the steps are those of ``tokenstore.refresh.steps``.
-What is modelled here is the world around them: processes that crash or freeze, statements and responses that get lost,
-a provider that rotates refresh tokens, users who log in again. `refresh_model_invariants` says what must hold, and
-`refresh_model_search` visits every state.
+The row and the statements come from ``tokenstore.leases``, the steps from ``tokenstore.refresh.steps``. The model adds
+the environment: processes that crash or freeze, lost statements and responses, a provider that rotates refresh tokens,
+users who log in again. `refresh_model_invariants` has the invariants, and `refresh_model_search` visits all states.
 
-Time has no numbers. Now is 0 in every state; what lies ahead is 1, and passes by being set to 0.
+Time has only two values: now is 0 in every state, and a time in the future is 1. When that time comes, it is set to 0.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ from tokenstore.refresh.steps import (
 
 NOW, AHEAD = 0, 1
 CRASH = "crash"
-FREEZE = "lease runs out under a live holder"
-OUTAGE = "provider fails without deciding"
+FREEZE = "lease expires while its holder is still running"
+OUTAGE = "provider fails without a decision"
 LOST_RESPONSE = "response is lost"
-LOST_ANSWER = "statement is carried out, its answer lost"
-NOT_DONE = "statement is not carried out"
-LATE = "statement is carried out later than its sender believes"
+LOST_ANSWER = "statement is executed, but its result is lost"
+NOT_DONE = "statement is not executed"
+LATE = "statement is executed after its sender has given up waiting"
 FAULTS = frozenset({CRASH, FREEZE, OUTAGE, LOST_RESPONSE, LOST_ANSWER, NOT_DONE, LATE})
 _SILENCES = {
-    LOST_ANSWER: "is carried out, unknown to it",
-    NOT_DONE: "is not carried out",
-    LATE: "stays under way, lost to it",
+    LOST_ANSWER: "is executed, but the result is lost",
+    NOT_DONE: "is not executed, and there is no result",
+    LATE: "is delayed, and there is no result",
 }
-# After these a pair may be gone for good, whatever the protocol.
+# After these faults a pair of tokens may be lost for good; no protocol can prevent that.
 LOSSES = frozenset({CRASH, LOST_RESPONSE})
 _INVALID_GRANT = Failure("invalid_grant")
 _UNAVAILABLE = Failure("temporarily_unavailable", 1.0)
-# A process knows itself by this name; the row knows it by its place among the processes.
+# In the steps, each process calls itself by this name. In the row, the lease holder is the process's index.
 _ME = "me"
 PLACES = ("0", "1", "2", "3")
 URGENT = Goal(_ME)
@@ -60,24 +59,25 @@ BACKGROUND = Goal(_ME, urgent=False)
 
 
 def _after_unsettled(_: Settle) -> Step:
-    """A failure that could not be left in the row, however often it was tried: ends with the database's error.
+    """End with the database's error if the failure could not be written to the row in any attempt.
 
-    That the refresh token is dead is no verdict yet: only the row could tell whether it is still the row's.
+    The refresh must not end with "log in again": the row may contain a newer refresh token by now.
     """
     return End(Outcome.FAILED)
 
 
-# pyright does not find out the types of the rows of generic functions behind `...`.
+# `...`, because pyright cannot infer the row's type in a generic function.
 Statement = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """The functions under test: the real ones, unless a test puts a broken one in place.
+    """The functions under test: the real ones, unless a test replaces one by a broken one.
 
     Attributes:
-        after_unsettled: What follows if nobody can tell whether a failure was left in the row.
-        renames: A refresh whose settling was refused goes on under a new name.
+        after_unsettled: The step after a settling (the statement that writes a failure to the row) whose result is
+            unknown.
+        renames: Whether a refresh whose settling was refused continues with a new lease holder's name.
     """
 
     written: Callable[[Row[int], int], Row[int]] = leases.written
@@ -96,19 +96,18 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What may happen, and how often.
+    """The events that may happen, and how often.
 
     Attributes:
-        strict: The provider revokes the whole grant when a used refresh token is presented; else it refuses it, and
-            that is all.
-        goals: One process for each.
-        due: The row's first access token is valid still, within the margin; else it has expired.
-        faults: How many faults there are at most, of whatever kind.
-        kinds: The kinds that there are.
-        logins: How often the user logs in again, which ends the grant before.
+        strict: Whether the provider revokes the grant when it gets a used refresh token; otherwise it only refuses it.
+        goals: The goals of the processes, one for each.
+        due: Whether the first access token is still valid, but within the refresh margin; otherwise it has expired.
+        faults: The maximum number of faults of all kinds.
+        kinds: The kinds of fault that can happen.
+        logins: How often the user logs in again, which ends the earlier grant.
         deletions: How often the row is deleted.
         ageings: How often the row's access token expires.
-        points: Remember where a process crashed; for :func:`crash_points`.
+        points: Whether to record where a process crashed, for :func:`crash_points`.
     """
 
     strict: bool
@@ -124,29 +123,29 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """In place of a step: never acts again."""
+    """The step of a process that has crashed."""
 
     point: str = ""
 
 
 class Late(NamedTuple):
-    """A statement that the server has not carried out yet, and its sender no longer waits for."""
+    """A statement that the server has not executed yet, and for which its sender no longer waits."""
 
     step: Claim | Save | Settle
     pair: int | None
 
 
 class Proc(NamedTuple):
-    """One refresh.
+    """A process with one refresh.
 
     Attributes:
-        goal: Of the refresh; its ``holder`` is always "me".
-        step: What it does next.
-        token: The refresh token that its last read brought, where the step needs it.
-        hand: The pair that the provider issued to it and that it has not stored.
-        wire: Of its call: "sent", then the answer under way: a pair, "refused" or "unavailable".
-        leased: A lease was granted to it and its time is not over. Nothing but the invariants asks.
-        late: A statement of its that is still under way.
+        goal: The goal of the refresh; its ``holder`` is always "me".
+        step: The next step.
+        token: The refresh token from the last read, if the step needs it.
+        hand: The pair of tokens that the provider issued to this process and that is not stored yet.
+        wire: The state of the provider call: "sent", then its response: a pair, "refused" or "unavailable".
+        leased: Whether this process was granted a lease that has not ended; used only by the invariants.
+        late: A statement of this process that the server has not executed yet.
     """
 
     goal: Goal
@@ -159,27 +158,27 @@ class Proc(NamedTuple):
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended or crashed."""
+        """Whether the process has ended or crashed."""
         return isinstance(self.step, (End, Crashed))
 
 
 class State(NamedTuple):
-    """The world. A pair of tokens is a number, in the order of issue, and so is its refresh token.
+    """The state of the model. Pairs of tokens are numbered as issued; a refresh token has its pair's number.
 
     Attributes:
-        row: The row, or None once it is deleted.
-        procs: The refreshes.
+        row: The row; None: it was deleted.
+        procs: The processes.
         issued: The last pair that the provider issued.
-        live: The refresh token that the provider accepts, or None.
+        live: The refresh token that the provider accepts; None: none.
         grant: The first pair of the grant.
-        adrift: Refresh tokens in requests whose sender no longer listens, and that may arrive yet.
-        aged: Access tokens of pairs below this one have expired.
-        login: A pair that a login brought, and that is not written yet.
-        generation: The highest there ever was; none comes back after a deletion.
-        faults: How many are left.
-        logins: How many are left.
-        deletions: How many are left.
-        ageings: How many are left.
+        adrift: Refresh tokens of requests that may still arrive, and whose senders no longer wait for a response.
+        aged: Access tokens of pairs with lower numbers have expired.
+        login: A pair from a login that is not written yet.
+        generation: The highest generation so far, also of deleted rows.
+        faults: The number of faults that may still happen.
+        logins: The number of logins that may still happen.
+        deletions: The number of deletions that may still happen.
+        ageings: How often the access token may still expire.
     """
 
     row: Row[int] | None
@@ -201,13 +200,13 @@ class State(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One line of a trace.
+    """One move, which is one line of a trace.
 
     Attributes:
-        who: The place of the process that moves, or None.
-        what: It did.
-        calm: Something that happens by itself in the end; else a fault, or something a user does.
-        sends: A request with its refresh token.
+        who: The index of the process that moves, or None.
+        what: What happened, as text.
+        calm: Whether the move happens eventually without faults and users; otherwise it is a fault or a user's action.
+        sends: Whether the move sends the process's refresh token to the provider.
     """
 
     who: int | None
@@ -220,7 +219,7 @@ Successor = tuple[Move, State]
 
 
 class Model:
-    """The moves of one scenario."""
+    """Yields the moves of one scenario."""
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
         self.scenario = scenario
@@ -246,7 +245,7 @@ class Model:
         )
 
     def canonical(self, state: State) -> tuple[State, tuple[int, ...]]:
-        """The same state for every order of the processes, which are interchangeable; and which stood where."""
+        """Sort the processes, which are interchangeable, so that equivalent states are equal; return also the order."""
         row = state.row
         holder = None if row is None or row.lease_holder is None else int(row.lease_holder)
         ids = self._ids
@@ -259,12 +258,12 @@ class Model:
         return state._replace(row=row, procs=tuple(state.procs[place] for place in order)), order
 
     def moves(self, state: State) -> Iterator[Successor]:
-        """Everything that can happen next."""
+        """Yield each possible next move with the state after it."""
         for place, proc in enumerate(state.procs):
             if proc.late is not None:
                 after = self._carry_out(state, place, *proc.late) or state
                 after = after.with_proc(place, after.procs[place]._replace(late=None))
-                yield Move(place, f"'s {_told(proc.late.step)} is carried out after all"), after
+                yield Move(place, f"'s delayed {_described(proc.late.step)} is executed"), after
             if not proc.gone:
                 yield from self._act(state, place, proc)
                 if self._may(CRASH, state):
@@ -272,7 +271,7 @@ class Model:
         yield from self._time(state)
         yield from self._others(state)
 
-    # -- what happens around the refreshes ---------------------------------------------------------
+    # -- moves of the environment ------------------------------------------------------------------
 
     def _may(self, kind: str, state: State) -> bool:
         return state.faults > 0 and kind in self.scenario.kinds
@@ -296,7 +295,7 @@ class Model:
             if holder.gone:
                 yield Move(place, "'s lease expires"), over
             elif self._may(FREEZE, state):
-                yield _fault(place, f" is frozen ({_told(holder.step)}), and its lease expires", over)
+                yield _fault(place, f" is frozen ({_described(holder.step)}), and its lease expires", over)
         if row.failure_code is not None and row.retry_at == AHEAD:
             yield Move(None, "the time to retry comes"), state._replace(row=replace(row, retry_at=NOW))
 
@@ -306,7 +305,7 @@ class Model:
             rest.remove(token)
             after, answer = self._decide(state._replace(adrift=tuple(rest)), token)
             yield (
-                Move(None, f"an abandoned request with token {token} arrives: {_answer(answer)}, heard by nobody"),
+                Move(None, f"an abandoned request with token {token} arrives: {_answer(answer)}, and is not read"),
                 after,
             )
         if state.login is not None:
@@ -331,7 +330,7 @@ class Model:
         return state._replace(procs=tuple(proc._replace(leased=False) for proc in state.procs))
 
     def _decide(self, state: State, token: int) -> tuple[State, int | str]:
-        """The provider's part: one live refresh token, which works once."""
+        """Handle a request as the provider does: there is one live refresh token, which works once."""
         if token == state.live:
             pair = state.issued + 1
             return state._replace(issued=pair, live=pair), pair
@@ -339,7 +338,7 @@ class Model:
             return state._replace(live=None), "refused"
         return state, "refused"
 
-    # -- what the refreshes do ---------------------------------------------------------------------
+    # -- moves of the processes --------------------------------------------------------------------
 
     def _view(self, state: State, place: int) -> View | None:
         row = state.row
@@ -365,17 +364,17 @@ class Model:
             case Read() | Wait():
                 goal, following = self.protocol.after_read(proc.goal, self._view(state, place))
                 if (goal, following) == (proc.goal, step):
-                    return  # waits on
+                    return  # nothing has changed: the process keeps waiting
                 token = None if state.row is None else state.row.tokens
                 after = state.with_proc(place, _tidy(proc._replace(goal=goal, token=token), following))
-                yield Move(place, f" reads the row: {_told(following)}"), after
+                yield Move(place, f" reads the row: {_described(following)}"), after
             case Reread():
                 goal, following = self.protocol.after_reread(proc.goal, step, self._view(state, place))
                 if (goal, following) == (proc.goal, step):
                     return
                 token = None if state.row is None else state.row.tokens
                 after = state.with_proc(place, _tidy(proc._replace(goal=goal, token=token), following))
-                yield Move(place, f" reads the row again, pair {proc.hand} in hand: {_told(following)}"), after
+                yield Move(place, f" reads the row again, pair {proc.hand} in hand: {_described(following)}"), after
             case Call():
                 yield from self._call(state, place, proc, step)
             case Claim() | Save() | Settle():
@@ -427,24 +426,24 @@ class Model:
                 case Settle():
                     following = self.protocol.after_settle(step, settled=done)
                     if self.protocol.renames and proc.late is not None and isinstance(proc.late.step, Settle):
-                        proc = proc._replace(late=None)  # the row will not hold that name again
+                        proc = proc._replace(late=None)  # with a new name, the delayed settling can no longer succeed
             return state.with_proc(place, _tidy(proc, following))
 
         def silence(state: State) -> Iterator[tuple[str, State]]:
-            """What it does when nobody tells it whether the statement was carried out."""
+            """Yield what the process may do if it does not learn whether the statement was executed."""
             if isinstance(step, Claim):
                 yield "", answered(state, done=False)
                 return
-            yield "", state  # the same once more
+            yield "", state  # the process sends the statement again
             if isinstance(step, Settle):
                 proc = _tidy(state.procs[place], self.protocol.after_unsettled(step))
                 yield ", and it gives up", state.with_proc(place, proc)
 
-        what = _told(step)
+        what = _described(step)
         after = self._carry_out(state, place, step, proc.hand)
-        verdict = "is refused" if after is None else "is carried out"
+        verdict = "is refused" if after is None else "is executed"
         yield Move(place, f"'s {what} {verdict}"), answered(after or state, done=after is not None)
-        # Whether it would be refused or not.
+        # A statement can get lost whether the row would refuse it or not.
         silences = [(NOT_DONE, state)] if after is None else [(NOT_DONE, state), (LOST_ANSWER, after)]
         if proc.late is None:
             late = Late(step, proc.hand if isinstance(step, Save) else None)
@@ -488,7 +487,7 @@ def _drift(state: State, token: int) -> State:
 
 
 def _tidy(proc: Proc, step: Step) -> Proc:
-    """With its next step, and without what that has no use for, so that equal states are equal."""
+    """Set the next step, and clear the fields that it does not use, so that equivalent states are equal."""
     if isinstance(step, End):
         return Proc(URGENT, step, leased=proc.leased, late=proc.late)
     return proc._replace(
@@ -498,7 +497,7 @@ def _tidy(proc: Proc, step: Step) -> Proc:
     )
 
 
-def _told(step: Step | Crashed) -> str:
+def _described(step: Step | Crashed) -> str:
     match step:
         case End(outcome, failure):
             kind = "" if failure is None else " for good" if failure.retry_in is None else " for a while"
@@ -515,7 +514,7 @@ def _answer(answer: int | str | None) -> str:
 
 
 def _point(proc: Proc) -> str:
-    """Where a process stands, in the words of docs/refresh.md."""
+    """Return where a process is, in the words of docs/refresh.md."""
     match proc.step:
         case Read() | Wait() | Claim():
             return "before the claim"

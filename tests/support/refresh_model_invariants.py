@@ -1,4 +1,4 @@
-"""What must hold at every move of the model of the refresh protocol."""
+"""The invariants of the model of the refresh protocol, which are checked at each move."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _invariant(check: Invariant) -> Invariant:
 
 @_invariant
 def one_live_lease(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """Whoever was granted a lease whose time is not over is the one whom the row names: never two.
+    """At most one process has a live lease, and it is the lease holder in the row.
 
-    So at most one process calls the provider while its lease is live. A lease ends early by a statement of its
-    holder's, be it a late one, by new tokens from elsewhere, or with the row.
+    So at most one process calls the provider while its lease is live. A lease ends before its time by a statement of
+    its holder (also a delayed one), by new tokens from elsewhere, or with the row's deletion.
     """
     holders = [PLACES[place] for place, proc in enumerate(after.procs) if proc.leased]
     row = after.row
@@ -31,9 +31,9 @@ def one_live_lease(_: Scenario, before: State, move: Move, after: State) -> bool
 
 @_invariant
 def a_lease_sends_what_the_row_holds(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh token that is sent under a live lease is the row's, and no failure for good is on it.
+    """A process with a live lease sends only the refresh token in the row, and only if the row has no failure.
 
-    So once a new pair is stored, nobody sends the old refresh token but a process whose lease has run out.
+    So once a new pair is stored, only a process whose lease has expired can still send the old refresh token.
     """
     if not move.sends or move.who is None or not before.procs[move.who].leased:
         return True
@@ -43,7 +43,7 @@ def a_lease_sends_what_the_row_holds(_: Scenario, before: State, move: Move, aft
 
 @_invariant
 def generations_rise(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """The generation rises by one with each write of tokens, and with nothing else; none comes back."""
+    """The generation grows by one with each write of tokens and with no other write, also after a deletion."""
     old, new = before.row, after.row
     if new is None or new == old:
         return True
@@ -54,15 +54,15 @@ def generations_rise(_: Scenario, before: State, move: Move, after: State) -> bo
 
 @_invariant
 def tokens_are_never_older(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """No pair in the row is replaced by one that the provider issued before it."""
+    """A pair in the row is never replaced by a pair that the provider issued earlier."""
     return before.row is None or after.row is None or after.row.tokens >= before.row.tokens
 
 
 @_invariant
 def no_pair_is_dropped(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A process that lives lets go of its new pair only once the row holds that or a newer one, or is deleted.
+    """A running process drops its new pair only after the row has that pair or a newer one, or is deleted.
 
-    So when nothing is left to do, the newest pair that reached a process which did not crash is in the row.
+    So at the end, the newest pair that reached a process which did not crash is in the row.
     """
     if move.who is None:
         return True
@@ -74,9 +74,9 @@ def no_pair_is_dropped(_: Scenario, before: State, move: Move, after: State) -> 
 
 @_invariant
 def failed_for_good_means_dead(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh ends by asking for a new login only if the refresh token that is then in the row is dead.
+    """A refresh ends with "log in again" only if the provider no longer accepts the refresh token in the row.
 
-    Dead at the provider: used, revoked, or both. A pair that replaces it may still be in a frozen process's hand.
+    A frozen process may still have the pair that replaces it.
     """
     if move.who is None or before.procs[move.who].gone:
         return True
@@ -88,14 +88,14 @@ def failed_for_good_means_dead(_: Scenario, before: State, move: Move, after: St
 
 @_invariant
 def marked_for_good_means_dead(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A failure for good that is in a row speaks of the pair that is in the row: its refresh token is dead."""
+    """If the row has a failure without a retry time, the provider no longer accepts the row's refresh token."""
     row = after.row
     return row is None or row.failure_code is None or row.retry_at is not None or row.tokens != after.live
 
 
 @_invariant
 def served_means_valid(_: Scenario, before: State, move: Move, after: State) -> bool:
-    """A refresh ends well only if the row's access token is valid at that moment."""
+    """A refresh ends successfully only if the row's access token is valid at that moment."""
     if move.who is None or before.procs[move.who].gone:
         return True
     match after.procs[move.who].step:
@@ -106,10 +106,10 @@ def served_means_valid(_: Scenario, before: State, move: Move, after: State) -> 
 
 @_invariant
 def nothing_is_sent_twice(scenario: Scenario, before: State, move: Move, after: State) -> bool:
-    """Without a crash, a lost response, a frozen holder and a login the provider refuses no refresh token.
+    """Without crashes, lost responses, frozen lease holders and logins, the provider refuses no refresh token.
 
-    Whatever happens to the statements, and however often the provider is away; with one exception, a settling that is
-    carried out under its sender's next lease, which test_transitions.py shows.
+    Lost statements and outages of the provider change nothing about that, with one exception: a delayed settling that
+    is executed during its sender's next lease, which test_transitions.py shows.
     """
     if scenario.kinds & (LOSSES | {FREEZE}) or scenario.logins:
         return True
@@ -118,9 +118,9 @@ def nothing_is_sent_twice(scenario: Scenario, before: State, move: Move, after: 
 
 @_invariant
 def grants_survive(scenario: Scenario, before: State, move: Move, after: State) -> bool:
-    """At the end the row's refresh token is live, unless a process crashed or a response was lost.
+    """At the end the provider accepts the row's refresh token, unless a process crashed or a response was lost.
 
-    With a strict provider a frozen holder is a third cause. With any other it does no lasting harm.
+    With a strict provider, a frozen lease holder can also lose the grant.
     """
     if scenario.kinds & LOSSES or (scenario.strict and FREEZE in scenario.kinds):
         return True

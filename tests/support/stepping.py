@@ -1,4 +1,4 @@
-"""A coroutine with something done at each wait of its task, to cancel it at a chosen one."""
+"""Runs a coroutine and calls a function at each suspension, for example to cancel it at a chosen one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> T:
-    """Do some work, with a call of ``step`` at each wait of its task."""
+    """Run ``work``, and call ``step`` each time before the task suspends."""
     return await _stepped(work, step)
 
 
@@ -28,5 +28,5 @@ def _stepped(work: Coroutine[Any, Any, T], step: Callable[[], None]) -> Generato
         step()
         try:
             resume = functools.partial(work.send, (yield awaited))
-        except BaseException as error:  # noqa: BLE001 - a wait can end in anything, and the work must get it
+        except BaseException as error:  # noqa: BLE001 - the awaited call can raise any error, and the coroutine must get it
             resume = functools.partial(work.throw, error)

@@ -1,4 +1,4 @@
-"""What worker processes do with a store: set up, play programs, store, load, hold locks and leases."""
+"""Jobs of worker processes with a store: set up, run programs, store, load, hold locks and leases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from support.broken_backends import Fault
-from support.generated_programs import Program, Stage
+from support.generated_programs import Program, ProgramRun
 from support.workers import Link
 from support.written_values import sealed, tokens, version
 from tokenstore.errors import LockTimeoutError
@@ -28,15 +28,15 @@ async def set_up(link: Link, url: str) -> None:
     await store.tokens.setup()
 
 
-async def play(
+async def run_program(
     link: Link, url: str, name: str, user_id: str, program: Program, fault: Fault | None = None
 ) -> list[Operation]:
-    """Perform tasks of a program, and return what happened; the clock is one for all processes of a machine."""
+    """Run tasks of a program and return their history. All processes of a machine share the monotonic clock."""
     stores = await link.open(url, fault)
-    stage = Stage(stores, user_id, time.monotonic_ns, name)
+    run = ProgramRun(stores, user_id, time.monotonic_ns, name)
     link.meet()
-    await stage.play(program)
-    return stage.history
+    await run.execute(program)
+    return run.history
 
 
 async def store(link: Link, url: str, value: str) -> None:
@@ -47,21 +47,21 @@ async def store(link: Link, url: str, value: str) -> None:
 
 
 async def load(link: Link, url: str) -> Version | None:
-    """Which write the row comes from."""
+    """Return the write that the row comes from."""
     (one, *_) = await link.open(url)
     link.meet()
     return version(await one.tokens.load_tokens(*KEY))
 
 
 async def store_grant(link: Link, url: str, refresh_token: str) -> None:
-    """Store what a provider granted, with an access token that has expired."""
+    """Store a refresh token with an expired access token."""
     (one, *_) = await link.open(url)
     link.meet()
     await one.tokens.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - timedelta(hours=1))
 
 
 async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], tasks: int) -> list[str]:
-    """Many tasks that want a valid token, as the contract says: load for update, refresh if need be, store."""
+    """Let many tasks get a valid token under the row lock: load for update, refresh if expired, store."""
     (one, *_) = await link.open(url)
     link.meet()
 
@@ -81,16 +81,16 @@ async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], 
 
 
 async def hold_lock(link: Link, url: str) -> None:
-    """Lock the row, overwrite it, and stand still before the commit."""
+    """Lock the row, overwrite it, and pause before the commit."""
     (one, *_) = await link.open(url)
     async with one.tokens.transaction() as transaction:
         await transaction.load_tokens(*KEY, for_update=True)
-        await transaction.store_tokens(*KEY, **tokens("doomed"))
+        await transaction.store_tokens(*KEY, **tokens("uncommitted"))
         link.meet()
 
 
 async def wait_for_lock(link: Link, url: str, seconds: float) -> Version | None:
-    """Find the row locked, then wait for the lock for so long, and return what the row holds."""
+    """Check that the row is locked, then wait up to so many seconds for the lock; return the write in the row."""
 
     async def lock() -> Version | None:
         async with one.tokens.transaction() as transaction:
@@ -102,14 +102,14 @@ async def wait_for_lock(link: Link, url: str, seconds: float) -> Version | None:
     except LockTimeoutError:
         pass
     else:
-        raise AssertionError(f"the row was not locked, and held {found}")
+        raise AssertionError(f"the row was not locked; it contained {found}")
     (one, *_) = await link.open(url, lock_timeout=seconds)
     link.meet()
     return await lock()
 
 
 class Grant(NamedTuple):
-    """A lease that was granted: after which generation, and when at the earliest and at the latest, in nanoseconds."""
+    """A lease that was granted for a generation, between ``asked_at`` and ``granted_at`` (monotonic, nanoseconds)."""
 
     holder: str
     generation: int
@@ -118,7 +118,7 @@ class Grant(NamedTuple):
 
 
 async def hold_lease(link: Link, url: str, holder: str, duration: float) -> list[bool]:
-    """Claim, stand still, and then try to complete and to release: whether that worked."""
+    """Claim the lease, pause, then try to complete and to release it; return whether each succeeded."""
     (one, *_) = await link.open(url)
     row = await one.backend.get(KEY)
     assert row is not None
@@ -133,7 +133,7 @@ async def hold_lease(link: Link, url: str, holder: str, duration: float) -> list
 
 
 async def take_over(link: Link, url: str, holder: str, lost: Grant) -> Grant | None:
-    """Claim again and again, until granted or somebody else was."""
+    """Claim the lease until the claim is granted or another holder has the lease."""
     (one, *_) = await link.open(url)
     link.meet()
     for _ in itertools.count():

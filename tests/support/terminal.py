@@ -1,4 +1,4 @@
-"""A terminal for a command."""
+"""Runs a command whose standard input is a terminal."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class Terminal:
             stdin=slave,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # no /dev/tty, so that the questions come to stderr
+            start_new_session=True,  # so that there is no /dev/tty, and questions go to standard error
         )
         os.close(slave)
         self.asked = ""
 
     def answer(self, question: str, text: str) -> None:
-        """Type something, once asked: what is typed before that is discarded."""
+        """Wait for the question, then type an answer. Text typed before the question would be discarded."""
         assert self.process.stderr is not None
-        heard = ""
-        while question not in heard:
-            spoken, _, _ = select.select([self.process.stderr], [], [], 30)
-            data = os.read(self.process.stderr.fileno(), 4096).decode() if spoken else ""
+        output = ""
+        while question not in output:
+            readable, _, _ = select.select([self.process.stderr], [], [], 30)
+            data = os.read(self.process.stderr.fileno(), 4096).decode() if readable else ""
             if not data:
                 self.process.kill()
-                pytest.fail(f"did not ask {question!r} but said {self.finish()}")
-            heard += data
-        self.asked += heard
+                pytest.fail(f"the command did not ask {question!r}; its output: {self.finish()}")
+            output += data
+        self.asked += output
         os.write(self.master, f"{text}\n".encode())
 
     def finish(self) -> Done:
@@ -49,7 +49,7 @@ class Terminal:
         try:
             while data := os.read(self.master, 4096):
                 echoed += data
-        except OSError:  # Linux's way of saying that nobody has the other end open
+        except OSError:  # raised by Linux when no process has the other end open
             pass
         os.close(self.master)
         return Done(self.process.returncode, out.decode(), self.asked + err.decode() + echoed.decode())

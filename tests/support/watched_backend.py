@@ -1,4 +1,4 @@
-"""A backend whose one row is watched."""
+"""A backend with one row, for tests of `watch`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = TokenKey("github", "u1")
 
 @asynccontextmanager
 async def opened_backend(url: str, *, setup: bool = True, **options: Any) -> AsyncIterator[SQLBackend]:
-    """A backend on a table that holds the row."""
+    """Open a backend whose table has the row."""
     backend: Any = backend_for_url(url, options)
     try:
         if setup:
@@ -30,7 +30,7 @@ async def opened_backend(url: str, *, setup: bool = True, **options: Any) -> Asy
 
 
 async def watched_for(backend: SupportsWatching) -> float:
-    """How many seconds one call of `watch` took."""
+    """Call `watch` and return how many seconds it took."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     await backend.watch(KEY)

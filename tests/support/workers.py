@@ -1,7 +1,7 @@
-"""Real processes for tests: each has a loop and stores of its own, and runs the jobs that the test sends it.
+"""Worker processes for tests. Each has its own event loop and stores, and runs the jobs that the test sends.
 
-A job is a coroutine function of a module that the process can import. It starts by calling `Link.meet`, so that
-everybody begins at once and no test waits by time.
+A job is a coroutine function in a module that the process can import. It begins with a call of `Link.meet`, so that
+the jobs of several processes start at the same time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from support.broken_backends import Fault
 from support.generated_programs import Store, stores_over
 from tokenstore.registry import backend_for_url
 
-_PATIENCE = 120.0
+_TIMEOUT = 120.0
 
 
 @dataclass
 class Link:
-    """A worker's end of the line to the test, and the stores that it keeps open between jobs."""
+    """A worker's connection to the test, with the stores that stay open between jobs."""
 
     commands: Connection
     answers: Connection
@@ -33,12 +33,12 @@ class Link:
     stores: list[Store] = field(default_factory=list)
 
     def meet(self, value: object = None) -> None:
-        """Tell the test where this job stands, and wait until it says to go on. Blocks the whole process."""
+        """Tell the test that the job has got here, and wait until the test says to go on. Blocks the whole process."""
         self.answers.send(("here", value))
         self.commands.recv()
 
     async def open(self, url: str, fault: Fault | None = None, **options: object) -> list[Store]:
-        """Stores at a URL, on new connections unless the last job wanted the same."""
+        """Return stores for a URL; they are opened anew unless the last job used the same arguments."""
         if (wanted := (url, fault, options)) != self.opened:
             await self.close()
             backend = backend_for_url(url, options) if fault is None else fault.backend(url)
@@ -64,24 +64,24 @@ def _serve(commands: Connection, answers: Connection) -> None:
                 return runner.run(link.close())
             try:
                 answers.send(("done", runner.run(job(link, *args))))
-            except BaseException as error:  # noqa: BLE001 - the test is told, and raises it
+            except BaseException as error:  # noqa: BLE001 - sent to the test, which raises it
                 error.add_note(traceback.format_exc())
                 answers.send(("failed", error))
 
 
 class Worker:
-    """The test's handle of one process."""
+    """One worker process, as the test sees it."""
 
     _context = multiprocessing.get_context("spawn")
 
     def __init__(self) -> None:
-        # Pipes of one direction each: they are no sockets, which every test is checked not to leave behind.
-        theirs, self._commands = self._context.Pipe(duplex=False)
+        # One-way pipes, because two-way pipes are sockets, and the tests check that no socket is left behind.
+        commands, self._commands = self._context.Pipe(duplex=False)
         self._answers, answers = self._context.Pipe(duplex=False)
-        self._process = self._context.Process(target=_serve, args=(theirs, answers), daemon=True)
+        self._process = self._context.Process(target=_serve, args=(commands, answers), daemon=True)
         self._process.start()
-        # With the test's copies closed, a worker's end is the end of its pipe.
-        theirs.close()
+        # Close the worker's ends in this process; otherwise reading would not fail when the worker dies.
+        commands.close()
         answers.close()
 
     def start(self, job: Job, *args: object) -> None:
@@ -89,11 +89,11 @@ class Worker:
         self._commands.send((job, args))
 
     def met(self) -> Any:
-        """Wait until the job calls `meet`, and return what it says."""
+        """Wait until the job calls `meet`, and return the value that it passes."""
         return self._answer("here")
 
     def go_on(self) -> None:
-        """Let it go on from there."""
+        """Let the job continue after `meet`."""
         self._commands.send(None)
 
     def result(self) -> Any:
@@ -101,7 +101,7 @@ class Worker:
         return self._answer("done")
 
     def call(self, job: Job, *args: object) -> Any:
-        """Run a job without waiting at its `meet`."""
+        """Run a job to its end, without stopping at its first `meet`."""
         self.start(job, *args)
         self.met()
         self.go_on()
@@ -114,10 +114,10 @@ class Worker:
         if signal == SIGSTOP:
             os.waitpid(self._process.pid, os.WUNTRACED)
         elif signal == SIGKILL:
-            self._process.join(_PATIENCE)
+            self._process.join(_TIMEOUT)
 
     def is_idle(self) -> bool:
-        """Whether it has nothing left to say, and takes a job."""
+        """Whether the worker has no job left and accepts a new one."""
         try:
             self.start(nothing)
             if not self._answers.poll(1) or self._answers.recv() != ("here", "idle"):
@@ -129,7 +129,7 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """Let the process end, or make it."""
+        """Let the process end, and kill it if it does not."""
         self._commands.close()
         if self._process.is_alive():
             self.signal(SIGCONT)
@@ -141,7 +141,7 @@ class Worker:
 
     def receive(self) -> tuple[str, Any]:
         """Wait for the next message: ("here", …) from `meet`, ("done", result) or ("failed", error)."""
-        assert self._answers.poll(_PATIENCE), f"no answer from a worker within {_PATIENCE} s"
+        assert self._answers.poll(_TIMEOUT), f"no message from a worker within {_TIMEOUT} s"
         message: tuple[str, Any] = self._answers.recv()
         return message
 
@@ -149,12 +149,12 @@ class Worker:
         kind, value = self.receive()
         if kind == "failed":
             raise value
-        assert kind == expected, f"a worker is {kind}, not {expected}"
+        assert kind == expected, f"expected the message {expected!r} from a worker, got {kind!r}"
         return value
 
 
 class Team:
-    """Workers, started when first needed and kept for the next test."""
+    """Workers, which start at first use and are reused by later tests."""
 
     def __init__(self) -> None:
         self._workers: list[Worker] = []
@@ -163,26 +163,27 @@ class Team:
         return self.first(index + 1)[index]
 
     def first(self, count: int) -> list[Worker]:
-        """This many of them."""
+        """Return the first ``count`` workers."""
         self._workers += [Worker() for _ in range(count - len(self._workers))]
         return self._workers[:count]
 
     def all_at_once(self, job: Job, *args: object, count: int) -> list[Any]:
-        """Run one job in this many processes, from its `meet` on at the same time."""
+        """Run one job in this many processes; all continue from their first `meet` at the same time."""
         return self.together([(job, *args)] * count)
 
     def together(self, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run a job in each process, from their `meet` on at the same time."""
+        """Run a job in each process; all continue from their first `meet` at the same time."""
         workers = self.first(len(jobs))
         for worker, (job, *args) in zip(workers, jobs, strict=True):
             worker.start(job, *args)
-        # Everybody's last word is heard before an error is raised: the next test meets workers with nothing to say.
-        stands = [worker.receive() for worker in workers]
-        for worker, (kind, _) in zip(workers, stands, strict=True):
+        # Receive the last message of every worker before raising an error; otherwise the next test would receive it.
+        first = [worker.receive() for worker in workers]
+        for worker, (kind, _) in zip(workers, first, strict=True):
             if kind == "here":
                 worker.go_on()
         ends = [
-            worker.receive() if stand[0] == "here" else stand for worker, stand in zip(workers, stands, strict=True)
+            worker.receive() if message[0] == "here" else message
+            for worker, message in zip(workers, first, strict=True)
         ]
         for kind, value in ends:
             if kind == "failed":
@@ -190,12 +191,12 @@ class Team:
         return [value for _, value in ends]
 
     def dismiss(self, worker: Worker) -> None:
-        """Take leave of one that was killed."""
+        """Remove a worker, for example one that was killed."""
         self._workers.remove(worker)
         worker.close()
 
     def muster(self) -> None:
-        """Take leave of those whom a test that failed has left in the midst of something."""
+        """Remove the workers that still run a job of a test that failed."""
         for worker in [worker for worker in self._workers if not worker.is_idle()]:
             self.dismiss(worker)
 
@@ -205,5 +206,5 @@ class Team:
 
 
 async def nothing(link: Link) -> None:
-    """Show that there is nothing else to do."""
+    """Do nothing; shows that the worker accepts jobs."""
     link.meet("idle")

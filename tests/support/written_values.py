@@ -1,4 +1,4 @@
-"""Writes that carry an id in each of their parts, so that a read shows whose it is, or that it is a mixture."""
+"""Values of writes. Each has its write's id in all parts, so that a read shows the write, or a mixture of writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EPOCH = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 def tokens(value: str) -> dict[str, Any]:
-    """The arguments of one write: its id in each."""
+    """Return the arguments of `store_tokens` for a write; each contains the write's id."""
     return {
         "access_token": f"access {value}",
         "refresh_token": f"refresh {value}",
@@ -27,7 +27,7 @@ def tokens(value: str) -> dict[str, Any]:
 
 
 def sealed(keyring: Keyring, key: TokenKey, value: str) -> SealedTokens:
-    """The same write, as a backend gets it."""
+    """Return the same write as sealed tokens for a backend."""
     return SealedTokens(
         access_token=keyring.seal(key, "access_token", f"access {value}"),
         refresh_token=keyring.seal(key, "refresh_token", f"refresh {value}"),
@@ -39,7 +39,7 @@ def sealed(keyring: Keyring, key: TokenKey, value: str) -> SealedTokens:
 
 
 def version(record: TokenRecord | None) -> Version | None:
-    """Which write a record came from, or the mixture that it is."""
+    """Return the write that a record comes from, or a mixture of several writes."""
     if record is None:
         return None
     value = record["access_token"].removeprefix("access ")
@@ -52,5 +52,5 @@ def version(record: TokenRecord | None) -> Version | None:
 
 
 def stamp(value: str) -> datetime:
-    """A time that stands for a write."""
+    """Derive a time from a write's id."""
     return _EPOCH + timedelta(seconds=crc32(value.encode()))

@@ -1,6 +1,6 @@
-"""A program that uses the installed package, as users' type checkers see it.
+"""A program that uses the installed package, to check the types that users' type checkers see.
 
-It is checked, not run: by mypy and pyright, both at their strictest, from an environment that has the wheel.
+It is not run. mypy and pyright check it in strict mode, in an environment that has the wheel.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ assert_type(tokenstore_sql.__name__, str)
 
 
 async def borrowed(session: AsyncSession) -> None:
-    """The store on somebody else's session."""
+    """A store on the application's session."""
     store = AuthTokenStore(db_session=session)
     await store.store_tokens(
         provider="github",
@@ -47,7 +47,7 @@ async def borrowed(session: AsyncSession) -> None:
 
 
 async def owned(engine: AsyncEngine) -> None:
-    """The store on connections of its own."""
+    """A store with its own connections."""
     assert_type(open_store(engine), AuthTokenStore)
     keyring = Keyring({"first": b"k" * 32})
     assert_type(generate_key(), str)
@@ -68,7 +68,7 @@ async def owned(engine: AsyncEngine) -> None:
 
 
 def validity(store: AuthTokenStore, kept: dict[str, Any], seen: Mapping[str, object]) -> bool:
-    """The checks take any mapping: a record, a plain dict, a row of another tool."""
+    """The validity checks accept any mapping: a record, a dict, a row of another library."""
     return store.is_access_token_valid(kept, clock_skew_seconds=120) and store.is_refresh_token_valid(seen)
 
 
@@ -107,5 +107,5 @@ def as_plain_dict(record: TokenRecord) -> dict[str, Any]:
 
 
 def as_backend(backend: MemoryBackend) -> Backend:
-    """What ships satisfies the protocol that other backends are written to."""
+    """The shipped backends satisfy the protocol for backends."""
     return backend

@@ -1,6 +1,6 @@
 """Mistakes that a type checker must find.
 
-Both checkers report an ignore that silences nothing, so each line below fails the check once its mistake is accepted.
+Both type checkers report an unused ``type: ignore``, so each such line fails the check if its mistake is not found.
 """
 
 from datetime import UTC, datetime
@@ -15,24 +15,24 @@ NOW = datetime.now(UTC)
 
 
 class NoBackend:
-    """Closes, and does nothing else of a backend's."""
+    """A class that lacks all methods of a backend but one."""
 
     async def aclose(self) -> None:
         """Close nothing."""
 
 
 def a_sync_session_is_not_enough(session: Session) -> AuthTokenStore:
-    """The store is async; a sync session cannot serve it."""
+    """The store needs an async session, not a synchronous one."""
     return AuthTokenStore(db_session=session)  # type: ignore[arg-type]
 
 
 def a_class_without_the_methods_is_no_backend() -> Backend:
-    """A backend has every method of the protocol."""
+    """A backend needs all methods of the protocol."""
     return NoBackend()  # type: ignore[return-value]
 
 
 async def wrong_arguments(store: AuthTokenStore) -> None:
-    """Names, types and forgotten arguments."""
+    """Wrong types, missing arguments and unknown names."""
     await store.store_tokens("github", "u1", b"token", "refresh", NOW)  # type: ignore[arg-type]
     await store.store_tokens("github", "u1", "token", "refresh", 3600)  # type: ignore[arg-type]
     await store.store_tokens("github", "u1", "token", "refresh")  # type: ignore[call-arg]
@@ -41,7 +41,7 @@ async def wrong_arguments(store: AuthTokenStore) -> None:
 
 
 async def a_missing_row_must_be_handled(store: AuthTokenStore) -> str:
-    """``load_tokens`` gives None where there is no row."""
+    """``load_tokens`` returns None if there is no row."""
     record = await store.load_tokens("github", "u1")
     return str(record["access_token"])  # type: ignore[index]
 
@@ -62,30 +62,30 @@ def a_row_may_have_no_refresh_token(record: TokenRecord) -> str:
 
 
 def an_entry_holds_no_token(entry: TokenEntry) -> object:
-    """``list_tokens`` opens nothing."""
+    """An entry of ``list_tokens`` has no tokens."""
     return entry["access_token"]  # type: ignore[typeddict-item]
 
 
 def the_checks_take_a_record(store: AuthTokenStore, record: TokenRecord | None) -> bool:
-    """None is not a record that has expired."""
+    """None is not a record."""
     return store.is_access_token_valid(record)  # type: ignore[arg-type]
 
 
 def a_store_is_opened_on_one_thing() -> AuthTokenStore:
-    """A URL, an engine or a backend."""
+    """A store needs a URL, an engine or a backend."""
     return open_store(None)  # type: ignore[arg-type]
 
 
 def a_misspelt_option_is_an_error() -> AuthTokenStore:
-    """The options of every backend that ships are known."""
+    """The options of all shipped backends are known, so a misspelled one is an error."""
     return open_store("sqlite:///tokens.db", lock_timout=5)  # type: ignore[call-arg]
 
 
 def an_option_has_a_type() -> AuthTokenStore:
-    """Seconds are a number."""
+    """A number of seconds is not a string."""
     return open_store("sqlite:///tokens.db", lock_timeout="5")  # type: ignore[arg-type]
 
 
 def a_session_has_no_pool(session: AsyncSession) -> AuthTokenStore:
-    """A pool's options belong to a store by URL."""
+    """Options of the pool are only for a store by URL."""
     return AuthTokenStore(session, pool_size=5)  # type: ignore[call-arg]

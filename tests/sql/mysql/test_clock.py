@@ -1,4 +1,4 @@
-"""The server's clock: UTC in every session, and a lease that runs from the end of the wait."""
+"""The server's clock: UTC in every session, and a lease that begins after the wait for the row's lock."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KEY = TokenKey("github", "u1")
 
 @mysql_rows
 @pytest.mark.parametrize("zone", ["-11:30", "+13:00", "SYSTEM"])
-def test_the_session_s_time_zone_shifts_nothing(place: Place, zone: str, keyring: Keyring) -> None:
-    """The store's clock is UTC in every session: rows and leases show the same times to all of them."""
+def test_the_session_s_time_zone_does_not_change_times(place: Place, zone: str, keyring: Keyring) -> None:
+    """The store uses UTC in every session: all sessions read the same times of rows and leases."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -41,8 +41,8 @@ def test_the_session_s_time_zone_shifts_nothing(place: Place, zone: str, keyring
 
 
 @mysql_rows
-def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -> None:
-    """A claim that waited 0.6 s for the row's lock is granted in full from then on, not from its start."""
+def test_a_lease_begins_after_the_wait_for_the_lock(place: Place, keyring: Keyring) -> None:
+    """A claim that waited 0.6 s for the row's lock gets its full duration from the end of that wait."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -52,7 +52,7 @@ def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -
             async with place.held():
                 claim = asyncio.create_task(backend.claim_lease(KEY, generation=generation, holder="h", duration=10))
                 await place.until_waiting()
-                await asyncio.sleep(0.6)  # the time that must not be taken off the lease
+                await asyncio.sleep(0.6)  # this time must not shorten the lease
             assert await claim
             assert 9.7 < (await backend.get(KEY)).lease_expires_in <= 10
 

@@ -1,4 +1,4 @@
-"""The end of a wait for a lock, and what it undoes."""
+"""A lock timeout, and what it rolls back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ async def _ask(connection: AsyncConnection | AsyncSession, query: str) -> Any:
 
 
 @mysql_rows
-def test_a_lock_timeout_in_a_borrowed_transaction(place: Place, keyring: Keyring) -> None:
-    """1205 undoes only its statement: the caller's transaction lives on with its settings; ours is rolled back."""
+def test_a_lock_timeout_does_not_end_the_caller_s_transaction(place: Place, keyring: Keyring) -> None:
+    """Error 1205 rolls back only its statement. A transaction that the store began is rolled back by the store."""
 
     async def main() -> None:
         await set_up(place, keyring)

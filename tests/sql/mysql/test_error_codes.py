@@ -1,4 +1,4 @@
-"""Which of the library's errors each error number becomes."""
+"""The error class for each error number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokenstore_sql.mysql.errors import MySQLErrors
         (1062, "BackendError"),
     ],
 )
-def test_errors_are_told_by_number(number: int, name: str) -> None:
-    """Whatever class a driver wraps them in."""
+def test_the_error_number_decides_the_error_class(number: int, name: str) -> None:
+    """The class of the driver's exception does not matter."""
     kind, code = MySQLErrors().classify(Exception(number, "words"))
     assert (kind.__name__, code) == (name, str(number))

@@ -1,4 +1,4 @@
-"""Ghosts: what the server goes on with after the client has gone."""
+"""Statements that the server would go on executing after their caller was cancelled."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tokenstore_sql.mysql.threads import kill
 
 
 @mysql_rows
-def test_killing_a_ghost_needs_no_connection_of_the_pool(place: Place, keyring: Keyring) -> None:
-    """With every connection waiting, cancelled tasks return at once, and their statements end at once."""
+def test_killing_a_cancelled_statement_needs_no_connection_of_the_pool(place: Place, keyring: Keyring) -> None:
+    """While all connections wait for a lock, cancelled tasks and their statements end at once."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -41,7 +41,7 @@ def test_killing_a_ghost_needs_no_connection_of_the_pool(place: Place, keyring: 
 
 @mysql_rows
 def test_only_the_thread_of_the_cancelled_statement_is_killed(place: Place, keyring: Keyring) -> None:
-    """Other statements that wait for the same row go on waiting, and get it."""
+    """Other statements that wait for the same row keep waiting, and get its lock."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -62,10 +62,10 @@ def test_only_the_thread_of_the_cancelled_statement_is_killed(place: Place, keyr
 
 
 @mysql_rows
-def test_nothing_is_killed_where_the_thread_is_not_certain(
+def test_no_thread_is_killed_if_it_may_be_another_server_s(
     place: Place, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a proxy, or with another server at the address, the statement is left to its own lock wait timeout."""
+    """Behind a proxy the new connection may reach another server; then the statement ends by its lock wait timeout."""
     seen: list[Any] = []
 
     async def elsewhere(connection: Connection, thread: Any) -> None:

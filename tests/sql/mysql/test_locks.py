@@ -1,4 +1,4 @@
-"""Row locks: gaps, and a locking read in a snapshot."""
+"""Row locks: gap locks, and a locking read in a snapshot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenstore import AuthTokenStore, Keyring, open_store
 
 
 @mysql_rows
-def test_two_first_inserts_under_the_lock_do_not_dead_lock(place: Place, keyring: Keyring) -> None:
-    """Two transactions find nothing under the lock, for different new users, and both insert."""
+def test_two_inserts_after_locking_missing_rows_do_not_deadlock(place: Place, keyring: Keyring) -> None:
+    """Two transactions lock the missing rows of different new users, and both insert."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -45,8 +45,8 @@ def test_two_first_inserts_under_the_lock_do_not_dead_lock(place: Place, keyring
 
 
 @mysql_rows
-def test_the_locking_read_decides_at_repeatable_read(place: Place, keyring: Keyring) -> None:
-    """In a caller's transaction with a snapshot, the wait for the lock ends with the row as it now is."""
+def test_at_repeatable_read_a_locking_load_returns_the_newest_row(place: Place, keyring: Keyring) -> None:
+    """A locking load in the caller's transaction that waited for the lock does not return the snapshot's old row."""
 
     async def main() -> None:
         await set_up(place, keyring)

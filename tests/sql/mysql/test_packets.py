@@ -1,4 +1,4 @@
-"""Statements that are larger than the server's max_allowed_packet, and what else a server's limits answer."""
+"""Statements that are larger than the server's max_allowed_packet, and the errors of other limits of the server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def place(row: Row, url: str) -> Place:
 
 @contextmanager
 def _setting(place: Place, name: str, value: float) -> Iterator[None]:
-    """A setting of the server for new connections."""
+    """Change a setting of the server for new connections."""
     server = place.server()
     [[found]] = server.execute(f"SELECT @@GLOBAL.{name}")
     server.execute(f"SET GLOBAL {name} = {value}")
@@ -78,8 +78,8 @@ async def _refused(store: Any) -> None:
 
 @mysql_rows
 @pytest.mark.usefixtures("small")
-def test_a_row_that_is_too_large_is_refused_by_name(place: Place, keyring: Keyring) -> None:
-    """Nothing is sent, the connection stays as good as it was, and so does the next write."""
+def test_the_error_for_a_row_that_is_too_large_names_max_allowed_packet(place: Place, keyring: Keyring) -> None:
+    """The statement is not sent, so the connection stays usable, and the next write succeeds."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, pool_size=1) as store:
@@ -103,7 +103,7 @@ def test_a_row_that_is_too_large_is_refused_by_name(place: Place, keyring: Keyri
 
 @mysql_rows
 @pytest.mark.usefixtures("small")
-def test_a_row_that_is_too_large_for_an_application_s_engine(place: Place, keyring: Keyring) -> None:
+def test_a_row_that_is_too_large_is_refused_on_an_application_s_engine(place: Place, keyring: Keyring) -> None:
     async def main() -> None:
         async with (
             app_engine(place, pool_size=1, max_overflow=0) as engine,
@@ -129,8 +129,8 @@ def test_a_row_that_is_too_large_for_an_application_s_engine(place: Place, keyri
 
 @mysql_rows
 @pytest.mark.usefixtures("small")
-def test_the_limit_is_met_to_the_byte(place: Place, keyring: Keyring) -> None:
-    """Sizes around the limit: each is stored, or refused by name."""
+def test_a_row_is_refused_exactly_from_the_limit_on(place: Place, keyring: Keyring) -> None:
+    """Rows of sizes around the limit are either stored, or refused with an error that names the setting."""
 
     async def main() -> None:
         async with (
@@ -141,7 +141,7 @@ def test_the_limit_is_met_to_the_byte(place: Place, keyring: Keyring) -> None:
             await own.setup()
             for store in (own, over_engine):
                 outcomes = []
-                # Random bytes get about 2.7 % longer when they are escaped.
+                # Escaping makes random bytes about 2.7 % longer.
                 for size in [*range(62_000, 65_400, 170), *range(LIMIT - 400, LIMIT, 20)]:
                     try:
                         await _store(store, "b" * size)
@@ -157,7 +157,7 @@ def test_the_limit_is_met_to_the_byte(place: Place, keyring: Keyring) -> None:
 
 @mysql_rows
 @pytest.mark.usefixtures("small")
-def test_rows_that_are_too_large_together_are_sent_by_themselves(place: Place, keyring: Keyring) -> None:
+def test_rows_of_a_batch_that_is_too_large_are_sent_one_by_one(place: Place, keyring: Keyring) -> None:
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, pool_size=4) as store:
             await store.setup()
@@ -172,7 +172,7 @@ def test_rows_that_are_too_large_together_are_sent_by_themselves(place: Place, k
 @mysql_rows
 @pytest.mark.usefixtures("small")
 def test_a_connection_that_the_server_closed_is_not_used_again(place: Place, keyring: Keyring) -> None:
-    """The server answers with 1153 and closes the connection. Its limit is not known yet."""
+    """The server's limit is not known yet; the server answers with error 1153 and closes the connection."""
     statement, parameters = text("SELECT LENGTH(:value)"), {"value": BIG.encode()}
 
     async def main() -> None:
@@ -200,7 +200,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again(place: Place, key
 
 
 @mariadb_rows
-def test_a_statement_s_time_limit_is_a_time_out(place: Place, keyring: Keyring) -> None:
+def test_the_server_s_statement_time_limit_raises_a_timeout_error(place: Place, keyring: Keyring) -> None:
     async def main() -> None:
         async with open_store(place.url, keyring=keyring) as other:
             await other.setup()
@@ -215,7 +215,7 @@ def test_a_statement_s_time_limit_is_a_time_out(place: Place, keyring: Keyring) 
 
 
 @mysql_rows
-def test_a_user_s_limit_of_connections_is_an_outage(place: Place, keyring: Keyring) -> None:
+def test_a_user_s_connection_limit_raises_backend_unavailable_error(place: Place, keyring: Keyring) -> None:
     server, user, password = place.server(), f"app_{token_hex(4)}", token_hex(8)
     server.execute(f"CREATE USER {user} IDENTIFIED BY '{password}' WITH MAX_USER_CONNECTIONS 1")
     server.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, INDEX ON {server.database}.* TO {user}")
@@ -248,8 +248,10 @@ def test_a_user_s_limit_of_connections_is_an_outage(place: Place, keyring: Keyri
         (1062, "BackendError", False),
     ],
 )
-def test_what_error_numbers_mean(number: int, name: str, ends: bool) -> None:
-    """The class of the error, and whether its connection is of no more use."""
+def test_error_numbers_decide_the_error_class_and_whether_the_connection_is_kept(
+    number: int, name: str, ends: bool
+) -> None:
+    """After some errors the connection cannot be used any more."""
     error = Exception(number, "words")
     assert MySQLErrors().classify(error)[0].__name__ == name
     assert MySQLErrors().ends_connection(error) == ends

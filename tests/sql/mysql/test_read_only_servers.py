@@ -15,8 +15,8 @@ from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_st
 
 
 @mysql_rows
-def test_a_read_only_server_is_left(place: Place, keyring: Keyring) -> None:
-    """`read_only=1`, as on a replica: a write is unavailable, and its connection is not used again."""
+def test_a_write_to_a_read_only_server_discards_the_connection(place: Place, keyring: Keyring) -> None:
+    """With `read_only=1`, as on a replica, a write raises BackendUnavailableError, and the next one connects again."""
     server, user, password = place.server(), f"app_{token_hex(4)}", token_hex(8)
     server.execute(f"CREATE USER {user} IDENTIFIED BY '{password}'")
     server.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, INDEX ON {server.database}.* TO {user}")

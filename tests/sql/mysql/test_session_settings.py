@@ -1,7 +1,7 @@
-"""Values stay values, whatever sql_mode, character set and time zone a session has.
+"""Values are never executed as SQL, for any sql_mode, character set and time zone of the session.
 
-The drivers write values into the SQL text. In some sessions the server reads that text in another way, and a user's id
-goes on as SQL.
+The drivers write values into the SQL text. With some session settings the server parses that text differently, so that
+a part of a user's id would be executed as SQL.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tokenstore.records import TokenKey
 
 mysql_rows = pytest.mark.parametrize("row", params(names=[row.name for row in ROWS if row.mark == "mysql"]))
 
-# Each ends its literal in some session: without backslash escapes, or where the last byte of the first character and
-# the backslash make one character.
+# Each value ends its string literal with some session settings: without backslash escapes, or with a character set in
+# which the last byte of the first character and the backslash are one character.
 INJECTIONS = [
     "x' OR 1=1 -- ",
     "\u20ac' OR 1=1 -- ",
@@ -45,12 +45,12 @@ def place(row: Row, url: str) -> Place:
 
 
 async def _store(store: Any, user_id: str, access: str = "access") -> None:
-    # Sealed, a token of this size has every byte value in it.
+    # A sealed token of this size contains all byte values.
     await store.store_tokens("github", user_id, access + "a" * 16384, ALL_BYTES, datetime.now(UTC) + timedelta(hours=1))
 
 
 async def _check(store: AuthTokenStore) -> None:
-    """Calls with each injection, which find, change and delete what they name, and nothing else."""
+    """Make calls with each injection as the user id; they may only read, change and delete that user's row."""
     for user_id in INJECTIONS:
         assert await store.load_tokens("github", user_id) is None
         assert not await store.delete_tokens("github", user_id)
@@ -71,7 +71,7 @@ async def _check(store: AuthTokenStore) -> None:
 
 
 async def _check_rows(store: AuthTokenStore) -> None:
-    """The other users' rows are as they were."""
+    """Check that the rows of other users are unchanged."""
     assert [entry["user_id"] async for entry in store.list_tokens()] == ["u1", "u2"]
     for user_id in ("u1", "u2"):
         record = await store.load_tokens("github", user_id)
@@ -81,7 +81,7 @@ async def _check_rows(store: AuthTokenStore) -> None:
 
 @asynccontextmanager
 async def _two_users(place: Place, keyring: Keyring) -> AsyncIterator[AuthTokenStore]:
-    """The rows of two users, and a store of its own to look at them afterwards."""
+    """Store the rows of two users; yield a store with its own connections to look at them."""
     async with open_store(place.url, keyring=keyring) as store:
         await store.setup()
         for user_id in ("u1", "u2"):
@@ -91,7 +91,7 @@ async def _two_users(place: Place, keyring: Keyring) -> AsyncIterator[AuthTokenS
 
 @contextmanager
 def _server_with(place: Place, **settings: str) -> Iterator[str]:
-    """A store's URL for a user whose new sessions get these settings from the server."""
+    """Yield a store's URL for a user whose new sessions get these settings from the server."""
     server, user, password = place.server(), f"app_{token_hex(4)}", token_hex(8)
     names = ", ".join(f"@@GLOBAL.{name}" for name in settings)
     [found] = server.execute(f"SELECT {names}")
@@ -121,7 +121,7 @@ def _server_with(place: Place, **settings: str) -> Iterator[str]:
     ],
 )
 def test_a_store_s_own_sessions_have_known_settings(place: Place, settings: dict[str, str], keyring: Keyring) -> None:
-    """Whatever the server gives to new sessions."""
+    """The settings that the server gives to new sessions do not matter."""
 
     async def main() -> None:
         async with _two_users(place, keyring) as outside:
@@ -145,10 +145,10 @@ def test_a_store_s_own_sessions_have_known_settings(place: Place, settings: dict
         *(({"charset": name}, name) for name in ("gbk", "big5", "cp932", "sjis")),
     ],
 )
-def test_an_application_s_session_in_which_values_are_not_safe_is_refused(
+def test_an_application_s_session_with_unsafe_settings_is_refused(
     place: Place, arguments: dict[str, str], named: str, keyring: Keyring
 ) -> None:
-    """Before a value is sent, and with what to change."""
+    """The error is raised before a value is sent, and says which setting to change."""
     remedy = f"{named}.*(remove it from the sql_mode|charset=utf8mb4)"
 
     async def main() -> None:
@@ -177,7 +177,7 @@ def test_an_application_s_session_in_which_values_are_not_safe_is_refused(
 
 @mysql_rows
 def test_a_session_is_refused_while_its_sql_mode_is_not_safe(place: Place, keyring: Keyring) -> None:
-    """The application changes it in the middle of its work."""
+    """The application changes the sql_mode between two calls."""
 
     async def main() -> None:
         async with (
@@ -212,7 +212,7 @@ def test_a_session_is_refused_while_its_sql_mode_is_not_safe(place: Place, keyri
     ],
     ids=str,
 )
-def test_an_application_s_other_settings_change_no_result(
+def test_other_settings_of_an_application_s_session_change_no_result(
     place: Place, arguments: dict[str, str], keyring: Keyring
 ) -> None:
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""TLS to MySQL and MariaDB: asked for, it is there before a password is sent, whatever the server or a proxy says."""
+"""TLS to MySQL and MariaDB: if it is configured, no password is sent without it, whatever a server or proxy says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CLIENT_SSL = 0x0800
 
 
 def _own_address() -> str:
-    """An address of this machine that is not loopback; empty if there is none."""
+    """Return an address of this machine that is not a loopback address; empty if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # sends nothing
         address = str(probe.getsockname()[0])
@@ -45,7 +45,7 @@ def _own_address() -> str:
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files of a certificate authority and of a server's certificate that it signed."""
+    """The files of a certificate authority, and of a server certificate that it signed."""
 
     ca: str
     certificate: str
@@ -53,7 +53,7 @@ class Certificates:
 
 
 def _certificates(folder: Path) -> Certificates:
-    """The certificate is good for 127.0.0.1 and this machine's address, and not for localhost."""
+    """Make certificates; the server's is valid for 127.0.0.1 and this machine's address, but not for localhost."""
     folder.mkdir()
     folder.chmod(0o711)  # the server runs as another user
 
@@ -72,7 +72,7 @@ def _certificates(folder: Path) -> Certificates:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
-            # Python 3.13 and later insist on these two.
+            # Python 3.13 and later require these two extensions.
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
         )
@@ -94,20 +94,20 @@ def _certificates(folder: Path) -> Certificates:
 
 @pytest.fixture(scope="module")
 def certificates() -> Certificates:
-    # In the servers' folder, because the server's account cannot look into pytest's.
+    # In the servers' folder, because the server's account cannot read pytest's folder.
     return _certificates(sandbox().folder / f"tls-{token_hex(4)}")
 
 
 @pytest.fixture(scope="module")
 def encrypting(certificates: Certificates) -> servers.Server:
-    """A MariaDB of this file's own, with TLS."""
+    """A MariaDB with TLS, only for the tests of this file."""
     tls = {"ssl-ca": certificates.ca, "ssl-cert": certificates.certificate, "ssl-key": certificates.key}
     return servers.start_mariadb(*(f"--{name}={value}" for name, value in tls.items()))
 
 
 @pytest.fixture(scope="module")
 def clear() -> servers.Server:
-    """A MariaDB of this file's own, without TLS."""
+    """A MariaDB without TLS, only for the tests of this file."""
     return servers.start_mariadb()
 
 
@@ -116,14 +116,14 @@ def _driver(row: Row) -> str:
 
 
 class Wire:
-    """A proxy on the way to a server.
+    """A proxy for a server, which records what clients send.
 
     Args:
         server: The server.
         strip: Whether the proxy clears the bit in the server's greeting that offers TLS.
 
     Attributes:
-        sent: What clients sent.
+        sent: The data that clients sent.
     """
 
     def __init__(self, server: servers.Server, *, strip: bool = False) -> None:
@@ -133,7 +133,7 @@ class Wire:
 
     @asynccontextmanager
     async def at(self, host: str = "127.0.0.1") -> AsyncIterator[servers.Server]:
-        """The server as it looks through the proxy."""
+        """Yield the server with the proxy's address."""
         async with _listening(self._serve, host) as port:
             yield replace(self._server, host=host, port=port)
 
@@ -199,7 +199,7 @@ async def _use(store: AuthTokenStore) -> None:
 
 
 async def _cipher(store: AuthTokenStore) -> str:
-    """What the server says about the encryption of one of the store's connections; empty: none."""
+    """Return the cipher of one of the store's connections, as the server reports it; empty: no encryption."""
     async with connection_of(store) as connection:
         cursor = (await connection.driver_connection()).cursor()
         async with cursor as opened:
@@ -208,11 +208,13 @@ async def _cipher(store: AuthTokenStore) -> str:
     return str(cipher)
 
 
-# ---- Asked for
+# ---- With TLS configured
 
 
 @driver_rows
-def test_tls_is_used(row: Row, encrypting: servers.Server, certificates: Certificates, keyring: Keyring) -> None:
+def test_the_connection_is_encrypted(
+    row: Row, encrypting: servers.Server, certificates: Certificates, keyring: Keyring
+) -> None:
     async def main() -> None:
         wire = Wire(encrypting)
         async with (
@@ -231,7 +233,7 @@ def test_tls_is_used(row: Row, encrypting: servers.Server, certificates: Certifi
 def test_a_server_without_tls_is_refused(
     row: Row, clear: servers.Server, certificates: Certificates, keyring: Keyring
 ) -> None:
-    """Before the driver sends anything about the user."""
+    """The error is raised before the driver sends the user's name or password."""
 
     async def main() -> None:
         wire = Wire(clear)
@@ -253,10 +255,10 @@ def test_a_server_without_tls_is_refused(
 
 
 @driver_rows
-def test_a_proxy_that_hides_the_server_s_tls_gains_nothing(
+def test_a_proxy_that_hides_the_server_s_tls_gets_no_password(
     row: Row, encrypting: servers.Server, certificates: Certificates, keyring: Keyring
 ) -> None:
-    """The connection is refused (aiomysql), or is encrypted all the same (asyncmy)."""
+    """The connection is refused (aiomysql), or is encrypted nevertheless (asyncmy)."""
 
     async def main() -> None:
         wire = Wire(encrypting, strip=True)
@@ -278,7 +280,7 @@ def test_a_proxy_that_hides_the_server_s_tls_gains_nothing(
 
 @driver_rows
 @pytest.mark.parametrize("flaw", ["authority", "name"])
-def test_a_certificate_that_is_not_the_server_s_is_refused(
+def test_a_certificate_of_another_authority_or_host_is_refused(
     row: Row, flaw: str, encrypting: servers.Server, certificates: Certificates, keyring: Keyring
 ) -> None:
     other = _certificates(sandbox().folder / f"tls-{token_hex(4)}")
@@ -298,11 +300,11 @@ def test_a_certificate_that_is_not_the_server_s_is_refused(
     asyncio.run(main())
 
 
-# ---- Not asked for
+# ---- Without TLS configured
 
 
 @driver_rows
-def test_without_an_option_the_driver_s_default_stays(row: Row, clear: servers.Server, keyring: Keyring) -> None:
+def test_without_a_tls_option_the_driver_s_default_applies(row: Row, clear: servers.Server, keyring: Keyring) -> None:
     async def main() -> None:
         async with open_store(clear.url(_driver(row)), keyring=keyring) as store:
             await _use(store)
@@ -312,19 +314,19 @@ def test_without_an_option_the_driver_s_default_stays(row: Row, clear: servers.S
 
 
 @driver_rows
-@pytest.mark.parametrize("way", ["remote", "loopback", "encrypted"])
-def test_a_remote_connection_in_clear_is_logged_once(
+@pytest.mark.parametrize("connection_kind", ["remote", "loopback", "encrypted"])
+def test_an_unencrypted_remote_connection_is_logged_once(
     row: Row,
-    way: str,
+    connection_kind: str,
     encrypting: servers.Server,
     certificates: Certificates,
     keyring: Keyring,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    host = "127.0.0.1" if way == "loopback" else _own_address()
+    host = "127.0.0.1" if connection_kind == "loopback" else _own_address()
     if not host:
-        pytest.skip("this machine has no address but loopback")
-    options: Any = {"ssl_ca": certificates.ca} if way == "encrypted" else {}
+        pytest.skip("this machine has only loopback addresses")
+    options: Any = {"ssl_ca": certificates.ca} if connection_kind == "encrypted" else {}
 
     async def main() -> None:
         async with (
@@ -338,7 +340,7 @@ def test_a_remote_connection_in_clear_is_logged_once(
     with caplog.at_level(logging.WARNING, LOGGER):
         asyncio.run(main())
     warnings = [record.getMessage() for record in caplog.records if record.name == LOGGER]
-    if way == "remote":
+    if connection_kind == "remote":
         (warning,) = warnings
         assert host in warning
         assert "ssl=true" in warning
@@ -375,7 +377,7 @@ async def _payload(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 @pytest.mark.parametrize("asked_for", [False, True], ids=["no option", "ssl_ca"])
 @pytest.mark.parametrize("greeted_with", [b"mysql_native_password", b"mysql_clear_password"])
 @pytest.mark.parametrize("plugin", [b"mysql_clear_password", b"dialog"])
-def test_a_server_that_asks_for_the_password_in_clear_gets_none(
+def test_a_server_that_asks_for_the_plaintext_password_does_not_get_it(
     row: Row, asked_for: bool, greeted_with: bytes, plugin: bytes, certificates: Certificates, keyring: Keyring
 ) -> None:
     received = bytearray()
@@ -386,7 +388,7 @@ def test_a_server_that_asks_for_the_password_in_clear_gets_none(
         writer.write(_greeting(greeted_with))
         number, answer = await _payload(reader)
         received.extend(answer)
-        if len(answer) > 32:  # else a request for TLS
+        if len(answer) > 32:  # a shorter packet is a request for TLS
             asked += 1
             writer.write(_packet(number + 1, _switch(plugin)))
         with suppress(OSError):
@@ -394,7 +396,7 @@ def test_a_server_that_asks_for_the_password_in_clear_gets_none(
                 received.extend(data)
 
     async def main() -> None:
-        # asyncmy waits for the server's half of the TLS handshake, which never comes.
+        # asyncmy waits for the server's part of the TLS handshake, which this server never sends.
         options: Any = {"ssl_ca": certificates.ca, "connect_timeout": 1} if asked_for else {}
         async with _listening(serve) as port:
             url = f"mysql+{_driver(row)}://app:{PASSWORD}@127.0.0.1:{port}/db"
@@ -412,13 +414,13 @@ def test_a_server_that_asks_for_the_password_in_clear_gets_none(
 
 
 @driver_rows
-def test_under_tls_the_password_may_be_asked_for_in_clear(
+def test_over_tls_the_server_may_ask_for_the_plaintext_password(
     row: Row, certificates: Certificates, keyring: Keyring
 ) -> None:
-    """As cloud providers and directory services do."""
+    """Some cloud providers and directory services require that."""
 
     def serve(listener: socket.socket) -> bytes:
-        # With blocking sockets: a stream of asyncio would read the first bytes of TLS before it can be told.
+        # Blocking sockets, because an asyncio stream would read the first bytes of TLS before TLS can be started on it.
         raw, _ = listener.accept()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificates.certificate, certificates.key)
@@ -435,7 +437,7 @@ def test_under_tls_the_password_may_be_asked_for_in_clear(
             serving = asyncio.create_task(asyncio.to_thread(serve, listener))
             url = f"mysql+{_driver(row)}://app:{PASSWORD}@127.0.0.1:{listener.getsockname()[1]}/db"
             async with open_store(url, keyring=keyring, ssl_ca=certificates.ca) as store:
-                with pytest.raises(BackendUnavailableError):  # the server leaves after that
+                with pytest.raises(BackendUnavailableError):  # this server closes the connection after that
                     await store.load_tokens("github", "u1")
             assert await serving == PASSWORD.encode() + b"\0"
 

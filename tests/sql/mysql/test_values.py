@@ -1,4 +1,4 @@
-"""Keys and tokens are stored as their bytes, whatever the session's settings and their size."""
+"""Keys and tokens are stored byte for byte, for all session settings and sizes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BIG = 256 * 1024
         pytest.param(["SET collation_connection = utf8mb4_general_ci"], id="general_ci"),
     ],
 )
-def test_keys_are_their_bytes_whatever_the_session_s_settings(
+def test_keys_are_compared_byte_for_byte_with_all_session_settings(
     place: Place, settings: list[str], keyring: Keyring
 ) -> None:
-    """Case, accents, blanks and normal forms tell users apart; nothing is cut, folded or converted on the way."""
+    """User ids that differ in case, accents, blanks or normal form are different; none is truncated or converted."""
     users = ["alice", "Alice", "alice ", " alice", "\u00e9", "e\u0301", "e", "\u00df", "ss", "\U0001f600", "%", "a\\"]
-    users.append("\u00e9" * 256)  # as long as a user's id may be
+    users.append("\u00e9" * 256)  # the maximum length of a user's id
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -48,8 +48,8 @@ def test_keys_are_their_bytes_whatever_the_session_s_settings(
 
 
 @mysql_rows
-def test_the_biggest_tokens(place: Place, keyring: Keyring) -> None:
-    """Three fields of 256 KiB each go in and come out, on the store's own engine and on a session."""
+def test_tokens_of_the_maximum_size_are_stored(place: Place, keyring: Keyring) -> None:
+    """Three fields of 256 KiB each are read back unchanged, on the store's own connections and on a session."""
     access, refresh, claim = (letter * BIG for letter in "arc")
     extra = {"id_token": claim[: BIG - 100]}
 

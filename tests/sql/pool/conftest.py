@@ -1,4 +1,4 @@
-"""What the tests of the pool share."""
+"""Fixtures of the tests of the pool."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tokenstore_sql.connections import pool as pool_module
 
 @pytest.fixture(autouse=True)
 def _one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool's clock is the loop's, where the loop is one of these."""
+    """Let the pool read the event loop's clock, so that a :class:`FakeClockLoop` also controls the pool."""
 
     def now() -> float:
-        return asyncio.get_running_loop().time()  # on Linux the same clock, where it is no such loop
+        return asyncio.get_running_loop().time()  # other event loops on Linux use the pool's usual clock
 
     monkeypatch.setattr(pool_module, "monotonic", now)

@@ -1,4 +1,4 @@
-"""The end of a pool, of its event loop and of its process."""
+"""Closing a pool, the end of its event loop, and forks of its process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections import Counter
 import pytest
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from support.fake_clock_loop import FakeClockLoop, run_with_fake_clock, until_all_wait
 from support.fake_driver import FakeServer, acquired, acquiring, used_up
-from support.waitless_loop import WaitlessLoop, everybody_waits, run_waitless
 from tokenstore import StoreClosedError, event_loops
 from tokenstore_sql.connections import pool as pool_module
 
 
-def test_closing_closes_the_idle_at_once_and_the_others_when_they_come_back() -> None:
-    """Also one that is just being opened, for a caller who goes away."""
+def test_closing_closes_idle_connections_at_once_and_others_when_they_are_returned() -> None:
+    """A connection that is being opened for a cancelled caller is closed too."""
 
     async def main() -> None:
         server = FakeServer()
@@ -26,18 +26,18 @@ def test_closing_closes_the_idle_at_once_and_the_others_when_they_come_back() ->
         opens = asyncio.Event()
         server.answers = [opens]
         keeper, caller = acquiring(pool), acquiring(pool)
-        await everybody_waits()
+        await until_all_wait()
         assert (await keeper) is idle
         await pool.release(idle)
         closing = asyncio.create_task(pool.aclose())
         caller.cancel()
-        await everybody_waits()
+        await until_all_wait()
         assert idle.closed
         assert not used.closed
-        assert not closing.done(), "a connection is being opened"
+        assert not closing.done(), "closing did not wait for the connection that is being opened"
         opens.set()
         await closing
-        await everybody_waits()
+        await until_all_wait()
         assert server.open == {used}
         with pytest.raises(StoreClosedError):
             await acquired(pool)
@@ -46,18 +46,18 @@ def test_closing_closes_the_idle_at_once_and_the_others_when_they_come_back() ->
         assert server.open == set()
         assert (pool.open, pool.in_use) == (0, 0)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_closing_tells_those_who_wait() -> None:
-    """At once: what they wait for is not going to come."""
+def test_closing_raises_an_error_in_waiting_callers_at_once() -> None:
+    """They would never get a connection."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pool = FakeServer().pool()
         connection = await acquired(pool)
         waiters = [acquiring(pool), acquiring(pool), acquiring(pool)]
-        await everybody_waits()
+        await until_all_wait()
         waiters[0].cancel()
         started = loop.time()
         await pool.aclose()
@@ -67,14 +67,14 @@ def test_closing_tells_those_who_wait() -> None:
         assert all(isinstance(waiter.exception(), StoreClosedError) for waiter in waiters[1:])
         assert waiters[1].exception() is not waiters[2].exception()
         await pool.release(connection)
-        await everybody_waits()
+        await until_all_wait()
         assert connection.closed
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_closing_does_not_wait_for_a_server_that_is_silent() -> None:
-    """Taking leave has a bounded time."""
+def test_closing_does_not_wait_for_a_server_that_does_not_answer() -> None:
+    """There is a time limit for closing a connection."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -90,11 +90,11 @@ def test_closing_does_not_wait_for_a_server_that_is_silent() -> None:
         await pool.aclose()
         assert loop.time() == pytest.approx(started + pool_module._CLOSE_TIMEOUT)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_after_a_fork_the_parents_connections_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are told to be forgotten, never used or closed; what comes back later is no concern of the pool's."""
+def test_after_a_fork_the_child_does_not_use_or_close_the_parent_s_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``forget`` is called on them; one that is returned to the pool later is ignored."""
 
     async def main() -> None:
         server = FakeServer()
@@ -108,16 +108,16 @@ def test_after_a_fork_the_parents_connections_are_left_alone(monkeypatch: pytest
         await pool.release(used)
         own = await used_up(pool, 2)
         assert Counter(connection.number for connection in own) == Counter([3, 4])
-        await everybody_waits()
+        await until_all_wait()
         assert not idle.closed
         assert not used.closed
         assert idle.sent == used.sent == []
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_a_new_event_loop_finds_the_whole_bound() -> None:
-    """Also where the former one ended while a connection was in use, and while others waited for it."""
+def test_in_a_new_event_loop_all_slots_of_the_pool_are_free() -> None:
+    """Also if the last event loop ended while a connection was in use and other callers waited for it."""
     server = FakeServer()
     pool = server.pool(2)
 
@@ -127,7 +127,7 @@ def test_a_new_event_loop_finds_the_whole_bound() -> None:
         server.answers = [asyncio.Event()]
         for _ in range(3):
             _ = acquiring(pool)
-        await everybody_waits()
+        await until_all_wait()
 
     async def second() -> None:
         pool.forget()
@@ -137,21 +137,23 @@ def test_a_new_event_loop_finds_the_whole_bound() -> None:
             await waiter
         await pool.aclose()
 
-    run_waitless(first)
-    run_waitless(second)
+    run_with_fake_clock(first)
+    run_with_fake_clock(second)
 
 
-def test_a_loop_that_was_closed_under_an_opening_does_not_widen_the_bound() -> None:
-    """What was under way is dropped by the garbage collector, which changes nothing in the pool of the next loop."""
+def test_an_event_loop_closed_during_an_attempt_to_connect_does_not_change_the_number_of_slots() -> None:
+    """The attempt is garbage-collected later, in the next event loop, and must not change the pool's counters there."""
     server = FakeServer()
     pool = server.pool()
     server.answers = [asyncio.Event()]
-    loop = WaitlessLoop()
-    loop.set_exception_handler(lambda *_: None)  # a task is destroyed while it is pending: that is the test
+    loop = FakeClockLoop()
+    loop.set_exception_handler(
+        lambda *_: None
+    )  # the event loop reports a pending task that was destroyed, which this test causes on purpose
     dropped = loop.create_task(acquired(pool))
 
     async def look() -> None:
-        await everybody_waits()
+        await until_all_wait()
         assert server.opening == 1
 
     loop.run_until_complete(look())

@@ -1,4 +1,4 @@
-"""Lost connections are replaced, and never handed out."""
+"""Lost connections are replaced, and callers never get one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from support.fake_clock_loop import run_with_fake_clock, until_all_wait
 from support.fake_driver import FakeServer, acquired, used_up
-from support.waitless_loop import everybody_waits, run_waitless
 from tokenstore.cancellation import FINISH_GRACE
 from tokenstore_sql.connections import pool as pool_module
 from tokenstore_sql.errors import ConnectionLostError
@@ -15,8 +15,8 @@ from tokenstore_sql.errors import ConnectionLostError
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "BEGIN"])
 @pytest.mark.parametrize("ends", ["fails", "is silent"])
-def test_after_idleness_a_write_asks_first_and_replaces_the_dead(statement: str, ends: str) -> None:
-    """The caller notices nothing; one that is silent has a bounded time to answer. A transaction's BEGIN asks, too."""
+def test_before_a_write_an_idle_connection_is_checked_and_replaced_if_dead(statement: str, ends: str) -> None:
+    """The caller gets a working connection; the check has a timeout. In a transaction, BEGIN is the check."""
 
     async def main() -> None:
         server = FakeServer()
@@ -29,15 +29,15 @@ def test_after_idleness_a_write_asks_first_and_replaces_the_dead(statement: str,
             dead.hang[statement] = asyncio.Event()
         await asyncio.sleep(pool_module._TRUSTED + 1)
         connection = await acquired(pool, transactional=statement == "BEGIN", write=True)
-        await everybody_waits()
+        await until_all_wait()
         assert (connection.number, dead.sent, dead.closed) == (2, [statement], True)
         assert server.open == {connection}
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_nobody_is_asked_for_a_sign_of_life_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before a read, which is sent again if need be; nor one that was in use a moment ago."""
+def test_a_connection_is_not_checked_before_a_read_or_soon_after_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read can be retried on another connection."""
 
     async def main() -> None:
         pool = FakeServer().pool()
@@ -52,11 +52,11 @@ def test_nobody_is_asked_for_a_sign_of_life_without_need(monkeypatch: pytest.Mon
         assert await acquired(pool, write=True) is connection
         assert connection.sent == ["SELECT 1"]
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_a_lost_connection_is_not_kept() -> None:
-    """Given back or idle: nobody gets it, and another one is opened in its place."""
+def test_a_lost_connection_is_not_kept_in_the_pool() -> None:
+    """Whether it was lost in use or idle, no caller gets it, and another one is opened instead."""
 
     async def main() -> None:
         server = FakeServer()
@@ -68,15 +68,15 @@ def test_a_lost_connection_is_not_kept() -> None:
         assert (pool.open, pool.in_use) == (1, 0)
         second.dead = True
         third = await acquired(pool)
-        await everybody_waits()
+        await until_all_wait()
         assert server.open == {third}
         assert (first.closed, second.closed) == (True, True)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_a_transaction_that_cannot_begin_leaves_nothing_behind() -> None:
-    """On a new connection, that is: its caller gets the driver's error, and the next one another connection."""
+def test_if_begin_fails_on_a_new_connection_the_connection_is_discarded() -> None:
+    """The caller gets the driver's error, and the next caller gets another connection."""
 
     async def main() -> None:
         server = FakeServer()
@@ -86,28 +86,28 @@ def test_a_transaction_that_cannot_begin_leaves_nothing_behind() -> None:
             await acquired(pool, transactional=True)
         server.failing = set()
         assert (await acquired(pool, transactional=True)).number == 2
-        await everybody_waits()
+        await until_all_wait()
         assert server.made[0].closed
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_a_rollback_that_fails_is_the_servers_affair() -> None:
-    """It tells nobody, and the connection is not kept."""
+def test_a_failed_rollback_raises_no_error_and_discards_the_connection() -> None:
+    """The server rolls back when the connection is closed."""
 
     async def main() -> None:
         pool = FakeServer().pool()
         connection = await acquired(pool, transactional=True)
         connection.fail.add("ROLLBACK")
         await pool.release(connection)
-        await everybody_waits()
+        await until_all_wait()
         assert (pool.open, connection.closed) == (0, True)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_a_rollback_without_an_answer_ends() -> None:
-    """Whoever leaves a transaction waits for a bounded time, and notices nothing but that."""
+def test_a_rollback_that_is_not_answered_times_out_without_an_error() -> None:
+    """The caller that leaves the transaction only waits for the timeout."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -117,14 +117,14 @@ def test_a_rollback_without_an_answer_ends() -> None:
         started = loop.time()
         await pool.release(connection)
         assert loop.time() <= started + pool_module._PING_TIMEOUT + FINISH_GRACE
-        await everybody_waits()
+        await until_all_wait()
         assert (pool.open, connection.closed) == (0, True)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_those_that_nobody_uses_can_be_discarded() -> None:
-    """Those in use stay, and are kept when they are given back."""
+def test_idle_connections_can_be_discarded() -> None:
+    """Connections in use are not affected, and are kept when they are returned."""
 
     async def main() -> None:
         server = FakeServer()
@@ -133,9 +133,9 @@ def test_those_that_nobody_uses_can_be_discarded() -> None:
         await pool.release(first)
         await pool.release(second)
         pool.discard_idle()
-        await everybody_waits()
+        await until_all_wait()
         assert server.open == {third}
         await pool.release(third)
         assert await acquired(pool) is third
 
-    run_waitless(main)
+    run_with_fake_clock(main)

@@ -1,4 +1,4 @@
-"""A store's own pool on each database: its size, what is said when it is used up, and dead connections."""
+"""A store's own pool on each database: its size, the error when all connections are in use, and dead connections."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tokenstore_sql.sqlite.connections import SQLiteConnection
 
 
 @shared_rows
-def test_waiters_for_one_row_leave_the_pool_to_others(place: Place, keyring: Keyring) -> None:
-    """50 tasks wait for one locked row with two connections: other rows are read meanwhile, without delay."""
+def test_tasks_that_wait_for_one_row_do_not_use_up_the_pool(place: Place, keyring: Keyring) -> None:
+    """50 tasks wait for a locked row; with two connections, other rows are read without delay."""
 
     async def main() -> None:
         async with opened(place, keyring, pool_size=2) as store:
@@ -52,7 +52,7 @@ def test_waiters_for_one_row_leave_the_pool_to_others(place: Place, keyring: Key
 def test_a_nested_call_on_the_only_connection_ends_in_an_error(
     place: Place, call: Callable[[AuthTokenStore], Awaitable[object]], keyring: Keyring
 ) -> None:
-    """A store's method inside its own transaction, with one connection: no dead-lock, but an error in bounded time."""
+    """A call of the store inside its own transaction, with one connection, must not wait for ever."""
 
     async def main() -> None:
         async with opened(place, keyring, pool_size=1, pool_timeout=0.3, lock_timeout=0.3) as store:
@@ -71,8 +71,8 @@ def test_a_nested_call_on_the_only_connection_ends_in_an_error(
 
 
 @each_database
-def test_a_pool_that_is_used_up_is_an_error_that_names_the_option(row: Row, url: str, keyring: Keyring) -> None:
-    """One connection, which a transaction has: others wait for ``pool_timeout``, and are told of it and of a row."""
+def test_if_all_connections_stay_in_use_the_error_names_pool_timeout(row: Row, url: str, keyring: Keyring) -> None:
+    """A transaction has the only connection: other calls wait for ``pool_timeout``, and their errors name the row."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring, pool_size=1, pool_timeout=0.05) as store:
@@ -92,8 +92,8 @@ def test_a_pool_that_is_used_up_is_an_error_that_names_the_option(row: Row, url:
 
 
 @each_database
-def test_a_pool_of_a_store_keeps_to_its_size(row: Row, url: str, keyring: Keyring) -> None:
-    """However many tasks load, store, open transactions and are cancelled half-way; in the end all is given back."""
+def test_a_store_never_has_more_connections_than_its_pool_size(row: Row, url: str, keyring: Keyring) -> None:
+    """Many tasks load, store, open transactions and are cancelled; at the end all connections are returned."""
 
     async def main() -> None:
         async with open_store(url, keyring=keyring, pool_size=3) as store:
@@ -135,7 +135,7 @@ async def _all_of(store: AuthTokenStore) -> list[object]:
 def test_a_dead_connection_is_replaced_before_a_write(
     row: Row, url: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every write preceded by the question, stores go on as if nothing had happened."""
+    """The test lets the pool check the connection before each write; all stores succeed."""
     monkeypatch.setattr(pool_module, "_TRUSTED", -1.0)
     really = DriverConnection.send_text
     asked: list[DriverConnection] = []
@@ -151,7 +151,10 @@ def test_a_dead_connection_is_replaced_before_a_write(
         async with open_store(url, keyring=keyring, pool_size=1) as store:
             await store.setup()
             await _store(store, "u1")
-            for connection_class in (DriverConnection, SQLiteConnection):  # who have a way to ask
+            for connection_class in (
+                DriverConnection,
+                SQLiteConnection,
+            ):  # the classes with a check for dead connections
                 monkeypatch.setattr(connection_class, "ping", ping)
             for _ in range(3):
                 await _store(store, "u1")
@@ -164,8 +167,8 @@ def test_a_dead_connection_is_replaced_before_a_write(
 
 
 @each_database
-def test_closing_a_store_closes_what_a_transaction_has_when_it_ends(row: Row, url: str, keyring: Keyring) -> None:
-    """The idle ones at once; the last connection goes with the block that uses it."""
+def test_closing_a_store_closes_a_transaction_s_connection_when_it_ends(row: Row, url: str, keyring: Keyring) -> None:
+    """Idle connections are closed at once, the transaction's connection at the end of its block."""
 
     async def main() -> None:
         store = open_store(url, keyring=keyring)

@@ -1,4 +1,4 @@
-"""The pool of driver connections: its bound, its order and who waits."""
+"""The pool of driver connections: its maximum size, its order, and waiting callers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from support.fake_clock_loop import run_with_fake_clock, until_all_wait
 from support.fake_driver import DriverError, FakeConnection, FakeServer, acquired, acquiring, used_up
-from support.waitless_loop import everybody_waits, run_waitless
 
 # ---- Order
 
 
-def test_the_one_used_last_comes_first() -> None:
-    """So that what is no longer needed goes idle, and the server may close it."""
+def test_the_connection_used_last_is_used_first() -> None:
+    """So connections that are not needed any more stay idle, and the server can close them."""
 
     async def main() -> None:
         pool = FakeServer().pool(3)
@@ -29,11 +29,11 @@ def test_the_one_used_last_comes_first() -> None:
         assert [await acquired(pool) for _ in range(3)] == [third, first, second]
         assert (pool.open, pool.in_use) == (3, 3)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_those_who_wait_are_served_in_their_order_and_before_newcomers() -> None:
-    """Who comes at the moment in which one is given back does not get it before those who wait for it."""
+def test_waiting_callers_are_served_in_order_and_before_new_callers() -> None:
+    """A caller that comes just as a connection is returned does not get it before the waiting callers."""
 
     async def main() -> None:
         pool = FakeServer().pool(1)
@@ -47,17 +47,17 @@ def test_those_who_wait_are_served_in_their_order_and_before_newcomers() -> None
             await pool.release(mine)
 
         users = [asyncio.create_task(use(number)) for number in range(10)]
-        await everybody_waits()
+        await until_all_wait()
         await pool.release(connection)
         users.append(asyncio.create_task(use(10)))
         await asyncio.gather(*users)
         assert served == list(range(11))
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-def test_one_that_is_too_old_is_replaced() -> None:
-    """Whether it was idle or in use when its time came; who waits for it gets a new one."""
+def test_a_connection_older_than_recycle_is_replaced() -> None:
+    """Whether it was idle or in use when it became too old; a waiting caller gets a new connection."""
 
     async def main() -> None:
         server = FakeServer()
@@ -74,19 +74,19 @@ def test_one_that_is_too_old_is_replaced() -> None:
         await asyncio.sleep(1)
         await pool.release(second)
         third = await waiter
-        await everybody_waits()
+        await until_all_wait()
         assert server.open == {third}
         assert (third.number, first.closed, second.closed) == (3, True, True)
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-# ---- The bound, in any order of events
+# ---- The maximum size, in any order of events
 
 _STEPS = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from(["read", "write", "transaction"])),
     st.tuples(st.sampled_from(["give back", "lose", "cancel", "open", "stick"]), st.integers(0, 30)),
-    st.tuples(st.just("turn"), st.integers(1, 3)),
+    st.tuples(st.just("loop step"), st.integers(1, 3)),
     st.tuples(st.just("pass"), st.sampled_from([0.5, 1.5, 11.0, 31.0])),
 )
 _FAILURES: dict[str, type[BaseException]] = {"fails": DriverError, "is cancelled": asyncio.CancelledError}
@@ -94,7 +94,7 @@ _ANSWERS = st.lists(st.sampled_from(["opens", "opens", "hangs", "fails", "is can
 
 
 class _Users:
-    """Tasks that use a pool, and what must hold at each turn of the loop, whatever becomes of them."""
+    """Tasks that use a pool, and the checks that are made after each step of the event loop."""
 
     def __init__(self, size: int, answers: list[str]) -> None:
         self.size = size
@@ -109,7 +109,7 @@ class _Users:
 
     async def use(self, how: str) -> None:
         connection = await acquired(self.pool, transactional=how == "transaction", write=how != "read")
-        assert connection not in self.held, "one connection is two users'"
+        assert connection not in self.held, "two users have the same connection"
         assert not connection.lost
         self.held[connection] = asyncio.Event()
         try:
@@ -122,22 +122,22 @@ class _Users:
 
     def check(self) -> None:
         pool = self.pool
-        assert self.server.opening + pool.open <= self.size, "too many are open"
+        assert self.server.opening + pool.open <= self.size, "more connections are open than the pool's size"
         assert pool.open - pool.in_use >= 0
         waiting = [waiter for waiter in pool._waiting if not waiter.done()]
         if waiting:
-            assert pool.in_use == pool.open, "somebody waits although one is idle"
-            assert pool.open + pool._opening == self.size, "somebody waits although another may be opened"
+            assert pool.in_use == pool.open, "a caller waits although a connection is idle"
+            assert pool.open + pool._opening == self.size, "a caller waits although another connection could be opened"
         for waiter in pool._waiting:
             self.in_line.setdefault(waiter, len(self.in_line))
         first = min((self.in_line[waiter] for waiter in waiting), default=len(self.in_line))
         for waiter, place in list(self.in_line.items()):
             if waiter.done():
                 del self.in_line[waiter]
-                self.in_line[asyncio.get_running_loop().create_future()] = place  # numbers are given once
-                assert waiter.cancelled() or place < first, "somebody was overtaken"
+                self.in_line[asyncio.get_running_loop().create_future()] = place  # each number is used once
+                assert waiter.cancelled() or place < first, "a caller was served before one that came earlier"
 
-    async def turn(self, count: int = 1) -> None:
+    async def loop_step(self, count: int = 1) -> None:
         for _ in range(count):
             await asyncio.sleep(0)
             self.check()
@@ -157,44 +157,46 @@ class _Users:
             live[which % len(live)].cancel()
         elif what == "open" and self.hanging:
             self.hanging[which % len(self.hanging)].set()
-        elif what == "turn":
-            await self.turn(which)
+        elif what == "loop step":
+            await self.loop_step(which)
         elif what == "pass":
             await asyncio.sleep(which)
         self.check()
 
     async def end(self) -> None:
-        """Everybody gives back what he has, and no timer has to help."""
+        """Return all connections; all waiting callers must then be served without a timer."""
         loop = asyncio.get_running_loop()
         for event in self.hanging:
             event.set()
         self.server.answers.clear()
-        now, turns = loop.time(), 0
+        now, steps = loop.time(), 0
         while not all(task.done() for task in self.tasks):
-            turns += 1
-            assert turns < 10_000, "somebody waits for ever, or for a timer"
+            steps += 1
+            assert steps < 10_000, "a caller waits for ever, or for a timer"
             for connection, event in self.held.items():
                 event.set()
                 for statement in connection.hang.values():
                     statement.set()
-            await self.turn()
-            assert loop.time() == now, "somebody waited for a timer"
-        await everybody_waits()
+            await self.loop_step()
+            assert loop.time() == now, "a caller waited for a timer"
+        await until_all_wait()
         assert (self.pool.in_use, self.pool._opening) == (0, 0)
         for task in self.tasks:
             error = None if task.cancelled() else task.exception()
             assert error is None or isinstance(error, (PoolTimeoutError, DriverError, TimeoutError)), repr(error)
-        # Whatever happened, the whole bound is there to be used again.
+        # After any events, as many connections as the pool's size can be used again.
         assert len({connection.number for connection in await used_up(self.pool, self.size)}) == self.size
         await self.pool.aclose()
 
 
 @given(size=st.integers(1, 3), answers=_ANSWERS, steps=st.lists(_STEPS, max_size=60))
-def test_no_order_of_events_breaks_the_bound(size: int, answers: list[str], steps: list[tuple[str, Any]]) -> None:
-    """Users come, give back, lose what they have, and are cancelled, while opening works, hangs, or fails.
+def test_in_every_order_of_events_the_pool_keeps_its_size_and_order(
+    size: int, answers: list[str], steps: list[tuple[str, Any]]
+) -> None:
+    """Callers take, return and lose connections and are cancelled; attempts to connect succeed, hang or fail.
 
-    There are never more connections than allowed, none is two users', nobody waits while there is one to be had or to
-    be opened, nobody is overtaken, and in the end nothing is missing.
+    There are never more connections than the pool's size, no two callers have the same one, no caller waits while a
+    connection is idle or could be opened, callers are served in order, and at the end no slot is lost.
     """
 
     async def main() -> None:
@@ -203,14 +205,14 @@ def test_no_order_of_events_breaks_the_bound(size: int, answers: list[str], step
             await users.step(what, which)
         await users.end()
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
 # ---- Waiting
 
 
-def test_who_waits_for_too_long_is_told_and_out_of_the_line() -> None:
-    """What is given back later goes to the next, and is not kept for somebody who has gone."""
+def test_a_caller_that_waits_longer_than_the_timeout_gets_an_error_and_leaves_the_queue() -> None:
+    """A connection that is returned later goes to the next waiting caller."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -226,14 +228,14 @@ def test_who_waits_for_too_long_is_told_and_out_of_the_line() -> None:
         await pool.release(connection)
         assert await late is connection
 
-    run_waitless(main)
+    run_with_fake_clock(main)
 
 
-# ---- The end
+# ---- Many tasks
 
 
-def test_no_number_of_tasks_opens_more_than_the_bound() -> None:
-    """A thousand users, a fifth of them cancelled, and a connection now and then lost."""
+def test_a_thousand_tasks_open_no_more_connections_than_the_pool_s_size() -> None:
+    """A fifth of the tasks is cancelled, and some connections are lost."""
 
     async def main() -> None:
         server = FakeServer()
@@ -261,4 +263,4 @@ def test_no_number_of_tasks_opens_more_than_the_bound() -> None:
         await pool.aclose()
         assert server.open == set()
 
-    run_waitless(main)
+    run_with_fake_clock(main)

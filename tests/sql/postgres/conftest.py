@@ -1,4 +1,4 @@
-"""Servers of a test's own, beside the one that the tests share."""
+"""Servers for single tests, in addition to the server that the tests share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from signal import SIGINT, SIGQUIT
 import pytest
 
 from support import servers
-from support.server_processes import Home
+from support.server_processes import ServerFolder
 from support.server_programs import postgres_programs, provide
 
 StartPostgres = Callable[..., servers.Server]
@@ -18,16 +18,16 @@ StartPostgres = Callable[..., servers.Server]
 
 @pytest.fixture(scope="session")
 def start_postgres() -> StartPostgres:
-    """Starts a further server with its own files and settings; it ends with the process.
+    """Starts another server with its own files and settings. It stops when the test process ends.
 
-    ``standby_of`` makes it a hot standby of a server that was started here. ``files`` are written beside its data.
+    ``standby_of`` makes it a hot standby of a server that was started here. ``files`` are written to its folder.
     """
     programs = provide(postgres_programs, "PostgreSQL", servers.POSTGRES_PACKAGES, None, "postgres")
 
     def start(
         *, standby_of: servers.Server | None = None, files: dict[str, str] | None = None, **settings: str
     ) -> servers.Server:
-        home = Home("postgresql", "postgres")
+        home = ServerFolder("postgresql", "postgres")
         server = servers.Server(kind="postgresql", port=0, password=token_hex(16))
         for name, text in (files or {}).items():
             home.write(name, text)
@@ -40,7 +40,7 @@ def start_postgres() -> StartPostgres:
             url = server.url(database="postgres")
             command = ("--pgdata=data", f"--dbname={url}", "--checkpoint=fast", "--no-sync", "--write-recovery-conf")
             home.run(str(programs / "pg_basebackup"), *command)
-        # Its standby has a copy of pg_hba.conf, which allows replication from this machine.
+        # A standby copies pg_hba.conf, which allows replication from this machine.
         all_settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",

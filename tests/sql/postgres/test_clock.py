@@ -1,4 +1,4 @@
-"""The server's clock: a lease runs from the end of the wait."""
+"""The server's clock: a lease begins after the wait for the row's lock."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ KEY = TokenKey("github", "u1")
 
 
 @postgres_rows
-def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -> None:
-    """A claim that waited 0.6 s for the row's lock is granted in full from then on, not from its start."""
+def test_a_lease_begins_after_the_wait_for_the_lock(place: Place, keyring: Keyring) -> None:
+    """A claim that waited 0.6 s for the row's lock gets its full duration from the end of that wait."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring) as store:
@@ -27,7 +27,7 @@ def test_a_lease_runs_from_the_end_of_the_wait(place: Place, keyring: Keyring) -
             async with place.held():
                 claim = asyncio.create_task(backend.claim_lease(KEY, generation=generation, holder="h", duration=10))
                 await place.until_waiting()
-                await asyncio.sleep(0.6)  # the time that must not be taken off the lease
+                await asyncio.sleep(0.6)  # this time must not shorten the lease
             assert await claim
             assert 9.7 < (await backend.get(KEY)).lease_expires_in <= 10
 

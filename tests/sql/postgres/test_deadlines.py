@@ -15,8 +15,10 @@ from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_st
 
 
 @postgres_rows
-def test_a_transaction_that_the_server_ends_for_idling(place: Place, keyring: Keyring) -> None:
-    """`idle_in_transaction_session_timeout` over a slow HTTP call: BackendUnavailableError, nothing half-written."""
+def test_a_transaction_that_the_server_ended_as_idle_raises_backend_unavailable_error(
+    place: Place, keyring: Keyring
+) -> None:
+    """`idle_in_transaction_session_timeout` expires during a slow HTTP call; nothing of the transaction is stored."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring) as store:

@@ -18,7 +18,7 @@ from tokenstore_sql.schema import token_table
 
 @postgres_rows
 def test_a_database_that_is_not_utf8_is_refused(place: Place, keyring: Keyring) -> None:
-    """LATIN1 could not hold every user's id: `setup` says so, and creates nothing."""
+    """LATIN1 cannot represent every user id, so `setup` raises an error and creates nothing."""
     name = f"latin1_{token_hex(4)}"
     server = place.server()
     server.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")

@@ -1,4 +1,4 @@
-"""TLS: what `sslmode` refuses, and the warning of a connection that leaves the machine in clear."""
+"""TLS: the connections that `sslmode` refuses, and the warning about unencrypted connections to other machines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Authority:
         self.certificate = _pem(own.sign(self._key, hashes.SHA256()))
 
     def files_for(self, host: str) -> dict[str, str]:
-        """A server's certificate and key."""
+        """Make a server's certificate and key."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         builder = self._builder(name, key).add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), False)
@@ -74,7 +74,7 @@ def authority() -> _Authority:
 
 @pytest.fixture(scope="module")
 def encrypted(start_postgres: Callable[..., servers.Server], authority: _Authority) -> servers.Server:
-    """A server with TLS, whose certificate is for `localhost` and not for its address."""
+    """A server with TLS, whose certificate is valid for `localhost` but not for its address."""
     return start_postgres(
         files=authority.files_for("localhost"), ssl="on", ssl_cert_file="../server.crt", ssl_key_file="../server.key"
     )
@@ -114,10 +114,10 @@ def test_a_server_without_tls_is_refused(row: Row, mode: str, root: str, keyring
 
 
 @both_drivers
-def test_certificates_are_verified(
+def test_the_certificate_is_verified_as_sslmode_says(
     row: Row, encrypted: servers.Server, root: str, other_root: str, keyring: Keyring
 ) -> None:
-    """The authority, and with verify-full the host's name."""
+    """verify-ca checks the certificate authority, and verify-full also the host's name."""
     by_name, by_address = _url(encrypted, row, "localhost"), _url(encrypted, row)
     for url, mode, known in (
         (by_address, "require", None),
@@ -136,12 +136,12 @@ def test_certificates_are_verified(
 
 
 def _own_address() -> str:
-    """An address of this machine that other machines would use."""
+    """Return an address of this machine that other machines can use."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
         except OSError:
-            pytest.skip("this machine has no address but its own loopback")
+            pytest.skip("this machine has only loopback addresses")
         address = str(probe.getsockname()[0])
     assert not ip_address(address).is_loopback
     return address
@@ -149,7 +149,7 @@ def _own_address() -> str:
 
 @asynccontextmanager
 async def _reachable_from_outside(server: servers.Server) -> AsyncIterator[tuple[str, int]]:
-    """The server under an address that is not this machine's loopback."""
+    """Make the server reachable under an address that is not a loopback address."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,7 +173,7 @@ async def _reachable_from_outside(server: servers.Server) -> AsyncIterator[tuple
 
 
 @both_drivers
-def test_a_connection_in_clear_over_a_network_is_warned_of_once(
+def test_an_unencrypted_connection_over_a_network_is_logged_once(
     row: Row, encrypted: servers.Server, keyring: Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def warnings(server: servers.Server, *, outside: bool = True, **options: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which of the library's errors each SQLSTATE becomes."""
+"""The error class for each SQLSTATE."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tokenstore_sql.postgres.errors import PostgresErrors
         ("23505", "BackendError"),
     ],
 )
-def test_errors_are_told_by_sqlstate(code: str, name: str) -> None:
-    """Whatever class a driver wraps them in."""
+def test_the_sqlstate_decides_the_error_class(code: str, name: str) -> None:
+    """The class of the driver's exception does not matter."""
 
     class Anything(Exception):
         sqlstate = code

@@ -1,4 +1,4 @@
-"""Answers after which the server closes the connection, whatever their SQLSTATE is."""
+"""Fatal errors, after which the server closes the connection, whatever their SQLSTATE is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ either_source = pytest.mark.parametrize("source", ["url", "engine"])
 
 
 class _Diagnosis:
-    """What psycopg knows of an answer."""
+    """The diagnosis of an error as psycopg provides it."""
 
     def __init__(self, severity: str | None) -> None:
         self.severity = "SCHWERWIEGEND"
@@ -30,7 +30,7 @@ class _Diagnosis:
 
 
 class _Answer(Exception):
-    """An answer as a driver raises it."""
+    """An error as a driver raises it."""
 
     def __init__(self, code: str, **attributes: Any) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Answer(Exception):
 
 
 @pytest.mark.parametrize("code", ["40001", "55P03", "42P01", "XX000", "25P04", "57014"])
-def test_the_severity_decides(code: str) -> None:
+def test_the_severity_decides_whether_the_connection_is_kept(code: str) -> None:
     ends = PostgresErrors().ends_connection
     for severity in ("FATAL", "PANIC"):
         assert ends(_Answer(code, severity_en=severity, severity="SCHWERWIEGEND"))
@@ -54,13 +54,13 @@ def test_the_severity_decides(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["25006", "25P03", "57P01", "57P03", "08006", "53300"])
-def test_an_unavailable_server_ends_it_at_any_severity(code: str) -> None:
+def test_an_error_of_an_unavailable_server_ends_the_connection_at_any_severity(code: str) -> None:
     assert PostgresErrors().ends_connection(_Answer(code, severity_en="ERROR"))
 
 
 @contextmanager
 def _database(driver: str, **settings: str) -> Iterator[str]:
-    """The URL of a database with these settings."""
+    """Create a database with these settings; yield its URL."""
     server, name = servers.postgres(), f"fatal_{token_hex(4)}"
     server.execute(f"CREATE DATABASE {name}")
     try:
@@ -73,8 +73,8 @@ def _database(driver: str, **settings: str) -> Iterator[str]:
 
 @either_source
 @both_drivers
-def test_a_connection_is_left_after_a_fatal_answer(row: Row, source: str, keyring: Keyring) -> None:
-    """With `exit_on_error` each error is fatal. The call after a lock that was not free gets another connection."""
+def test_a_connection_is_not_used_again_after_a_fatal_error(row: Row, source: str, keyring: Keyring) -> None:
+    """With `exit_on_error` each error is fatal. After a lock timeout, the next call gets another connection."""
 
     async def main(url: str) -> None:
         async with AsyncExitStack() as stack:
@@ -109,8 +109,8 @@ async def _slow_transaction(store: AuthTokenStore) -> None:
 
 
 @both_drivers
-def test_a_transaction_that_idled_too_long(row: Row, keyring: Keyring) -> None:
-    """The server ends the session between two statements: a typed error, and the pool does not keep the connection."""
+def test_the_connection_of_a_transaction_that_was_idle_too_long_is_discarded(row: Row, keyring: Keyring) -> None:
+    """The server ends the session between two statements; the caller gets an error of tokenstore."""
 
     async def main(url: str) -> None:
         async with open_store(url, keyring=keyring, pool_size=1) as store:

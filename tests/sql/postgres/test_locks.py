@@ -1,4 +1,4 @@
-"""A lock's timeout is that of the store's own statements."""
+"""The store's `lock_timeout` applies only to its own statements."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tokenstore import AuthTokenStore, Keyring, LockTimeoutError, open_store
 
 
 @postgres_rows
-def test_the_lock_timeout_is_the_transaction_s_alone(place: Place, keyring: Keyring) -> None:
-    """An application's own lock_timeout holds before and after a store's call in its transaction, and elsewhere."""
+def test_the_store_s_lock_timeout_does_not_change_the_application_s(place: Place, keyring: Keyring) -> None:
+    """The application's own lock_timeout applies before and after a call of the store in its transaction."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring) as store:
@@ -60,7 +60,7 @@ def test_the_lock_timeout_is_the_transaction_s_alone(place: Place, keyring: Keyr
 
 @asynccontextmanager
 async def _locked(place: Place, keyring: Keyring) -> AsyncIterator[None]:
-    """Another store's transaction has locked the row of `u2`."""
+    """Lock the row of `u2` in another store's transaction."""
     async with open_store(place.url, keyring=keyring) as store:
         await store_tag(store, "other", "u2")
         async with store.transaction() as tx:

@@ -1,4 +1,4 @@
-"""Options of libpq reach the driver."""
+"""The options of libpq are passed to the driver."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokenstore import BackendUnavailableError, ConfigurationError, Keyring, ope
 
 
 @postgres_rows
-def test_libpq_s_options_reach_the_driver(place: Place, keyring: Keyring) -> None:
-    """`sslmode=require` on a server without TLS fails instead of going on in the clear; `application_name` shows."""
+def test_libpq_s_options_are_passed_to_the_driver(place: Place, keyring: Keyring) -> None:
+    """`sslmode=require` fails on a server without TLS, and the server shows the `application_name`."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, sslmode="require") as store:
@@ -40,7 +40,7 @@ def test_libpq_s_options_reach_the_driver(place: Place, keyring: Keyring) -> Non
 
 @postgres_rows
 def test_a_certificate_that_cannot_be_read_is_a_configuration_error(place: Place, keyring: Keyring) -> None:
-    """What the driver refuses before it connects is one of our errors, too."""
+    """An error that the driver raises before it connects is also mapped to an error of tokenstore."""
 
     async def main() -> None:
         async with open_store(

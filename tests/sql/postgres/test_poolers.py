@@ -1,4 +1,4 @@
-"""A pooler in transaction mode."""
+"""A connection pooler in transaction mode."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ async def main(url, name):
         await store.setup()
         async def work(task):
             nonlocal done
-            for turn in range(6):
-                user = f"u{(task + turn) % 5}"
+            for number in range(6):
+                user = f"u{(task + number) % 5}"
                 try:
                     await store.store_tokens("github", user, name, None, None)
                     await store.load_tokens("github", user)
@@ -37,8 +37,8 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @postgres_rows
-def test_a_pooler_in_transaction_mode(row: Row) -> None:
-    """Three processes through pgbouncer with `prepared_statements=false`: not one call fails."""
+def test_all_calls_succeed_through_a_pooler_in_transaction_mode(row: Row) -> None:
+    """Three processes use pgbouncer, with `prepared_statements=false`."""
     driver = row.name.partition("+")[2]
     url = f"{servers.pgbouncer().url(driver)}?prepared_statements=false&table=t_{token_hex(8)}"
     running = [

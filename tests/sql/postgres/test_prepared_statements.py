@@ -1,4 +1,4 @@
-"""Prepared statements whose plans another process voids."""
+"""Prepared statements whose plans become invalid through another process's DDL."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tokenstore import Keyring, open_store
 
 
 @postgres_rows
-def test_another_process_s_ddl_between_two_calls(place: Place, keyring: Keyring) -> None:
-    """A new column voids the plans that pooled connections have cached: the next calls work all the same."""
+def test_calls_succeed_after_another_process_changed_the_table(place: Place, keyring: Keyring) -> None:
+    """A new column makes the cached plans of pooled connections invalid; the next calls must still succeed."""
 
     async def main() -> None:
         async with open_store(place.url, keyring=keyring, pool_size=2) as store:
             await store.setup()
             for change in ("ADD COLUMN more text", "ALTER COLUMN more TYPE varchar(9)", "DROP COLUMN more"):
-                for _ in range(8):  # psycopg prepares at the fifth time
+                for _ in range(8):  # psycopg prepares a statement when it is executed for the fifth time
                     await store_tag(store, "old")
                     assert await load_tag(store) == "old"
                 await asyncio.to_thread(place.server().execute, f"ALTER TABLE {place.table} {change}")

@@ -14,8 +14,8 @@ from tokenstore import BackendUnavailableError, Keyring, open_store
 
 
 @postgres_rows
-def test_a_server_that_became_read_only_is_left(place: Place, keyring: Keyring) -> None:
-    """A write is refused as unavailable, and its connection is not used again: later ones may reach a new primary."""
+def test_a_write_to_a_server_that_became_read_only_discards_the_connection(place: Place, keyring: Keyring) -> None:
+    """A write raises BackendUnavailableError; the next one connects again and may reach a new primary."""
     server = place.server()
 
     async def read_only(value: str) -> None:

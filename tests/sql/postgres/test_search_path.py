@@ -1,4 +1,4 @@
-"""Another user's operators and functions in a schema of the search_path: no statement of a store calls them."""
+"""No statement of a store calls operators or functions that another user planted in a schema of the search_path."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ either_source = pytest.mark.parametrize("source", ["url", "engine"])
 
 _USERS = [f"u{number}" for number in range(12)]
 
-# Each planted function writes down that it was called, then answers NULL. A sequence counts calls whose transaction
-# was rolled back.
+# Each planted function records its call and returns NULL. A sequence also counts calls whose transaction was rolled
+# back.
 _PLANTED = r"""
-CREATE SCHEMA trap;
-CREATE TABLE trap.called (what text);
-CREATE SEQUENCE trap.calls;
-CREATE FUNCTION trap.called(what text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS
-$$ BEGIN PERFORM nextval('trap.calls'); INSERT INTO trap.called VALUES (what); END $$;
-GRANT USAGE ON SCHEMA trap TO PUBLIC;
+CREATE SCHEMA planted;
+CREATE TABLE planted.called (what text);
+CREATE SEQUENCE planted.calls;
+CREATE FUNCTION planted.called(what text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS
+$$ BEGIN PERFORM nextval('planted.calls'); INSERT INTO planted.called VALUES (what); END $$;
+GRANT USAGE ON SCHEMA planted TO PUBLIC;
 DO $do$
 DECLARE
     operator text; l text; r text; result text; n int := 0;
@@ -45,10 +45,10 @@ BEGIN
                 n := n + 1;
                 result := CASE WHEN operator IN ('+', '-', '*', '||') THEN r ELSE 'boolean' END;
                 EXECUTE format(
-                    'CREATE FUNCTION trap.f%s(l %s, r %s) RETURNS %s LANGUAGE plpgsql AS '
-                    '$$ BEGIN PERFORM trap.called(%L); RETURN NULL; END $$',
+                    'CREATE FUNCTION planted.f%s(l %s, r %s) RETURNS %s LANGUAGE plpgsql AS '
+                    '$$ BEGIN PERFORM planted.called(%L); RETURN NULL; END $$',
                     n, l, r, result, format('%s %s %s', l, operator, r));
-                EXECUTE format('CREATE OPERATOR public.%s (FUNCTION = trap.f%s, LEFTARG = %s, RIGHTARG = %s)',
+                EXECUTE format('CREATE OPERATOR public.%s (FUNCTION = planted.f%s, LEFTARG = %s, RIGHTARG = %s)',
                     operator, n, l, r);
             END LOOP;
         END LOOP;
@@ -67,7 +67,7 @@ BEGIN
         'pg_terminate_backend(bigint) boolean', 'pg_advisory_xact_lock(int) void', 'pg_advisory_xact_lock(bigint) void'
     ] LOOP
         EXECUTE format(
-            'CREATE FUNCTION public.%s RETURNS %s LANGUAGE plpgsql AS $$ BEGIN PERFORM trap.called(%L); %s; END $$',
+            'CREATE FUNCTION public.%s RETURNS %s LANGUAGE plpgsql AS $$ BEGIN PERFORM planted.called(%L); %s; END $$',
             substring(signature from '^.*\)'), substring(signature from '\) (.*)$'), signature,
             CASE WHEN signature ~ 'SETOF|void' THEN 'RETURN' ELSE 'RETURN NULL' END);
     END LOOP;
@@ -75,11 +75,11 @@ END $do$;
 """
 
 
-class _Trapped:
-    """A database of the test's own, with the table of a store and another user's traps.
+class _DatabaseWithPlantedFunctions:
+    """A database with a store's table, and with functions and operators that another user planted.
 
     Attributes:
-        url: The database, as its owner.
+        url: The database's URL, as its owner.
     """
 
     def __init__(self, server: servers.Server, driver: str, name: str) -> None:
@@ -99,30 +99,30 @@ class _Trapped:
         self._server.execute(f"DROP ROLE IF EXISTS {self._name}")
 
     def plant(self) -> None:
-        """As a role that has no right but to create objects."""
+        """Plant the functions as a role that may only create objects."""
         replace(self._server, user=self._name, password=self._name).execute(_PLANTED, self._name)
 
     def called(self) -> list[str]:
-        """Each function that was called, and how many calls there were, if any."""
-        kept = sorted({what for (what,) in self._server.execute("SELECT what FROM trap.called", self._name)})
-        [(count, any_called)] = self._server.execute("SELECT last_value, is_called FROM trap.calls", self._name)
+        """Return the planted functions that were called, and the number of calls if there were any."""
+        kept = sorted({what for (what,) in self._server.execute("SELECT what FROM planted.called", self._name)})
+        [(count, any_called)] = self._server.execute("SELECT last_value, is_called FROM planted.calls", self._name)
         return [*kept, f"{count} calls"] if any_called else []
 
 
 @pytest.fixture
-def trapped(row: Row) -> Iterator[_Trapped]:
-    trapped = _Trapped(servers.postgres(), row.name.partition("+")[2], f"trapped_{token_hex(4)}")
+def database(row: Row) -> Iterator[_DatabaseWithPlantedFunctions]:
+    database = _DatabaseWithPlantedFunctions(servers.postgres(), row.name.partition("+")[2], f"trapped_{token_hex(4)}")
     try:
-        trapped.create()
-        yield trapped
+        database.create()
+        yield database
     finally:
-        trapped.drop()
+        database.drop()
 
 
 @asynccontextmanager
 async def _opened(source: str, url: str, keyring: Keyring, **options: Any) -> AsyncIterator[AuthTokenStore]:
     if source == "url":
-        async with open_store(url, keyring=keyring, pool_size=2, application_name="trapped", **options) as store:
+        async with open_store(url, keyring=keyring, pool_size=2, application_name="planted", **options) as store:
             yield store
         return
     async with _engine(url) as engine, open_store(engine, keyring=keyring, **options) as store:
@@ -152,26 +152,28 @@ async def _refresh(_: object) -> dict[str, object]:
 
 
 @contextmanager
-def _no_trap_called(trapped: _Trapped) -> Iterator[None]:
-    """What the traps say, even if their answers have made a call fail: they are the cause."""
+def _no_planted_function_called(database: _DatabaseWithPlantedFunctions) -> Iterator[None]:
+    """Check that no planted function was called, also if the block failed: its error may be a consequence."""
     try:
         yield
     finally:
-        assert trapped.called() == []
+        assert database.called() == []
 
 
 @either_source
 @both_drivers
-def test_every_operation_leaves_the_traps_alone(trapped: _Trapped, source: str, keyring: Keyring) -> None:
+def test_no_operation_calls_a_planted_function(
+    database: _DatabaseWithPlantedFunctions, source: str, keyring: Keyring
+) -> None:
     async def setup() -> None:
-        async with open_store(trapped.url, keyring=keyring) as store:
+        async with open_store(database.url, keyring=keyring) as store:
             await store.setup()
 
     async def main() -> None:
-        async with _opened(source, trapped.url, keyring) as store:
+        async with _opened(source, database.url, keyring) as store:
             await _store(store, "alone", "first")
             assert await _tag(store, "alone") == "first"
-            # More than there are connections, so that they share statements.
+            # More callers than connections, so that they share statements.
             await asyncio.gather(*(_store(store, user, user) for user in _USERS))
             assert await asyncio.gather(*(_tag(store, user) for user in _USERS)) == _USERS
             assert await _tag(store, "nobody") is None
@@ -191,8 +193,8 @@ def test_every_operation_leaves_the_traps_alone(trapped: _Trapped, source: str, 
             assert not await store.delete_tokens("github", "u4")
 
     asyncio.run(setup())
-    trapped.plant()
-    with _no_trap_called(trapped):
+    database.plant()
+    with _no_planted_function_called(database):
         asyncio.run(main())
 
 
@@ -202,19 +204,21 @@ async def _listed(store: AuthTokenStore, **filters: Any) -> list[str]:
 
 @either_source
 @both_drivers
-def test_pages_refreshes_and_another_key(trapped: _Trapped, source: str, keyring: Keyring) -> None:
-    """`list_tokens` over pages, `refresh_due`, a refresh that fails, and `reseal_tokens`."""
+def test_listing_refreshing_and_resealing_call_no_planted_function(
+    database: _DatabaseWithPlantedFunctions, source: str, keyring: Keyring
+) -> None:
+    """The calls are `list_tokens` over several pages, `refresh_due`, a refresh that fails, and `reseal_tokens`."""
     newer = Keyring({"k2": bytes(range(1, 33)), "k1": bytes(range(32))})
 
     async def setup() -> None:
-        async with open_store(trapped.url, keyring=keyring) as store:
+        async with open_store(database.url, keyring=keyring) as store:
             await store.setup()
 
     async def failing(_: object) -> dict[str, object]:
         raise OSError
 
     async def main() -> None:
-        async with _opened(source, trapped.url, keyring, refreshers={"github": _refresh}) as store:
+        async with _opened(source, database.url, keyring, refreshers={"github": _refresh}) as store:
             backend: Any = store._backend
             await asyncio.gather(*(_store(store, user, user) for user in _USERS))
             page: list[Any] = []
@@ -231,32 +235,34 @@ def test_pages_refreshes_and_another_key(trapped: _Trapped, source: str, keyring
             assert await _tag(store, "due") == "refreshed"
             with pytest.raises(Exception, match="provider"):
                 await store.load_fresh_tokens("github", "u5", refresh=failing, force=True)
-        async with _opened(source, trapped.url, newer) as store:
+        async with _opened(source, database.url, newer) as store:
             for user in _USERS:
                 assert await store.reseal_tokens("github", user)
             assert {row["key_id"] async for row in store.list_tokens()} == {"k1", "k2"}
             assert await _tag(store, "u1") == "u1"
 
     asyncio.run(setup())
-    trapped.plant()
-    with _no_trap_called(trapped):
+    database.plant()
+    with _no_planted_function_called(database):
         asyncio.run(main())
 
 
 @both_drivers
-def test_waits_for_a_lock_and_for_a_lease(trapped: _Trapped, keyring: Keyring) -> None:
-    """The session's `lock_timeout`, the count of clients, and the end of a session whose caller was cancelled."""
+def test_waiting_for_a_lock_or_a_lease_calls_no_planted_function(
+    database: _DatabaseWithPlantedFunctions, keyring: Keyring
+) -> None:
+    """The statements set `lock_timeout`, count the clients, and end the statement of a cancelled caller."""
 
     async def setup() -> None:
-        async with open_store(trapped.url, keyring=keyring) as store:
+        async with open_store(database.url, keyring=keyring) as store:
             await store.setup()
             await _store(store, "u1", "first")
 
     async def main() -> None:
         async with (
-            _engine(trapped.url) as engine,
-            open_store(trapped.url, keyring=keyring) as store,
-            open_store(trapped.url, keyring=keyring, lock_timeout=0.2) as other,
+            _engine(database.url) as engine,
+            open_store(database.url, keyring=keyring) as store,
+            open_store(database.url, keyring=keyring, lock_timeout=0.2) as other,
         ):
             async with AsyncSession(engine) as session, session.begin():
                 borrowed = AuthTokenStore(session, keyring=keyring, lock_timeout=0.2)
@@ -265,23 +271,23 @@ def test_waits_for_a_lock_and_for_a_lease(trapped: _Trapped, keyring: Keyring) -
                     async with other.transaction() as tx:
                         await _tag(tx, "u1", for_update=True)
                 write = asyncio.create_task(_store(store, "u1", "never"))
-                await until(lambda: _waiting(trapped) == 1)
+                await until(lambda: _waiting(database) == 1)
                 write.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await write
-                await until(lambda: _waiting(trapped) == 0)
+                await until(lambda: _waiting(database) == 0)
                 await _store(borrowed, "u1", "second")
             backend: Any = other._backend
             assert (await backend._count_clients()).all >= 1
             assert await _tag(store, "u1") == "second"
 
     asyncio.run(setup())
-    trapped.plant()
-    with _no_trap_called(trapped):
+    database.plant()
+    with _no_planted_function_called(database):
         asyncio.run(main())
 
 
-def _waiting(trapped: _Trapped) -> int:
-    query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{trapped._name}' AND wait_event_type = 'Lock'"
-    [[count]] = trapped._server.execute(query)
+def _waiting(database: _DatabaseWithPlantedFunctions) -> int:
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database._name}' AND wait_event_type = 'Lock'"
+    [[count]] = database._server.execute(query)
     return int(count)

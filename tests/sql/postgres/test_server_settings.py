@@ -1,4 +1,4 @@
-"""Settings that an administrator gave the database: they change no stored value and no result."""
+"""Settings that an administrator gave the database change no stored value and no result."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ SETTINGS = [
 ]
 settings = pytest.mark.parametrize("settings", SETTINGS, ids="-".join)
 
-# As many stores at once share statements; what psycopg and the server could read in two ways is in the names.
+# So many concurrent stores share statements. The names contain characters that psycopg and the server could parse
+# differently.
 _USERS = [f"u{number} \\x41\\\\ ' \" {{NULL,é}} 東京 %s :p" for number in range(64)] + ["NULL"]
 _EXPIRY = datetime(2099, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 @contextmanager
 def _database(settings: dict[str, str], driver: str) -> Iterator[str]:
-    """The URL of a database with these settings."""
+    """Create a database with these settings; yield its URL."""
     server, name = servers.postgres(), f"settings_{token_hex(4)}"
     server.execute(f"CREATE DATABASE {name}")
     try:
@@ -77,16 +78,16 @@ async def _engine(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 def _tokens(number: int) -> tuple[str, str | None]:
-    """What is sealed is random bytes; every third row has no refresh token."""
+    """Make tokens; every third row has no refresh token."""
     return token_urlsafe(40), None if number % 3 == 0 else token_urlsafe(40)
 
 
 async def _exercise(store: AuthTokenStore, users: list[str], seen_by: AuthTokenStore) -> None:
-    """Store, load, list, lock, refresh and delete; what another store, without these settings, sees is the same."""
+    """Store, load, list, lock, refresh and delete; a store without these settings must read the same."""
     rows = {user: _tokens(number) for number, user in enumerate(users)}
     await asyncio.gather(*(store.store_tokens("github", user, *rows[user], _EXPIRY, _EXPIRY) for user in users))
     for reader in (store, seen_by):
-        # One after the other, and together in few statements.
+        # First one by one, then concurrently in few statements.
         loaded = [await reader.load_tokens("github", user) for user in users]
         loaded += await asyncio.gather(*(reader.load_tokens("github", user) for user in users))
         for user, record in zip([*users, *users], loaded, strict=True):
@@ -128,7 +129,7 @@ async def _exercise_session(engine: AsyncEngine, users: list[str], keyring: Keyr
 
 
 def _run(settings: dict[str, str], row: Row, keyring: Keyring, work: Callable[[str, AuthTokenStore], Any]) -> None:
-    """Run ``work`` on a database with these settings, and with a store that is not subject to them."""
+    """Run ``work`` with a database with these settings, and with a store to which they do not apply."""
     with _database(settings, row.name.partition("+")[2]) as url:
 
         async def main() -> None:
@@ -142,7 +143,7 @@ def _run(settings: dict[str, str], row: Row, keyring: Keyring, work: Callable[[s
 
 @settings
 @both_drivers
-def test_a_store_by_url(row: Row, settings: dict[str, str], keyring: Keyring) -> None:
+def test_settings_change_no_result_of_a_store_by_url(row: Row, settings: dict[str, str], keyring: Keyring) -> None:
     async def work(url: str, seen_by: AuthTokenStore) -> None:
         async with open_store(url, keyring=keyring, pool_size=2) as store:
             await _exercise(store, _USERS, seen_by)
@@ -150,14 +151,16 @@ def test_a_store_by_url(row: Row, settings: dict[str, str], keyring: Keyring) ->
     _run(settings, row, keyring, work)
 
 
-# With SQL_ASCII, psycopg gives SQLAlchemy bytes for text, and SQLAlchemy cannot connect at all.
+# With SQL_ASCII, psycopg returns bytes for text, so that SQLAlchemy cannot connect.
 @pytest.mark.parametrize(
     "settings", [each for each in SETTINGS if each.get("client_encoding") != "SQL_ASCII"], ids="-".join
 )
 @both_drivers
-def test_an_application_s_engine_and_session(row: Row, settings: dict[str, str], keyring: Keyring) -> None:
-    """Where the application's connection cannot carry every name, it is refused, and the setting is named."""
-    # asyncpg asks for UTF8 by itself.
+def test_settings_change_no_result_on_an_application_s_engine_or_session(
+    row: Row, settings: dict[str, str], keyring: Keyring
+) -> None:
+    """A connection whose encoding cannot represent every name is refused with an error that names the setting."""
+    # asyncpg requests UTF8 by itself.
     refused = "client_encoding" in settings and row.name.endswith("psycopg")
 
     async def work(url: str, seen_by: AuthTokenStore) -> None:
@@ -167,7 +170,7 @@ def test_an_application_s_engine_and_session(row: Row, settings: dict[str, str],
                 await _exercise_session(engine, _USERS, keyring)
                 return
             named = f"client_encoding is {settings['client_encoding']}"
-            # One call after the other: the tasks of several at once would still run when the first has failed.
+            # One call after the other: with concurrent calls, some would still run when the first has failed.
             for call in (
                 store.store_tokens("github", "u1", "access", None, None),
                 store.load_tokens("github", "u1"),
@@ -180,8 +183,8 @@ def test_an_application_s_engine_and_session(row: Row, settings: dict[str, str],
 
 
 @both_drivers
-def test_limits_of_the_administrator_s_are_typed_errors(row: Row, keyring: Keyring) -> None:
-    """A wait that the server ends early, and a database that accepts no writes."""
+def test_limits_that_an_administrator_set_raise_errors_of_tokenstore(row: Row, keyring: Keyring) -> None:
+    """The limits are a short statement timeout, and a database that accepts no writes."""
 
     async def impatient(url: str, seen_by: AuthTokenStore) -> None:
         async with open_store(url, keyring=keyring) as store:

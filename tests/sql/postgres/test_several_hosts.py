@@ -1,4 +1,4 @@
-"""The option `host` with several hosts: each is tried by itself, in order, until one serves."""
+"""The option `host` with several hosts: they are tried one by one, in order, until a connection succeeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg"
 
 
 def _url(server: servers.Server, row: Row, *hosts: str) -> str:
-    """A URL with hosts in the query alone."""
+    """Make a URL with its hosts only in the query."""
     url = server.url(row.name.partition("+")[2]).replace(f"@{server.host}:{server.port}", "@")
     return f"{url}?host={','.join(hosts)}&table=t_{token_hex(8)}"
 
@@ -45,7 +45,7 @@ async def _silent() -> AsyncIterator[str]:
 
 
 @both_drivers
-def test_a_host_that_never_answers_costs_its_own_timeout(row: Row, keyring: Keyring) -> None:
+def test_each_host_that_never_answers_has_its_own_connect_timeout(row: Row, keyring: Keyring) -> None:
     async def main() -> None:
         async with _silent() as first, _silent() as second:
             url = _url(servers.postgres(), row, first, second, _at(servers.postgres()))
@@ -62,7 +62,7 @@ def test_a_host_that_never_answers_costs_its_own_timeout(row: Row, keyring: Keyr
 
 
 @both_drivers
-def test_no_host_serves(row: Row, keyring: Keyring) -> None:
+def test_if_no_host_answers_the_call_raises_backend_unavailable_error(row: Row, keyring: Keyring) -> None:
     async def main() -> None:
         async with _silent() as first, _silent() as second:
             url = _url(servers.postgres(), row, first, second, "127.0.0.1:1")
@@ -75,8 +75,8 @@ def test_no_host_serves(row: Row, keyring: Keyring) -> None:
 
 
 @both_drivers
-def test_a_wrong_password_is_not_tried_elsewhere_in_silence(row: Row, keyring: Keyring) -> None:
-    """The caller is told that the password is wrong, not that there is no server."""
+def test_a_wrong_password_is_reported_and_not_tried_on_other_hosts(row: Row, keyring: Keyring) -> None:
+    """The error says that the password is wrong, not that no server was reached."""
     server = servers.postgres()
     url = _url(server, row, _at(server), _at(server)).replace(server.password, "wrong")
 
@@ -89,16 +89,16 @@ def test_a_wrong_password_is_not_tried_elsewhere_in_silence(row: Row, keyring: K
 
 
 @both_drivers
-def test_the_session_that_the_caller_wants(
+def test_target_session_attrs_chooses_the_primary_or_the_standby(
     row: Row, keyring: Keyring, start_postgres: Callable[..., servers.Server]
 ) -> None:
-    """A primary and its hot standby, with each value of `target_session_attrs`, behind a host that never answers."""
+    """The hosts are a primary, its hot standby, and one that never answers; each option value is tested."""
     primary = start_postgres()
     standby = start_postgres(standby_of=primary)
     application = f"several_{token_hex(4)}"
 
     def asked() -> list[str]:
-        """The servers that the store is connected to."""
+        """Return the servers to which the store is connected."""
         query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{application}'"
         counts = {"primary": primary.execute(query), "standby": standby.execute(query)}
         return [name for name, [(count,)] in counts.items() if count]
@@ -130,7 +130,7 @@ def test_the_session_that_the_caller_wants(
     asyncio.run(main())
 
 
-def test_how_hosts_are_written() -> None:
+def test_the_syntax_of_hosts() -> None:
     assert hosts_of("db1:5433,db2", 5432) == [Host("db1", 5433), Host("db2", 5432)]
     assert hosts_of("db1, db2", None) == [Host("db1", None), Host("db2", None)]
     assert hosts_of("[::1]:5433,[fe80::1]", 5432) == [Host("::1", 5433), Host("fe80::1", 5432)]

@@ -1,4 +1,4 @@
-"""Where the tests of SQLite have their database."""
+"""The database file of the tests of SQLite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cancelled call leaves neither a wait nor a lock behind."""
+"""A cancelled call leaves no statement waiting and no lock behind."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tokenstore_sql.sqlite.aiosqlite_engine import open_aiosqlite
 pytestmark = pytest.mark.sqlite
 
 
-def test_a_cancelled_waiter_for_the_write_lock_is_free_at_once(place: Place, keyring: Keyring) -> None:
-    """Not when SQLite's busy timeout ends, which is five seconds by default; nothing is left waiting."""
+def test_a_cancelled_wait_for_the_write_lock_ends_at_once(place: Place, keyring: Keyring) -> None:
+    """It does not last until SQLite's busy timeout, five seconds by default, and no statement is left waiting."""
 
     async def main() -> None:
         async with three_stores(place, keyring) as stores:
@@ -50,7 +50,7 @@ def test_a_cancelled_waiter_for_the_write_lock_is_free_at_once(place: Place, key
 
 @pytest.mark.parametrize("what", ["store", "load"])
 def test_a_cancelled_call_leaves_no_statement_open_in_sqlite(place: Place, what: str, keyring: Keyring) -> None:
-    """Wherever it is cancelled: an open statement would hold its locks until the garbage collector finds it."""
+    """The call is cancelled at any point; an open statement would keep its locks until it is garbage-collected."""
 
     async def main() -> None:
         async with three_stores(place, keyring) as stores:
@@ -73,7 +73,7 @@ def test_a_cancelled_call_leaves_no_statement_open_in_sqlite(place: Place, what:
 
 
 def test_a_closed_connection_holds_no_lock(path: Path) -> None:
-    """Not even one whose cursor still has rows to give, as a cancelled task leaves it behind."""
+    """Also if its cursor still has rows to read, as after a cancelled task."""
 
     async def main() -> None:
         connection = await open_aiosqlite(path, 1.0)

@@ -1,4 +1,4 @@
-"""Engines of an application: who begins the transaction, and which engines are refused."""
+"""Engines of an application: different ways to begin a transaction, and engines that are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.sqlite
 
 
 def _with_begin_event(place: Place) -> AsyncEngine:
-    """The recipe of SQLAlchemy's documentation: the driver never begins, a hook does."""
+    """The recipe of SQLAlchemy's documentation: an event hook begins transactions, not the driver."""
     engine = create_async_engine(place.engine_url)
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -33,7 +33,7 @@ def _with_begin_event(place: Place) -> AsyncEngine:
 
 
 def _never_autocommitting(place: Place) -> AsyncEngine:
-    """The driver's mode of Python 3.12, in which a transaction is always open."""
+    """The driver's mode since Python 3.12 in which a transaction is always open."""
     return create_async_engine(place.engine_url, connect_args={"autocommit": False})
 
 
@@ -47,8 +47,10 @@ if sys.version_info >= (3, 12):
 
 
 @pytest.mark.parametrize("make", ENGINES)
-def test_engines_that_begin_in_their_own_way(place: Place, make: Any, keyring: Keyring) -> None:
-    """Locks hold and writes are committed, on the engine and on its sessions, whoever begins the transaction."""
+def test_locks_and_commits_work_however_the_engine_begins_transactions(
+    place: Place, make: Any, keyring: Keyring
+) -> None:
+    """The test uses the engine, and sessions on it."""
 
     async def refresh(store: Any) -> None:
         count = int(await load_tag(store, for_update=True) or 0)
@@ -97,7 +99,7 @@ def test_engines_that_begin_in_their_own_way(place: Place, make: Any, keyring: K
     ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:x?mode=memory&uri=true"],
 )
 def test_memory_is_refused_on_engines_and_sessions(url: str, keyring: Keyring) -> None:
-    """One connection for all tasks cannot serve: the error says so, and what to use instead."""
+    """A single connection for all tasks cannot work; the error says that, and what to use instead."""
     engine = create_async_engine(url)
     with pytest.raises(UnsupportedOperationError, match=r"one task's rollback .* memory://"):
         open_store(engine, keyring=keyring)

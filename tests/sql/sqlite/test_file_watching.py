@@ -1,4 +1,4 @@
-"""SQLite watches its files for the end of somebody else's lease."""
+"""On SQLite, waiting for another holder's lease watches the database's files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from support.watched_backend import KEY, opened_backend, watched_for
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.conformance import sealed
 
-# Long enough for whatever else the machine does; a wait that nothing ends is made longer.
+# Seconds, long enough for a busy machine; waits that must not end by themselves are longer.
 _IN_TIME, _NEVER = 20.0, 600.0
 
 
 @sqlite_row
-def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another connection's commit ends the wait, without a statement of the waiter's."""
+def test_another_connection_s_commit_ends_the_wait(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiting store sends no statement."""
     monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:
         async with opened_backend(url) as backend, opened_backend(url) as other:
             await backend.get(KEY)
             for _ in range(5):
-                await asyncio.sleep(0.15)  # so that nothing is fresh
+                await asyncio.sleep(0.15)  # so that no file was changed just before
                 with sent_statements() as sent:
                     watching = asyncio.create_task(watched_for(backend))
                     await asyncio.sleep(0.03)
@@ -44,8 +44,8 @@ def test_sqlite_watches_the_files(row: Row, url: str, monkeypatch: pytest.Monkey
 
 
 @sqlite_row
-def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
-    """After a quarter of a second: of two commits in one tick of the clock one may not show."""
+def test_the_wait_ends_after_a_quarter_of_a_second_without_a_change(row: Row, url: str) -> None:
+    """Of two commits within the resolution of the file's time stamp, the second one may not be noticed."""
 
     async def main() -> None:
         async with opened_backend(url) as backend:
@@ -56,8 +56,8 @@ def test_sqlite_ends_a_wait_without_a_change(row: Row, url: str) -> None:
 
 
 @sqlite_row
-def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written just before the first look at the files may not have been there to read."""
+def test_a_commit_between_the_read_and_the_wait_is_noticed(row: Row, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit just before the first check of the files may have come after the caller's read."""
     monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
     monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_RECENT", _IN_TIME)
 
@@ -70,10 +70,10 @@ def test_sqlite_misses_no_commit_around_the_read(row: Row, url: str, monkeypatch
 
 
 @sqlite_row
-def test_sqlite_watches_a_file_in_another_journal_mode(
+def test_a_commit_in_another_journal_mode_is_noticed(
     row: Row, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An application's engine need not be in WAL mode; and what is no file is waited for blindly."""
+    """An application's engine may not use WAL mode. Without a file, the wait only ends by its timeout."""
     monkeypatch.setattr(tokenstore_sql.sqlite.watching, "_LONGEST_WATCH", _NEVER)
 
     async def main() -> None:

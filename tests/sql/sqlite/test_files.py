@@ -1,4 +1,4 @@
-"""SQLite's files: their modes, their locks, and who creates them."""
+"""SQLite's files: permissions, locks, creation and durability."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refr
 
 @pytest.mark.sqlite
 def test_a_new_sqlite_file_is_private(tmp_path: Path, keyring: Keyring) -> None:
-    """The file and its -wal and -shm are 0600 under the most permissive umask; an existing file keeps its mode."""
+    """The file and its -wal and -shm have mode 0600 with the most permissive umask; an existing file keeps its mode."""
     old = os.umask(0)
     try:
         modes = asyncio.run(_modes(tmp_path / "new.db", keyring))
@@ -41,7 +41,7 @@ async def _modes(path: Path, keyring: Keyring) -> dict[str, int]:
     async with open_store(f"sqlite:///{path}", keyring=keyring) as store:
         await store.setup()
         await store.store_tokens("github", "u", ACCESS, None, None)
-        # By listing alone: opening and closing the file by hand would drop SQLite's locks in this process.
+        # Only listed, not opened: closing the file would release SQLite's locks in this process.
         return {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob(f"{path.name}*")}
 
 
@@ -56,8 +56,8 @@ def _create(path: Path, barrier: Any) -> str | None:
     return asyncio.run(main())
 
 
-def test_threads_that_create_the_file_at_once(tmp_path: Path) -> None:
-    """Eight event loops in as many threads set up one new file, and all of them use it; nothing else is left."""
+def test_eight_threads_can_create_the_file_at_once(tmp_path: Path) -> None:
+    """Eight event loops in eight threads set up one new file, and all can use it; no other file is left."""
     for attempt in range(4):
         path, barrier = tmp_path / f"{attempt}.db", threading.Barrier(8)
         with ThreadPoolExecutor(8) as pool:
@@ -68,7 +68,7 @@ def test_threads_that_create_the_file_at_once(tmp_path: Path) -> None:
 
 
 def test_opening_more_stores_keeps_the_locks_of_the_first(place: Place, path: Path, keyring: Keyring) -> None:
-    """Closing any descriptor of a database file drops the process's locks on it: nothing of ours opens it by hand."""
+    """Closing any descriptor of a database file releases the process's locks on it, so a store must not open it."""
 
     async def main() -> None:
         await set_up(place, keyring)
@@ -90,7 +90,7 @@ def test_opening_more_stores_keeps_the_locks_of_the_first(place: Place, path: Pa
 
 
 def test_a_store_s_connections_are_durable_and_in_wal_mode(place: Place, path: Path, keyring: Keyring) -> None:
-    """A file keeps its journal mode; every connection of ours waits for the disk at each commit."""
+    """The journal mode is stored in the file; each connection of the store syncs the file at each commit."""
 
     async def main() -> None:
         await set_up(place, keyring)

@@ -1,4 +1,4 @@
-"""The one writer: who waits for it, and what a changed snapshot means."""
+"""SQLite's single writer: reads do not wait for it, and a changed snapshot is a conflict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.sqlite
 
 
 def test_reads_do_not_wait_for_the_writer(place: Place, keyring: Keyring) -> None:
-    """While another process holds the write lock, with a change in it, a read shows the row as last committed."""
+    """While another process holds the write lock and has changed the row, a read returns the last committed row."""
 
     async def main() -> None:
         async with three_stores(place, keyring) as stores, place.held():
@@ -33,7 +33,7 @@ def test_reads_do_not_wait_for_the_writer(place: Place, keyring: Keyring) -> Non
 
 
 def test_a_changed_snapshot_is_a_conflict(place: Place, keyring: Keyring) -> None:
-    """In a caller's deferred transaction that read before somebody wrote: a ConflictError, at once."""
+    """A write in a caller's deferred transaction that read before another caller wrote raises ConflictError at once."""
 
     async def main() -> None:
         await set_up(place, keyring)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.sqlite
 
 
 def test_a_read_only_database_is_unavailable_for_writes(place: Place, keyring: Keyring) -> None:
-    """Reads go on; a write says that the database accepts none."""
+    """Reads succeed; a write raises an error which says that the database accepts no writes."""
 
     async def main() -> None:
         await set_up(place, keyring)

@@ -1,4 +1,4 @@
-"""Which URLs of SQLite are refused, and why."""
+"""URLs of SQLite that are refused, with the reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tokenstore import ConfigurationError, Keyring, TokenStoreError, open_store
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite://"])
 def test_sqlite_in_memory_is_refused_with_the_reason(url: str, keyring: Keyring) -> None:
-    """One connection for all tasks cannot keep their transactions apart; the error says what to use instead."""
+    """All tasks would share one connection and its transaction; the error says what to use instead."""
     with pytest.raises(ConfigurationError, match=r"memory"):
         open_store(url, keyring=keyring)
 
 
 def test_sqlite_urls_that_cannot_be_a_file(keyring: Keyring) -> None:
-    """A host, a schema or SQLite's own URI options are refused."""
+    """URLs with a host, a schema or SQLite's own URI options are refused."""
     for url, error in (("sqlite://tokens.db", ConfigurationError), ("sqlite:///x.db?mode=ro", ConfigurationError)):
         with pytest.raises(error):
             open_store(url, keyring=keyring)
@@ -27,8 +27,8 @@ def test_sqlite_urls_that_cannot_be_a_file(keyring: Keyring) -> None:
 
 
 @pytest.mark.sqlite
-def test_an_unreachable_file_is_a_clear_error(tmp_path: Path, keyring: Keyring) -> None:
-    """A folder that is missing, or a file that is no database, is one of our errors."""
+def test_a_missing_folder_or_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path, keyring: Keyring) -> None:
+    """Both raise an error of tokenstore."""
     (tmp_path / "text.db").write_text("no database " * 100)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Which versions of SQLite there are tables for."""
+"""The versions of SQLite that are supported, and the strict table."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.sqlite
 
 @pytest.mark.parametrize("version", [(3, 6, 0), (3, 24, 0), (3, 35, 5), (3, 36, 0)])
 def test_old_sqlite_is_refused(version: tuple[int, int, int]) -> None:
-    """Before STRICT tables there is no store; the message names both versions."""
+    """The store needs STRICT tables; the message names the version found and the version needed."""
     with pytest.raises(UnsupportedOperationError, match=rf"SQLite {'.'.join(map(str, version))}; 3\.37\.0 or later"):
         require_version(version)
 
 
 def test_recent_sqlite_is_accepted() -> None:
-    """The oldest that works, and the one of this Python."""
+    """The oldest supported version, and the version of this Python."""
     require_version((3, 37, 0))
     require_version(sqlite3.sqlite_version_info)
 
 
 def test_the_table_is_strict(place: Place, path: Path, keyring: Keyring) -> None:
-    """A value of another type is refused by the database, not converted."""
+    """The database refuses a value of another type and does not convert it."""
     asyncio.run(set_up(place, keyring))
     connection = sqlite3.connect(path)
     try:

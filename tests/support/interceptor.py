@@ -1,4 +1,4 @@
-"""A backend that lets a test in before and after each call: to count, to stop a refresh, or to let the call fail."""
+"""A backend that runs an action of the test before and after each call, to count, delay or fail the call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, 
 Action = Callable[[], Awaitable[None]]
 
 
-class Meddler:
-    """A backend, of the protocol's least kind: without row locks and without watching. Counts calls, lets tests in.
+class Interceptor:
+    """A backend without row locks and without watching, which passes each call on to another backend.
 
-    ``before`` and ``after`` hold an action for a method; what an action raises is what the engine gets.
+    Attributes:
+        calls: How often each method was called.
+        before: An action for a method, awaited before the call; if it raises an error, the caller gets that error.
+        after: The same, awaited after the call.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -87,7 +90,7 @@ class Meddler:
 
 
 class Stop:
-    """An action: whoever comes first stops here until told to go on; later ones pass."""
+    """An action that stops the first call until ``go_on`` is set; later calls continue at once."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -100,13 +103,13 @@ class Stop:
 
 
 def failing(times: float = float("inf"), error: Exception | None = None) -> Action:
-    """An action that raises so many times: that the database is gone, if nothing else is said."""
+    """Make an action that raises the error (default: BackendUnavailableError) that many times."""
     left = times
 
     async def fail() -> None:
         nonlocal left
         if left > 0:
             left -= 1
-            raise error or BackendUnavailableError("the database is gone")
+            raise error or BackendUnavailableError("the database is unavailable")
 
     return fail

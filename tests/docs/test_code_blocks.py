@@ -1,4 +1,4 @@
-"""The programs and commands of the pages run."""
+"""The code blocks of the documentation run: programs, commands and excerpts."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ from support.paths import ROOT
 from tokenstore import AuthTokenStore, Keyring, generate_key, open_store
 from tokenstore.keyring import KEYS_VARIABLE
 
-# -- reading the pages -----------------------------------------------------------------------------
+# -- kinds of blocks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_block_is_of_a_known_kind(page: Path) -> None:
+def test_every_code_block_has_a_known_info_string(page: Path) -> None:
     for block in blocks(page):
         assert block.kind in KINDS, f"{block.place}: {block.kind!r}"
         assert bool(block.path) is block.kind.endswith("="), block.place
         assert block.text.strip(), block.place
 
 
-# -- running them ----------------------------------------------------------------------------------
+# -- running the blocks ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_programs_can_be_pasted_at_the_prompt(page: Path) -> None:
-    """A blank line ends an indented block there, so a blank line inside of one would break the program."""
+def test_python_blocks_can_be_pasted_at_the_python_prompt(page: Path) -> None:
+    """At the prompt a blank line ends an indented block, so there must be no blank line inside one."""
     for block in of_kind(page, "python", "python file="):
         statement: list[str] = []
         for number, line in enumerate([*block.text.splitlines(), ""], start=1):
@@ -81,12 +81,12 @@ def test_the_quick_start_runs_and_prints_no_token(tmp_path: Path) -> None:
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("page", [LOCKING, REFRESH, PROVIDERS, SEALING], ids=named)
-def test_a_page_runs(page: Path, tmp_path: Path) -> None:
+def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python")
 
 
 @pytest.mark.sqlite
-def test_the_page_of_the_command_line_runs_and_prints_no_token(tmp_path: Path) -> None:
+def test_the_code_blocks_of_the_command_line_page_run_and_print_no_token(tmp_path: Path) -> None:
     printed = follow(CLI, Reader(tmp_path), "console", "python file=")
     assert "nothing due" in printed[-1]
     assert "deleted" in printed[-1]
@@ -94,8 +94,8 @@ def test_the_page_of_the_command_line_runs_and_prints_no_token(tmp_path: Path) -
 
 
 @pytest.mark.sqlite
-def test_the_page_of_the_keys_changes_the_key_in_the_order_that_it_gives(tmp_path: Path) -> None:
-    """The new key is added behind the old one first; at the end it is the only key, and opens every row."""
+def test_the_key_rotation_on_the_keys_page_works(tmp_path: Path) -> None:
+    """The new key is added after the old one, becomes the primary key, and at the end is the only key."""
     reader = Reader(tmp_path)
     rings, printed = [], ""
     for block in of_kind(KEYS, "console", "python"):
@@ -108,7 +108,7 @@ def test_the_page_of_the_keys_changes_the_key_in_the_order_that_it_gives(tmp_pat
 
 @contextmanager
 def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
-    """An empty database of its own, as an asynchronous driver's URL and as a synchronous one's."""
+    """Create an empty database; yield its URL for an asynchronous driver and for a synchronous one."""
     if row.mark == "sqlite":
         yield f"sqlite:///{folder}/own.db", f"sqlite:///{folder}/own.db"
         return
@@ -129,8 +129,8 @@ def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+psycopg", "mariadb+aiomysql"]))
-def test_alembic_creates_the_table(row: Row, tmp_path: Path) -> None:
-    """Autogenerate finds the table, finds nothing more to do once it is there, and the store uses it."""
+def test_the_alembic_migration_creates_the_table(row: Row, tmp_path: Path) -> None:
+    """Autogenerate adds the table, finds no difference afterwards, and the store can use the table."""
     with new_database(row, tmp_path) as (url, synchronous):
         reader = Reader(tmp_path, {"TOKENSTORE_URL": url, "DATABASE_URL": synchronous})
         [own_urls, *rest] = of_kind(SCHEMA, "console", "python file=")
@@ -142,8 +142,8 @@ def test_alembic_creates_the_table(row: Row, tmp_path: Path) -> None:
         assert "user-123" in used
 
 
-def test_the_contract_is_the_contract() -> None:
-    """The example stands in the README word for word."""
+def test_the_readme_contains_the_example_word_for_word() -> None:
+    """The example of ``AuthTokenStore`` is fixed: it must not change."""
     [block] = of_kind(README, "python contract")
     assert block.text == CONTRACT
 
@@ -162,7 +162,7 @@ if record and not store.is_access_token_valid(record) and store.is_refresh_token
 
 
 class NineHoursAgo(datetime):
-    """A clock by which the example's access token has expired since."""
+    """A clock that is nine hours slow, so that the access token of the example has expired."""
 
     @classmethod
     def utcnow(cls) -> datetime:  # type: ignore[override]
@@ -182,10 +182,10 @@ class Provider:
 
 @pytest.mark.parametrize("clock", [datetime, NineHoursAgo], ids=["valid", "expired"])
 @shared_rows
-def test_the_contract_runs_in_a_session(
+def test_the_example_runs_in_a_session_on_every_database(
     row: Row, clock: type[datetime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On every database: the token is there from another connection, and no lock remains."""
+    """Afterwards another connection reads the token, and the row is not locked."""
     [block] = of_kind(README, "python contract")
     program = compile(block.text, block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     monkeypatch.setenv(KEYS_VARIABLE, generate_key())
@@ -198,14 +198,14 @@ def test_the_contract_runs_in_a_session(
             async with AsyncSession(engine) as session:
                 names = {"AuthTokenStore": AuthTokenStore, "session": session, "provider": provider}
                 await eval(program, {**names, "datetime": clock, "timedelta": timedelta})
-                assert session.in_transaction() is (clock is datetime)  # a lock that nothing was stored under
+                assert session.in_transaction() is (clock is datetime)  # a valid token was only locked, not stored
             async with other.transaction() as tx:
                 record = await tx.load_tokens("github", "user-123", for_update=True)
         await engine.dispose()
         return record
 
     with new_database(row, tmp_path) as (url, _), warnings.catch_warnings():
-        # Deprecated since Python 3.12, and still what is passed.
+        # utcnow is deprecated since Python 3.12, but applications still pass it.
         warnings.filterwarnings("ignore", r"datetime.datetime.utcnow", DeprecationWarning)
         record = asyncio.run(main(url))
     assert record is not None
@@ -214,7 +214,7 @@ def test_the_contract_runs_in_a_session(
 
 
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    """The README's lines are the demo's; a smaller demo here, so other numbers."""
+    """The README shows the demo's lines. The test runs a smaller demo, so it ignores the numbers."""
 
     def shape(text: str) -> set[str]:
         lines = (re.sub(r"─+", "─", re.sub(r"\d+(\.\d+)?", "0", line)) for line in text.splitlines())
@@ -225,8 +225,8 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
     assert shape(block.text) <= shape(Reader(tmp_path).run(smaller))
 
 
-def test_what_is_to_be_installed_can_be() -> None:
-    """The lines that need the package index: known commands, extras of the project, paths that exist."""
+def test_installation_commands_name_existing_extras_and_paths() -> None:
+    """The commands that need the package index are known ones, with extras of the project and paths that exist."""
     extras = PROJECT["optional-dependencies"].keys()
     for page in PAGES:
         for block in of_kind(page, "console install"):
@@ -241,7 +241,7 @@ def test_what_is_to_be_installed_can_be() -> None:
                     if name.startswith("."):
                         assert (ROOT / name / "pyproject.toml").is_file(), block.place
                         assert {*wanted.split(",")} - {""} <= extras, block.place
-                    else:  # tokenstore itself is on no package index
+                    else:  # tokenstore itself is not on the package index
                         assert name in {"tox", "alembic"}, block.place
     assert PROJECT["scripts"].keys() == {"tokenstore"}
 
