@@ -26,7 +26,7 @@ from tokenstore.errors import (
 )
 from tokenstore.keyring import Keyring, generate_key
 from tokenstore.records import RefreshableRecord, TokenEntry, TokenRecord
-from tokenstore.results import RefreshResult
+from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.transaction import Transaction
 
@@ -40,6 +40,7 @@ __all__ = [
     "Keyring",
     "LockTimeoutError",
     "MissingDependencyError",
+    "ProviderCallFailure",
     "ProviderRefusedError",
     "ProviderUnavailableError",
     "ReauthorizationRequiredError",

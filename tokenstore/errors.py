@@ -26,7 +26,8 @@
         └── TokensNotStoredError                    new tokens could not be written; the error carries them
 
 No message, cause or attribute contains a token, a key or a URL's password. One exception: ``TokensNotStoredError``
-carries records, whose ``repr`` shows no token. A driver's exception that may contain a row's data is not chained.
+carries records, whose ``repr`` shows no token. An exception of a driver or of a refresher may contain a row's data, so
+it is not chained: an error names its type, or its code.
 """
 
 from __future__ import annotations

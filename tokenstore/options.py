@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypedDict
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
@@ -96,10 +97,8 @@ def read_options(
 def positive_seconds(name: str, value: object) -> float:
     """A duration in seconds, more than zero."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            raise InvalidInputError(f"{name} must be a number of seconds") from None
     return seconds(name, value, positive=True)
 
 

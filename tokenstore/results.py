@@ -1,13 +1,13 @@
-"""What ``refresh_due`` reports about each row."""
+"""What ``refresh_due`` reports about each row, and what ``on_error`` gets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tokenstore.errors import TokenStoreError
 
-__all__ = ["RefreshOutcome", "RefreshResult"]
+__all__ = ["ProviderCallFailure", "RefreshOutcome", "RefreshResult"]
 
 RefreshOutcome = Literal["refreshed", "not_due", "busy", "gone", "failed"]
 """What happened to a row that ``refresh_due`` found."""
@@ -29,3 +29,23 @@ class RefreshResult:
     user_id: str
     outcome: RefreshOutcome
     error: TokenStoreError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCallFailure:
+    """A refresher's exception, as the callback ``on_error`` gets it. Its ``repr`` does not show the exception.
+
+    The errors of callers say the exception's type and place alone, because its text, its attributes, and the local
+    variables of its traceback may contain tokens and the client's secret. The same holds for a log of this exception.
+
+    Attributes:
+        provider: The row's provider.
+        user_id: The row's user.
+        operation: ``refresh``, or ``revoke`` for a call of the refresher's ``revoke``.
+        error: The exception, with its causes and its traceback.
+    """
+
+    provider: str
+    user_id: str
+    operation: Literal["refresh", "revoke"]
+    error: BaseException = field(repr=False)

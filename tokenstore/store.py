@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from tokenstore.refresh.attempt import Refresh
-    from tokenstore.refresh.engine import OnReauthorizationRequired, OnRefreshed, RefreshEngine
+    from tokenstore.refresh.engine import OnError, OnReauthorizationRequired, OnRefreshed, RefreshEngine
     from tokenstore.refresh.protected_task import Protection
     from tokenstore.refresh.revoke import SupportsRevocation
 
@@ -72,8 +72,10 @@ class AuthTokenStore(TokenOperations):
             times as long. The write of new tokens is tried for 1.5 times as long before callers get an error.
             ``load_fresh_tokens`` waits 3 times as long for other processes.
         on_refreshed: Called with the new record, in the process that refreshed.
-        on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable. Both
-            callbacks may be coroutine functions. Their exceptions are logged.
+        on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable.
+        on_error: Called with a :class:`ProviderCallFailure` for each exception of a refresher, after the row is free
+            for other callers. It has the exception itself, which the errors of callers only name. The three callbacks
+            may be coroutine functions. Their exceptions are logged, and change nothing else.
         options: With a session: ``table``, ``schema``, ``lock_timeout``.
 
     Raises:
@@ -93,6 +95,7 @@ class AuthTokenStore(TokenOperations):
         refresh_timeout: float = 20.0,
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
+        on_error: OnError | None = None,
         **options: Unpack[TableOptions],
     ) -> None:
         if (db_session is None) == (backend is None):
@@ -110,6 +113,7 @@ class AuthTokenStore(TokenOperations):
         self._refreshers = refreshers or {}
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
+        self._on_error = on_error
         self._closed = False
         if refreshers:
             _ = self._engine  # imports the modules of the refresh now, and not in the event loop
@@ -415,6 +419,7 @@ class AuthTokenStore(TokenOperations):
             refreshers=self._refreshers,
             on_refreshed=self._on_refreshed,
             on_reauthorization_required=self._on_reauthorization_required,
+            on_error=self._on_error,
         )
 
     def _refreshes(self) -> RefreshEngine:
@@ -448,6 +453,7 @@ def open_store(
     refresh_timeout: float = 20.0,
     on_refreshed: OnRefreshed | None = None,
     on_reauthorization_required: OnReauthorizationRequired | None = None,
+    on_error: OnError | None = None,
     **options: Unpack[StoreOptions],
 ) -> AuthTokenStore:
     """Open a store with its own connections. Nothing is connected before the first call.
@@ -457,11 +463,12 @@ def open_store(
             ``AsyncEngine`` (which the caller disposes of), or a backend.
         keyring: The keys; default: :meth:`Keyring.from_env`.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
-        refreshers: See :class:`AuthTokenStore`, also for the next four arguments.
+        refreshers: See :class:`AuthTokenStore`, also for the next five arguments.
         refresh_margin: In seconds; default: 300.
         refresh_timeout: In seconds; default: 20.
         on_refreshed: Default: no callback.
         on_reauthorization_required: Default: no callback.
+        on_error: Default: no callback.
         options: The backend's options, which may also be in the URL's query: ``table``, ``schema``, ``lock_timeout``,
             ``pool_size`` … The error for an unknown option lists the known ones. See ``docs/options.md``.
 
@@ -491,4 +498,5 @@ def open_store(
         refresh_timeout=refresh_timeout,
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
+        on_error=on_error,
     )

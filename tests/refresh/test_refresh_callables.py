@@ -86,7 +86,7 @@ async def test_what_is_no_token_response_changes_nothing(world: World, answer: A
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
 )
 async def test_what_a_callable_raises(world: World, raised: Exception, expected: type[RefreshError], code: str) -> None:
-    """One of three errors, which names the row and has the callable's own as its cause; each caller gets its own."""
+    """One of three errors, which names the row and the exception's type; each caller gets its own, without a cause."""
     script = Script(raised)
     store = await world.store(refreshers={"github": script})
     await world.expired(store)
@@ -95,7 +95,8 @@ async def test_what_a_callable_raises(world: World, raised: Exception, expected:
     assert len({id(error) for error in errors}) == 3
     for error in errors:
         assert (error.code, error.provider, error.user_id) == (code, "github", "u1")
-        assert error.__cause__ is raised
+        assert error.__cause__ is error.__context__ is None
+        assert f"{type(raised).__name__} at support.refreshers:" in str(error)
         assert "'u1'" in str(error)
     assert script.calls == 1
     await assert_untouched(world, code)

@@ -45,6 +45,7 @@ def test_an_outcome(outcome: str, seen: Observer) -> None:
         "tokenstore_waited": 0.0,
         "tokenstore_provider_time": None,
         "tokenstore_joined": 0,
+        "tokenstore_raised": None,
     }
 
     [count] = seen.points("tokenstore.refreshes")

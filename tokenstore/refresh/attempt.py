@@ -91,6 +91,7 @@ class Attempt:
         result: Set once, however the attempt ends. It never holds an exception.
         report: What is logged and measured.
         settled: Whether this attempt's own refresher failed, and that failure ended the attempt.
+        raised: What the refresher raised, in each call that failed.
         unsaved: New tokens that could not be written before the store was closed.
     """
 
@@ -111,6 +112,7 @@ class Attempt:
         self.result: asyncio.Future[AttemptResult] = asyncio.get_running_loop().create_future()
         self.report = RefreshReport(key, background=not goal.urgent)
         self.settled = False
+        self.raised: list[BaseException] = []
         self.unsaved: TokenRecord | None = None
         self._settings = settings
         self._statements = RowStatements(settings, key, self.protection)
@@ -277,7 +279,9 @@ class Attempt:
             new = await self._run_refresher(record, issued_at)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
             # A CancelledError is the refresher's own: cancellations from outside are refused during the call.
-            self._refresher_failure = failure_of(error, record)
+            self.raised.append(error)
+            self._refresher_failure = failure_of(error, record, self._refresh)
+            self.report.raised = self._refresher_failure.raised
             return self._refresher_failure.failure
         except BaseException:
             with suppress(BackendError):
@@ -408,10 +412,10 @@ class Attempt:
         if end.failure is not None:
             failure = end.failure
             met = self._refresher_failure if self.settled else None
-            cause, refused = (None, False) if met is None else (met.cause, met.refused)
-            error = error_for(self.key, failure, cause, refused=refused)
+            raised, refused = (None, False) if met is None else (met.raised, met.refused)
+            error = error_for(self.key, failure, raised, refused=refused)
             self.report.outcome, self.report.code = OUTCOME_OF_ERROR[type(error)], error.code
-            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, cause, refused=refused))
+            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, raised, refused=refused))
         row = None if self._seen is None else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)

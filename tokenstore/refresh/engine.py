@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tokenstore.errors import (
     ConfigurationError,
@@ -30,10 +30,10 @@ from tokenstore.refresh.revoke import Revocation, SupportsRevocation
 from tokenstore.refresh.rows import SeenRow, new_holder, read_row
 from tokenstore.refresh.settings import Settings
 from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
-from tokenstore.results import RefreshResult
+from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.sealing import open_record
 
-__all__ = ["OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
+__all__ = ["OnError", "OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,9 @@ OnRefreshed = Callable[[TokenRecord], Awaitable[None] | None]
 
 OnReauthorizationRequired = Callable[[ReauthorizationRequiredError], Awaitable[None] | None]
 """Called in the process whose refresh found a refresh token that is not usable, once for each such token."""
+
+OnError = Callable[[ProviderCallFailure], Awaitable[None] | None]
+"""Called with what a refresher raised, in the process that called the refresher, once for each call that failed."""
 
 
 class RefreshEngine:
@@ -52,6 +55,7 @@ class RefreshEngine:
         refreshers: For each provider, the callable that calls it.
         on_refreshed: Called after a refresh.
         on_reauthorization_required: Called when a refresh token is not usable.
+        on_error: Called when a refresher has raised an exception.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class RefreshEngine:
         refreshers: Mapping[str, Refresh],
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         self._settings = settings
         self._refreshers = refreshers
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
+        self._on_error = on_error
         self._attempts: dict[TokenKey, Attempt] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsaved: list[TokenRecord] = []
@@ -130,7 +136,14 @@ class RefreshEngine:
                 "refresher=…, or call delete_tokens to delete the tokens without revoking them"
             )
         revocation = Revocation(self._settings, key, found)
-        return await asyncio.shield(self._own(revocation.protection, revocation.run()))
+        return await asyncio.shield(self._own(revocation.protection, self._revoke(key, revocation)))
+
+    async def _revoke(self, key: TokenKey, revocation: Revocation) -> bool:
+        try:
+            return await revocation.run()
+        finally:
+            if revocation.raised is not None:
+                self._tell_of_errors(key, "revoke", [revocation.raised])
 
     async def aclose(self) -> None:
         """Wait for the refreshes and revocations in progress.
@@ -192,27 +205,45 @@ class RefreshEngine:
                 del self._attempts[attempt.key]
             if attempt.unsaved is not None:
                 self._unsaved.append(attempt.unsaved)
+        key, protection = attempt.key, attempt.protection
+        self._tell_of_errors(key, "refresh", attempt.raised)
         if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
-            record = open_record(self._settings.keyring, attempt.key, result.row)
-            await self._tell(attempt, "on_refreshed", self._on_refreshed, record)
+            record = open_record(self._settings.keyring, key, result.row)
+            await self._tell(key, "on_refreshed", protection, self._on_refreshed, record)
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()
             if isinstance(error, ReauthorizationRequiredError):
                 callback = self._on_reauthorization_required
-                await self._tell(attempt, "on_reauthorization_required", callback, error)
+                await self._tell(key, "on_reauthorization_required", protection, callback, error)
+
+    def _tell_of_errors(
+        self, key: TokenKey, operation: Literal["refresh", "revoke"], raised: list[BaseException]
+    ) -> None:
+        """Call ``on_error``, in tasks of its own: callers must not wait for it."""
+        if self._on_error is None:
+            return
+        for error in raised:
+            failure, protection = ProviderCallFailure(*key, operation, error), Protection()
+            _ = self._own(protection, self._tell(key, "on_error", protection, self._on_error, failure))
 
     async def _tell(
-        self, attempt: Attempt, name: str, callback: Callable[[T], Awaitable[None] | None], argument: T
+        self,
+        key: TokenKey,
+        name: str,
+        protection: Protection,
+        callback: Callable[[T], Awaitable[None] | None],
+        argument: T,
     ) -> None:
         # Protected from the end of the event loop: the callback is called in no other process.
-        protect_provider_call(attempt.protection, self._settings.timeout)
+        protect_provider_call(protection, self._settings.timeout)
         try:
             async with asyncio.timeout(self._settings.timeout):  # so that the store can be closed
                 answer = callback(argument)
                 if inspect.isawaitable(answer):
                     await answer
-        except Exception as error:  # noqa: BLE001 - the tokens are stored, whatever the callback raises
-            self._settings.telemetry.problem(attempt.key, name, f"the callback {name} raised", error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the refresh has ended, whatever it raises
+            # A CancelledError is the callback's own, such as that of a task that it awaited.
+            self._settings.telemetry.problem(key, name, f"the callback {name} raised", error)
 
     def _refresher(self, provider: str, refresh: Refresh | None) -> Refresh:
         found = self._refreshers.get(provider) if refresh is None else refresh

@@ -1,6 +1,9 @@
 """What a refresher's exception means: the failure that is stored with the row, and the error that callers get.
 
-A *refresher* is the callable that calls the provider. Its exceptions are not trusted: their text may contain a token.
+A *refresher* is the callable that calls the provider. Its exceptions are not trusted: their text, their attributes and
+the local variables of their tracebacks may contain old or new tokens and the client's secret, in any encoding. So no
+error of callers chains one or quotes it. It says the exception's type and where it was raised; the callback
+``on_error`` gets the exception itself.
 """
 
 from __future__ import annotations
@@ -8,7 +11,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -22,8 +24,10 @@ from tokenstore.errors import (
     RefreshError,
     TokensNotStoredError,
     TokenStoreError,
+    UnsupportedOperationError,
 )
 from tokenstore.records import Failure, TokenKey, TokenRecord
+from tokenstore.tracebacks import described, is_own, module_of
 
 __all__ = [
     "BRIEF_FAILURE",
@@ -31,7 +35,6 @@ __all__ = [
     "RefresherFailure",
     "error_for",
     "failure_of",
-    "leak_free",
     "not_revoked",
     "not_stored",
 ]
@@ -45,6 +48,11 @@ _REFUSALS: Final = frozenset(
     {"invalid_client", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_grant_type"}
 )
 _CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
+# Of exceptions without a code of their own.
+_CODE_OF_TYPE: Final[Mapping[type[BaseException], str]] = {
+    TimeoutError: "timeout",
+    InvalidInputError: "invalid_response",
+}
 _UNREADABLE_CODE: Final = "unreadable_code"
 
 BRIEF_FAILURE: Final = Failure("refresh_failed", _RETRY_UNAVAILABLE)
@@ -64,70 +72,67 @@ class RefresherFailure:
 
     Attributes:
         failure: What is stored with the row.
-        cause: The exception, to be chained, or None if it may contain a token.
+        raised: The exception's type and place, for the message of this process's callers.
         refused: Whether the provider refuses this client. Callers in other processes only have the failure's code.
     """
 
     failure: Failure
-    cause: Exception | None = None
+    raised: str | None = None
     refused: bool = False
 
 
-def failure_of(error: BaseException, record: TokenRecord) -> RefresherFailure:
+def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> RefresherFailure:
     """Classify what a refresher raised.
 
     Args:
         error: The exception. A ``CancelledError`` is the refresher's own, such as that of a task that it awaited.
         record: The record that the refresher was called with.
+        refresher: The refresher.
     """
-    if not isinstance(error, Exception):
-        return RefresherFailure(Failure("refresh_failed", _retry_in(None, _RETRY_UNAVAILABLE)))
-    cause = leak_free(error, record)
+    raised = _without_text(error, refresher)
     if isinstance(error, ReauthorizationRequiredError):
-        return RefresherFailure(Failure(_code_of(error, record), None), cause)
+        return RefresherFailure(Failure(_code_of(error, record), None), raised)
     if isinstance(error, ProviderUnavailableError):
         retry_in = _retry_in(error.retry_after, _RETRY_UNAVAILABLE)
-        return RefresherFailure(Failure(_code_of(error, record), retry_in), cause)
+        return RefresherFailure(Failure(_code_of(error, record), retry_in), raised)
     if isinstance(error, ProviderRefusedError):
         retry_in = _retry_in(error.retry_after, _RETRY_REFUSED)
-        return RefresherFailure(Failure(_code_of(error, record), retry_in), cause, refused=True)
-    code = {TimeoutError: "timeout", InvalidInputError: "invalid_response"}.get(type(error), "refresh_failed")
-    return RefresherFailure(Failure(code, _retry_in(None, _RETRY_UNAVAILABLE)), cause)
+        return RefresherFailure(Failure(_code_of(error, record), retry_in), raised, refused=True)
+    code = _CODE_OF_TYPE.get(type(error), "refresh_failed")
+    return RefresherFailure(Failure(code, _retry_in(None, _RETRY_UNAVAILABLE)), raised)
 
 
-def error_for(
-    key: TokenKey, failure: Failure, cause: Exception | None = None, *, refused: bool = False
-) -> RefreshError:
+def error_for(key: TokenKey, failure: Failure, raised: str | None = None, *, refused: bool = False) -> RefreshError:
     """The error that callers get for a failure.
 
     Args:
         key: The row.
         failure: The failure, from this process's refresher or as it was read from the row.
-        cause: The refresher's exception, if it was raised in this process and contains no token.
+        raised: The type and place of the refresher's exception, if it was raised in this process.
         refused: Whether this process's refresher raised ``ProviderRefusedError``.
     """
     code, retry_in = failure.code, failure.retry_in
+    origin = "" if raised is None else f"; the refresher raised {raised}"
     error: RefreshError
     if retry_in is None:
         error = ReauthorizationRequiredError(
-            f"{key}: there is no usable refresh token ({code}); the user has to log in again", code=code
+            f"{key}: there is no usable refresh token ({code}); the user has to log in again{origin}", code=code
         )
     elif code in _REFUSALS or refused:
         error = ProviderRefusedError(
             f"{key}: the provider refuses this client ({code}): check its registration; "
-            f"the provider is not called again for {retry_in:.0f} s",
+            f"the provider is not called again for {retry_in:.0f} s{origin}",
             code=code,
             retry_after=retry_in,
         )
     else:
         error = ProviderUnavailableError(
             f"{key}: the provider was unreachable, or sent no readable response ({code}); "
-            f"the provider is not called again for {retry_in:.0f} s",
+            f"the provider is not called again for {retry_in:.0f} s{origin}",
             code=code,
             retry_after=retry_in,
         )
     error.provider, error.user_id = key
-    error.__cause__ = cause
     return error
 
 
@@ -141,45 +146,48 @@ def not_stored(key: TokenKey, record: TokenRecord) -> TokensNotStoredError:
     return error
 
 
-def not_revoked(key: TokenKey, error: Exception, record: TokenRecord) -> TokenStoreError:
-    """The error that callers of ``revoke_tokens`` get: one of this library's errors, without a token.
+def not_revoked(key: TokenKey, error: BaseException, record: TokenRecord, refresher: object) -> TokenStoreError:
+    """The error that callers of ``revoke_tokens`` get.
 
     Args:
         key: The row.
         error: What the refresher's ``revoke`` raised.
         record: The record that ``revoke`` was called with.
+        refresher: The refresher.
     """
-    cause = leak_free(error, record)
-    failed: TokenStoreError
-    if isinstance(cause, TokenStoreError):
-        failed = cause
-    elif isinstance(error, TimeoutError):
-        failed = ProviderUnavailableError(f"{key}: the provider did not answer in time", code="timeout")
-    else:
-        failed = ProviderUnavailableError(
-            f"{key}: the tokens could not be revoked ({type(error).__name__}); they are still stored",
-            code="revocation_failed",
+    origin = f"they are still stored; the refresher raised {_without_text(error, refresher)}"
+    failed: RefreshError
+    if isinstance(error, UnsupportedOperationError):
+        return UnsupportedOperationError(f"{key}: the refresher cannot revoke the tokens; {origin}")
+    if isinstance(error, ReauthorizationRequiredError):
+        code = _code_of(error, record)
+        failed = ReauthorizationRequiredError(f"{key}: the provider knows no such tokens ({code}); {origin}", code=code)
+    elif isinstance(error, ProviderRefusedError):
+        code = _code_of(error, record)
+        failed = ProviderRefusedError(
+            f"{key}: the provider refuses to revoke the tokens ({code}); {origin}",
+            code=code,
+            retry_after=_given_retry(error.retry_after),
         )
-        failed.__cause__ = cause
-    if isinstance(failed, RefreshError):
-        failed.provider, failed.user_id = key
+    elif isinstance(error, ProviderUnavailableError):
+        code = _code_of(error, record)
+        failed = ProviderUnavailableError(
+            f"{key}: the tokens could not be revoked ({code}); {origin}",
+            code=code,
+            retry_after=_given_retry(error.retry_after),
+        )
+    elif isinstance(error, TimeoutError):
+        failed = ProviderUnavailableError(f"{key}: the provider did not answer in time; {origin}", code="timeout")
+    else:
+        failed = ProviderUnavailableError(f"{key}: the tokens could not be revoked; {origin}", code="revocation_failed")
+    failed.provider, failed.user_id = key
     return failed
 
 
-def leak_free(error: Exception, record: TokenRecord) -> Exception | None:
-    """The exception, if it can be chained: neither it nor an exception that it chains contains a token of the record.
-
-    None if one of them does, or cannot be formatted.
-    """
-    chain: list[BaseException] = [error]
-    try:
-        for link in chain:  # the loop appends to this list
-            following = (link.__cause__, link.__context__, *getattr(link, "exceptions", ()))
-            chain += [one for one in following if one is not None and all(one is not known for known in chain)]
-        texts = [[*traceback.format_exception(one, chain=False), repr((one.args, one.__dict__))] for one in chain]
-    except Exception:  # noqa: BLE001 - an exception's own `__repr__` or `__str__` may raise anything
-        return None
-    return None if any(_has_token(text, record) for some in texts for text in some) else error
+def _without_text(error: BaseException, refresher: object) -> str:
+    """What a message says of a refresher's exception. The text of this library's own errors contains no secret."""
+    text = described(error, module_of(refresher))
+    return f"{text}: {error}" if isinstance(error, TokenStoreError) and is_own(error) else text
 
 
 def _has_token(text: str, record: TokenRecord) -> bool:
@@ -196,8 +204,15 @@ def _code_of(error: RefreshError, record: TokenRecord) -> str:
     return str(code)
 
 
-def _retry_in(requested: object, otherwise: float) -> float:
-    """Seconds until the provider is called again: as it requested, or else about ``otherwise``."""
+def _given_retry(requested: object) -> float | None:
+    """Seconds until the provider is called again, as it requested; None if it named no number."""
     if isinstance(requested, int | float) and not math.isnan(requested):
         return float(min(max(requested, 0.0), _LONGEST_RETRY))
+    return None
+
+
+def _retry_in(requested: object, otherwise: float) -> float:
+    """Seconds until the provider is called again: as it requested, or else about ``otherwise``."""
+    if (given := _given_retry(requested)) is not None:
+        return given
     return otherwise * random.uniform(0.8, 1.2)  # noqa: S311 - spreads a fleet's calls; no secret depends on it

@@ -8,7 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Protocol, runtime_checkable
 
-from tokenstore.errors import BackendError, ProviderUnavailableError, RefreshTimeoutError
+from tokenstore.errors import BackendError, RefreshTimeoutError, TokenStoreError
 from tokenstore.leases import wait_for_lease
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
@@ -44,11 +44,13 @@ class Revocation:
         refresher: Calls the provider.
 
     Attributes:
+        raised: What the refresher raised, or None.
         protection: The protection of the task that runs the revocation. Once the provider is called, the end of the
             event loop waits until the tokens are deleted.
     """
 
     def __init__(self, settings: Settings, key: TokenKey, refresher: SupportsRevocation) -> None:
+        self.raised: BaseException | None = None
         self.protection = Protection()
         self._settings = settings
         self._backend = settings.backend
@@ -64,16 +66,15 @@ class Revocation:
             return False
         leased = not has_failed(row)
         record = open_record(self._settings.keyring, key, row)
-        failure: Exception | None = None
         # From here on the provider may have received the request. Tokens that it revokes have to be deleted, too.
         protect_provider_call(protection, timeout)
+        failure: TokenStoreError | None = None
         try:
             async with asyncio.timeout(timeout):
                 await self._refresher.revoke(deepcopy(record))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the row must not stay leased
-            failure = error
-        except asyncio.CancelledError:  # the refresher's own, such as that of a task that it awaited
-            failure = ProviderUnavailableError(f"{key}: the revocation was cancelled", code="revocation_failed")
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
+            # A CancelledError is the refresher's own, such as that of a task that it awaited.
+            self.raised, failure = error, not_revoked(key, error, record, self._refresher)
         except BaseException:
             await self._release(row.generation, holder)
             raise
@@ -81,7 +82,7 @@ class Revocation:
             protection.disown()
         if failure is not None:  # raised outside the handler: otherwise its context could show a token
             await self._release(row.generation, holder)
-            raise not_revoked(key, failure, record)
+            raise failure
         deleted = await self._delete_surely(row.generation)
         if not deleted and not leased:
             # The row's failure has expired meanwhile, and another process has refreshed: revoke the new tokens, too.

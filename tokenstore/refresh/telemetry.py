@@ -1,6 +1,7 @@
 """Logs of a refresh, and OpenTelemetry's metrics and spans if its API is installed.
 
-``docs/observability.md`` lists them. An exception's text may contain a token, so only its type and its code are used.
+``docs/observability.md`` lists them. An exception's text may contain a token, so only its type, its code and the place
+where it was raised are used.
 An exception of a log handler, meter or tracer is ignored: otherwise it could lose tokens that the provider has issued.
 """
 
@@ -54,6 +55,7 @@ class RefreshReport:
     waited: float = 0.0  # seconds that it waited for another process's lease
     provider_time: float | None = None  # seconds of all calls of the provider; None: it was not called
     joined: int = 0  # callers of this process that joined it
+    raised: str | None = None  # the type and place of what the refresher raised last
 
 
 class Telemetry:
@@ -108,7 +110,7 @@ class Telemetry:
         code = _shown(report.code) or raised
         if self._otel:
             self._otel.count(report)
-        fields = ("outcome", "background", "generation", "waited", "provider_time", "joined")
+        fields = ("outcome", "background", "generation", "waited", "provider_time", "joined", "raised")
         _log(level, "refresh", text, report.key, {"code": code, **{name: getattr(report, name) for name in fields}})
         error = (code or report.outcome) if level >= logging.WARNING else None
         return {"tokenstore.outcome": report.outcome, "tokenstore.generation": report.generation, "error.type": error}

@@ -658,8 +658,8 @@ async def refresh_over_http(
     """
     try:
         import httpx  # imported here because the server does not need it
-    except ImportError as exc:
-        raise MissingDependencyError("refresh_over_http needs httpx: pip install 'tokenstore[cli]'") from exc
+    except ImportError:
+        raise MissingDependencyError("refresh_over_http needs httpx: pip install 'tokenstore[cli]'") from None
     async with httpx.AsyncClient(verify=_tls_context(), trust_env=False, timeout=timeout) as client:
         answer = await client.post(
             token_url,
