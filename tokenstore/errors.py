@@ -27,7 +27,7 @@
 
 No message, cause or attribute contains a token, a key or a URL's password. One exception: ``TokensNotStoredError``
 carries records, whose ``repr`` shows no token. An exception of a driver or of a refresher may contain a row's data, so
-it is not chained: an error names its type, or its code.
+it is not chained: an error names its type, or its code. A pickled ``TokensNotStoredError`` contains the tokens.
 """
 
 from __future__ import annotations
@@ -63,7 +63,17 @@ __all__ = [
 
 
 class TokenStoreError(Exception):
-    """The root of every error that tokenstore raises."""
+    """The root of every error that tokenstore raises. Errors can be pickled and copied, with all attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Without the constructor, which has arguments that are not among `args`.
+        return _rebuilt, (type(self), *self.args), vars(self)
+
+
+def _rebuilt(kind: type[TokenStoreError], *args: object) -> TokenStoreError:
+    error = kind.__new__(kind)
+    super(TokenStoreError, error).__init__(*args)
+    return error
 
 
 class InvalidInputError(TokenStoreError, ValueError):

@@ -161,6 +161,9 @@ class NotLinearizable(AssertionError):
         self.kind = kind
         self.operations = operations
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.kind, self.operations), vars(self)
+
 
 def check_history(operations: Iterable[Operation]) -> None:
     """Check that a history is linearizable, each key starting without a row.
