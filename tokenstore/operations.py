@@ -69,12 +69,12 @@ class TokenOperations(ABC):
         Args:
             provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
             user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
-            access_token: At most 256 KiB.
-            refresh_token: At most 256 KiB; None if none was issued (RFC 6749 section 5.1 makes it optional).
+            access_token: At most 256 KiB of printable ASCII characters and spaces, as RFC 6749 appendix A has it.
+            refresh_token: As the access token; None if none was issued (RFC 6749 section 5.1 makes it optional).
             access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
             refresh_token_expires_at: When the refresh token expires; a naive datetime is UTC; None means never.
             extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
-                at most 256 KiB as JSON.
+                at most 256 KiB as JSON, with at most 32 levels of objects and arrays, ``extra`` itself among them.
 
         Raises:
             InvalidInputError: An argument is not acceptable; nothing was written.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, Ty
 __all__ = [
     "CLOCK_SKEW",
     "EPOCH",
+    "MAX_EXTRA_DEPTH",
     "MAX_GENERATION",
     "MAX_PROVIDER_BYTES",
     "MAX_TOKEN_BYTES",
@@ -39,6 +40,9 @@ MAX_USER_ID_BYTES = 512
 
 MAX_TOKEN_BYTES = 256 * 1024
 """The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""
+
+MAX_EXTRA_DEPTH: Final = 32
+"""The most levels of objects and arrays in ``extra``; ``extra`` itself is the first. Deeper values break recursions."""
 
 MAX_GENERATION: Final = 2**62
 """No row reaches this generation. A row that has it was altered, and its next generations could end the column."""

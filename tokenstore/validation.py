@@ -13,6 +13,7 @@ from typing import Final
 from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.records import (
     EPOCH,
+    MAX_EXTRA_DEPTH,
     MAX_GENERATION,
     MAX_PROVIDER_BYTES,
     MAX_TOKEN_BYTES,
@@ -27,12 +28,14 @@ __all__ = [
     "extra_json",
     "key_problem",
     "optional_epoch_us",
+    "plain_text",
     "requested_row",
     "scanned_row_problem",
     "seconds",
     "to_epoch_us",
     "token_key",
     "token_text",
+    "too_deep",
 ]
 
 _encode_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -58,7 +61,22 @@ def _key_part(name: str, value: object, limit: int) -> str:
 
 
 def token_text(name: str, value: object) -> str:
-    """Check a token: a non-empty ``str`` of at most :data:`MAX_TOKEN_BYTES`."""
+    """Check a token: a non-empty ``str`` of at most :data:`MAX_TOKEN_BYTES`, of printable ASCII characters and spaces.
+
+    RFC 6749 appendix A.12 and A.17 allow no other characters (VSCHAR). A line end in a token would end the header in
+    which it is sent, and begin another one.
+    """
+    text = plain_text(name, value)
+    if not (text.isascii() and text.isprintable()):
+        raise InvalidInputError(
+            f"{name} holds a character that no token may have: only printable ASCII and spaces are allowed "
+            "(RFC 6749 appendix A)"
+        )
+    return text
+
+
+def plain_text(name: str, value: object) -> str:
+    """Check a text: a non-empty ``str`` of at most :data:`MAX_TOKEN_BYTES`."""
     return _text(name, value, MAX_TOKEN_BYTES)
 
 
@@ -111,11 +129,25 @@ def extra_json(value: object) -> str | None:
         text = _encode_json(dict(value))
     except (TypeError, ValueError, RecursionError):
         text = ""  # the error is raised below: otherwise its context, json's error, could show a value
+    if too_deep(value, MAX_EXTRA_DEPTH):
+        raise InvalidInputError(f"extra is nested more than {MAX_EXTRA_DEPTH} levels deep, or contains itself")
     if not text:
-        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime, bytes or cycles)")
+        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime or bytes)")
     if len(text) > MAX_TOKEN_BYTES:
         raise InvalidInputError(f"extra has {len(text)} bytes as JSON; at most {MAX_TOKEN_BYTES} are allowed")
     return None if text == "{}" else text
+
+
+def too_deep(value: object, levels: int) -> bool:
+    """Whether a JSON value has more than so many levels of objects and arrays. A value that contains itself has."""
+    level = [value]
+    for _ in range(levels + 1):
+        # By identity, so that a value that is in several places is looked at once.
+        inside = {id(one): one for one in level if isinstance(one, Mapping | list | tuple)}.values()
+        if not inside:
+            return False
+        level = [child for one in inside for child in (one.values() if isinstance(one, Mapping) else one)]
+    return True
 
 
 def seconds(name: str, value: object, *, positive: bool = False) -> float:

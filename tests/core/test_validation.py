@@ -43,10 +43,13 @@ KEY_TEXT = st.one_of(
     st.text(min_size=1, max_size=3),
 )
 KEY_PART = st.one_of(KEY_TEXT, KEY_TEXT, KEY_TEXT, LONG_TEXT, BAD_TEXT, NOT_TEXT)
-TOKEN_TEXT = st.builds(lambda text: SECRET + text, st.text(max_size=5) | LONG_TEXT)
+# What RFC 6749 calls VSCHAR.
+VISIBLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=5)
+TOKEN_TEXT = st.builds(lambda text: SECRET + text, VISIBLE)
 TOKEN = st.one_of(
     TOKEN_TEXT,
     TOKEN_TEXT,
+    st.builds(lambda text: SECRET + text, st.text(max_size=5) | LONG_TEXT),
     st.sampled_from([SECRET + "\ud800", SECRET + "\0", "", SECRET.encode(), [SECRET], {"a": SECRET}, None, 0, True]),
     st.sampled_from([SECRET + "x" * (MAX_TOKEN_BYTES - len(SECRET) + more) for more in (0, 1)]),
 )
@@ -73,6 +76,14 @@ def _deep() -> Any:
     return {"deep": deep}
 
 
+def _nested(levels: int) -> dict[str, Any]:
+    nested: dict[str, Any] = {"a": SECRET}
+    for number in range(levels - 1):
+        nested = {"a": nested, "b": [1]} if number % 2 else {"a": nested}
+    return nested
+
+
+VISIBLE_RULE = "only printable ASCII and spaces are allowed (RFC 6749 appendix A)"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=4),
@@ -218,10 +229,17 @@ GOOD: dict[str, Any] = {
         ),
         ("extra", [1], "extra must be a mapping or None, not list"),
         ("extra", {1: SECRET}, "extra must have str keys"),
-        ("extra", {"a": {SECRET}}, "extra must hold JSON values only (no NaN, datetime, bytes or cycles)"),
-        ("extra", {"a": float("nan")}, "extra must hold JSON values only (no NaN, datetime, bytes or cycles)"),
-        ("extra", _cycle(), "extra must hold JSON values only (no NaN, datetime, bytes or cycles)"),
-        ("extra", _deep(), "extra must hold JSON values only (no NaN, datetime, bytes or cycles)"),
+        ("extra", {"a": {SECRET}}, "extra must hold JSON values only (no NaN, datetime or bytes)"),
+        ("extra", {"a": float("nan")}, "extra must hold JSON values only (no NaN, datetime or bytes)"),
+        ("extra", _cycle(), "extra is nested more than 32 levels deep, or contains itself"),
+        ("extra", _deep(), "extra is nested more than 32 levels deep, or contains itself"),
+        ("extra", _nested(33), "extra is nested more than 32 levels deep, or contains itself"),
+        ("extra", {"a": [[_nested(31)]]}, "extra is nested more than 32 levels deep, or contains itself"),
+        *(
+            (name, SECRET + character, f"{name} holds a character that no token may have: {VISIBLE_RULE}")
+            for name in ("access_token", "refresh_token")
+            for character in ("\r\nX-Injected: 1", "\n", "\t", "\0", "\x7f", "é", "\u2028", "🔑")
+        ),
     ],
 )
 def test_a_refusal_names_the_argument_and_the_rule(argument: str, value: Any, message: str, keyring: Keyring) -> None:
@@ -241,7 +259,7 @@ def test_a_refusal_names_the_argument_and_the_rule(argument: str, value: Any, me
 @every_row
 def test_the_largest_input_is_stored(row: Row, url: str, keyring: Keyring) -> None:
     """At each limit exactly; and a str subclass as the text that it is."""
-    big = "🔑" * (MAX_TOKEN_BYTES // 4)
+    big = "".join(map(chr, range(0x20, 0x7F))) * (MAX_TOKEN_BYTES // 95) + "x" * (MAX_TOKEN_BYTES % 95)
     wide = {"a": "x" * (MAX_TOKEN_BYTES - len('{"a":""}'))}
 
     async def main() -> None:
@@ -256,5 +274,9 @@ def test_the_largest_input_is_stored(row: Row, url: str, keyring: Keyring) -> No
             record = await store.load_tokens("red", "red")
             assert record is not None
             assert (record["access_token"], type(record["access_token"]), record["provider"]) == ("red", str, "red")
+            await store.store_tokens("red", "deep", "at", "rt", None, extra=_nested(32))
+            record = await store.load_tokens("red", "deep")
+            assert record is not None
+            assert record["extra"] == _nested(32)
 
     asyncio.run(main())

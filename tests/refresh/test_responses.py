@@ -207,6 +207,32 @@ def test_what_cannot_be_stored_is_left_out(unfit: dict[Any, Any]) -> None:
     assert json.loads(new.extra or "") == {"scope": "repo", "expires_in": 60}
 
 
+@pytest.mark.parametrize("levels", [32, 900, 100_000])
+def test_a_field_that_is_nested_too_deep_is_left_out(levels: int) -> None:
+    """The other fields are stored with the tokens."""
+    deep: Any = "x"
+    for _ in range(levels):
+        deep = [deep]
+    new = read(TOKEN | {"deep": deep, "scope": "repo"}, extra={"team": "T1"})
+    assert (new.access_token, json.loads(new.extra or "")) == ("at-2", {"team": "T1", "scope": "repo"})
+    assert json.loads(read(TOKEN | {"list": [[1]]}).extra or "") == {"list": [[1]]}
+
+
+def test_line_ends_around_a_token_are_no_part_of_it() -> None:
+    """A text response may end with one."""
+    new = read({"access_token": "at-2\r\n", "refresh_token": "\trt 2\n"})
+    assert (new.access_token, new.refresh_token) == ("at-2", "rt 2")
+
+
+@pytest.mark.parametrize("token", ["a\r\nX-Injected: 1", "a\nb", "a\tb", "é", "a\0", "\x7f", "\n"])
+def test_an_access_token_that_no_header_can_carry_is_none(token: str) -> None:
+    """A refresh token is kept, because a form can carry it, and the old one may no longer work."""
+    with pytest.raises(InvalidInputError, match="access_token"):
+        read({"access_token": token, "refresh_token": "rt-2"})
+    expected = "rt-1" if token == "\n" else token
+    assert read(TOKEN | {"refresh_token": token}).refresh_token == expected
+
+
 def test_an_old_lifetime_is_not_kept() -> None:
     """It was another token's."""
     assert read(TOKEN, extra={"expires_in": 60}).extra is None
@@ -288,7 +314,7 @@ def test_any_mapping_with_an_access_token_is_a_response(response: dict[str, Any]
     assert new == read(response, extra=known)
     assert new.access_token == "at-2"
     refresh_token = response.get("refresh_token")
-    fit = isinstance(refresh_token, str) and refresh_token and refresh_token.isprintable()
+    fit = isinstance(refresh_token, str) and refresh_token and refresh_token.isprintable()  # else it may be trimmed
     assert new.refresh_token == refresh_token if fit else new.refresh_token
     for moment in (new.access_token_expires_at, new.refresh_token_expires_at):
         assert moment is None or to_epoch_us("it", from_epoch_us(moment)) == moment

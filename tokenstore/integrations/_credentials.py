@@ -12,7 +12,7 @@ from urllib.parse import quote_plus, urlencode
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._answers import FORM
 from tokenstore.integrations.providers import AuthMethod
-from tokenstore.validation import token_text
+from tokenstore.validation import plain_text
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key
@@ -98,9 +98,10 @@ class ClientCredentials:
 def checked_text(name: str, value: object) -> str:
     """A non-empty ``str`` that can be encoded; ConfigurationError for anything else."""
     try:
-        return token_text(name, value)
+        return plain_text(name, value)
     except InvalidInputError as error:
-        raise ConfigurationError(str(error)) from None
+        problem = str(error)
+    raise ConfigurationError(problem)
 
 
 def _imported(private_key: str | bytes | Mapping[str, Any]) -> Key:

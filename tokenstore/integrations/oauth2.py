@@ -35,7 +35,8 @@ from tokenstore.integrations._answers import Answer, NoAnswer, fields_of, read_a
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
 from tokenstore.records import TokenRecord
-from tokenstore.validation import seconds, token_text
+from tokenstore.refresh.responses import issued_access_token
+from tokenstore.validation import plain_text, seconds
 
 if TYPE_CHECKING:
     import httpx
@@ -210,7 +211,7 @@ class OAuth2Refresher:
             raise ReauthorizationRequiredError(
                 f"there is no refresh token for {label}: the user has to log in again", code="no_refresh_token"
             )
-        token = token_text("refresh_token", record["refresh_token"])
+        token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
         answer = await self._ask(label, self._token_url, form, repeatable=self._rotation != "strict")
         fields = fields_of(answer)
@@ -219,7 +220,7 @@ class OAuth2Refresher:
         if "access_token" not in fields and isinstance(inner := fields.get(self._provider.wrapper or ""), dict):
             fields = {**fields, **inner}
         with suppress(InvalidInputError):
-            token_text("access_token", fields.get("access_token"))
+            _ = issued_access_token(fields)
             return fields
         raise ProviderUnavailableError(
             f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
@@ -244,7 +245,7 @@ class OAuth2Refresher:
         if token is None:
             kind, token = "access_token", record["access_token"]
         name = self._provider.revocation_fields[kind == "access_token"]
-        form = {name: token_text(kind, token)} | ({"token_type_hint": kind} if name == "token" else {})
+        form = {name: plain_text(kind, token)} | ({"token_type_hint": kind} if name == "token" else {})
         answer = await self._ask(label, self._revocation_url, form, repeatable=True)
         fields = fields_of(answer)
         # RFC 7009 section 2.2: the body of a success means nothing. Against the RFC, some providers refuse an unknown

@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tokenstore.errors import InvalidInputError
-from tokenstore.records import TokenRecord
-from tokenstore.validation import extra_json, optional_epoch_us, to_epoch_us, token_text
+from tokenstore.records import MAX_EXTRA_DEPTH, TokenRecord
+from tokenstore.validation import extra_json, optional_epoch_us, plain_text, to_epoch_us, token_text, too_deep
 
 __all__ = [
     "ACCESS_TOKEN_EXPIRY",
     "REFRESH_TOKEN_EXPIRY",
     "ExpiryFields",
     "NewTokens",
+    "issued_access_token",
     "lifetime_of",
     "read_expiry",
     "read_response",
@@ -93,7 +94,7 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
     """
     if not isinstance(response, Mapping):
         raise InvalidInputError(f"a token response must be a mapping, not {type(response).__name__}")
-    access_token = token_text("access_token", response.get("access_token"))
+    access_token = issued_access_token(response)
     refresh_token, refresh_token_expires_at = _refresh_token(response, record, issued_at)
     return NewTokens(
         access_token,
@@ -102,6 +103,15 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
         _expiry(response, ACCESS_TOKEN_EXPIRY, issued_at),
         refresh_token_expires_at,
     )
+
+
+def issued_access_token(response: Mapping[str, Any]) -> str:
+    """A response's access token, without line ends and tabs around it.
+
+    Raises:
+        InvalidInputError: There is none that can be sent in a header.
+    """
+    return token_text("access_token", _trimmed(response.get("access_token")))
 
 
 def read_expiry(response: Mapping[str, Any], fields: ExpiryFields, issued_at: int, *, fresh: bool) -> int | None:
@@ -153,12 +163,18 @@ def lifetime_of(record: TokenRecord) -> float | None:
 def _refresh_token(response: Mapping[str, Any], record: TokenRecord, issued_at: int) -> tuple[str | None, int | None]:
     token: str | None
     try:
-        token = token_text("refresh_token", response.get("refresh_token"))
+        # With any characters: it is sent in a form, which can carry them, and the old one may no longer work.
+        token = plain_text("refresh_token", _trimmed(response.get("refresh_token")))
     except InvalidInputError:
         token = record["refresh_token"]
         if all(response.get(name) is None for name in REFRESH_TOKEN_EXPIRY.names):
             return token, optional_epoch_us("refresh_token_expires_at", record["refresh_token_expires_at"])
     return token, _expiry(response, REFRESH_TOKEN_EXPIRY, issued_at)
+
+
+def _trimmed(token: object) -> object:
+    """A token without line ends and tabs around it, which no token has, but the last field of a text response may."""
+    return token.strip("\t\r\n") if isinstance(token, str) else token
 
 
 def _expiry(response: Mapping[str, Any], fields: ExpiryFields, issued_at: int) -> int | None:
@@ -192,7 +208,11 @@ def _extra(response: Mapping[str, Any], record: TokenRecord) -> str | None:
     known = {name: value for name, value in record["extra"].items() if name not in _EXPIRIES}
     stated = _lifetime(response.get(ACCESS_TOKEN_EXPIRY.lifetime))
     lifetime = {} if stated is None else {ACCESS_TOKEN_EXPIRY.lifetime: stated}
-    new = {name: value for name, value in response.items() if name not in _TOKENS | _EXPIRIES}
+    new = {
+        name: value
+        for name, value in response.items()
+        if name not in _TOKENS | _EXPIRIES and not too_deep(value, MAX_EXTRA_DEPTH - 1)
+    }
     for extra in ({**known, **new, **lifetime}, {**known, **lifetime}, known):
         try:
             return extra_json(extra)

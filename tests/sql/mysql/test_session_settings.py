@@ -37,6 +37,7 @@ INJECTIONS = [
     "x'; DELETE FROM t -- ",
 ]
 ALL_BYTES = "".join(map(chr, range(1, 0x250)))
+LONG = "access" + "a" * 16384
 
 
 @pytest.fixture
@@ -44,9 +45,10 @@ def place(row: Row, url: str) -> Place:
     return Place(row, url)
 
 
-async def _store(store: Any, user_id: str, access: str = "access") -> None:
+async def _store(store: Any, user_id: str) -> None:
     # A sealed token of this size contains all byte values.
-    await store.store_tokens("github", user_id, access + "a" * 16384, ALL_BYTES, datetime.now(UTC) + timedelta(hours=1))
+    extra = {"user": user_id, "all": ALL_BYTES}
+    await store.store_tokens("github", user_id, LONG, None, datetime.now(UTC) + timedelta(hours=1), extra=extra)
 
 
 async def _check(store: AuthTokenStore) -> None:
@@ -55,12 +57,12 @@ async def _check(store: AuthTokenStore) -> None:
         assert await store.load_tokens("github", user_id) is None
         assert not await store.delete_tokens("github", user_id)
     for user_id in INJECTIONS:
-        await _store(store, user_id, user_id)
+        await _store(store, user_id)
     for user_id in INJECTIONS:
         record = await store.load_tokens("github", user_id)
         assert record is not None
-        assert record["access_token"] == user_id + "a" * 16384
-        assert record["refresh_token"] == ALL_BYTES
+        assert record["access_token"] == LONG
+        assert record["extra"] == {"user": user_id, "all": ALL_BYTES}
         assert abs(record["updated_at"] - datetime.now(UTC)) < timedelta(seconds=30)
     assert [entry["user_id"] async for entry in store.list_tokens(user_id=INJECTIONS[0])] == [INJECTIONS[0]]
     many = await asyncio.gather(*(store.load_tokens("github", user_id) for user_id in INJECTIONS * 4))
@@ -76,7 +78,7 @@ async def _check_rows(store: AuthTokenStore) -> None:
     for user_id in ("u1", "u2"):
         record = await store.load_tokens("github", user_id)
         assert record is not None
-        assert record["access_token"] == "access" + "a" * 16384
+        assert record["access_token"] == LONG
 
 
 @asynccontextmanager
