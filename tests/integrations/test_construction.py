@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from joserfc.jwk import OctKey, OKPKey, RSAKey
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, refresh, show_no_secret
 from support.scripted_endpoint import Endpoint, answer
@@ -22,6 +24,11 @@ from tokenstore.integrations import oauth2
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 
 RSA = RSAKey.generate_key(2048)
+
+
+def _short_rsa(bits: int) -> bytes:
+    key = rsa.generate_private_key(65537, bits)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 @pytest.mark.parametrize(
@@ -80,9 +87,20 @@ def test_a_safe_url_is_taken(url: str) -> None:
         ({"private_key": RSA.as_pem(private=True, password="x")}, "private_key must be"),
         ({"private_key": OctKey.generate_key(256).as_dict()}, "private_key must be"),
         ({"private_key": {"kty": "RSA"}}, "private_key must be"),
-        ({"private_key": OKPKey.generate_key("X25519").as_pem(private=True)}, "do not go together"),
-        ({"private_key": RSA.as_pem(private=True), "jwt_algorithm": "ES256"}, "do not go together"),
-        ({"private_key": RSA.as_pem(private=True), "jwt_algorithm": "none"}, "do not go together"),
+        ({"private_key": OKPKey.generate_key("X25519").as_pem(private=True)}, "on one of the curves P-256"),
+        ({"private_key": ECKey.generate_key("secp256k1").as_pem(private=True)}, "on one of the curves P-256"),
+        *(
+            ({"private_key": key.as_pem(private=True), "jwt_algorithm": algorithm}, "jwt_algorithm must be one of")
+            for key, others in (
+                (RSA, ["ES256", "EdDSA"]),
+                (ECKey.generate_key("P-256"), ["ES384", "RS256"]),
+                (OKPKey.generate_key("Ed25519"), ["ES256"]),
+            )
+            for algorithm in [*others, "none", "None", "HS256", "RS1", "", "unheard_of", 7]
+        ),
+        ({"client_secret": "x", "jwt_algorithm": "none"}, "do not go together"),
+        ({"private_key": _short_rsa(1024)}, "has 1024 bits; an RSA key needs at least 2048"),
+        ({"private_key": _short_rsa(2040)}, "has 2040 bits; an RSA key needs at least 2048"),
         ({"private_key": RSA.as_pem(private=True), "jwt_headers": {"unheard_of": "x"}}, "do not go together"),
         ({"rotation": "sometimes"}, "rotation must be one of"),
         ({"extra_parameters": {"client_secret": "x"}}, "extra_parameters cannot hold client_secret"),

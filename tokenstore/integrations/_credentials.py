@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
     from joserfc.jwk import Key
 
 _ASSERTION_LIFETIME: Final = 300  # seconds
-_ALGORITHMS: Final = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "Ed25519"}
+# For each kind of key, the algorithms that can sign with it (RFC 7518 section 3.1, RFC 9864); the first is the default.
+_ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "P-256": ("ES256",),
+    "P-384": ("ES384",),
+    "P-521": ("ES512",),
+    "Ed25519": ("Ed25519", "EdDSA"),
+}
+_RSA_BITS: Final = 2048  # at least (RFC 7518 section 3.3)
 
 
 class ClientCredentials:
@@ -48,6 +57,8 @@ class ClientCredentials:
             raise ConfigurationError(f"auth_method {method} and client_secret do not go together")
         if (private_key is not None) is not (method == "private_key_jwt"):
             raise ConfigurationError(f"auth_method {method} and private_key do not go together")
+        if jwt_algorithm is not None and private_key is None:
+            raise ConfigurationError(f"auth_method {method} and jwt_algorithm do not go together")
         self.method: AuthMethod = method
         self.secrets: tuple[str, ...] = ()
         self._id = checked_text("client_id", client_id)
@@ -61,8 +72,7 @@ class ClientCredentials:
             self.secrets = client_secret, quote_plus(client_secret), self._basic
         if private_key is not None:
             self._proof = key = _imported(private_key)
-            algorithm = jwt_algorithm or _ALGORITHMS.get(getattr(key, "curve_name", key.key_type), "")
-            self._jwt_headers = {**jwt_headers, "alg": algorithm}
+            self._jwt_headers = {**jwt_headers, "alg": _algorithm(key, jwt_algorithm)}
             self._try_key()
 
     def sign(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
@@ -95,6 +105,22 @@ class ClientCredentials:
         raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
 
 
+def _algorithm(key: Key, requested: str | None) -> str:
+    """The algorithm that signs with a key: the requested one, or the key's default."""
+    kind: str = getattr(key, "curve_name", key.key_type)
+    private: Any = key.private_key
+    if kind == "RSA" and (bits := private.key_size) < _RSA_BITS:
+        raise ConfigurationError(f"private_key has {bits} bits; an RSA key needs at least {_RSA_BITS}")
+    known = _ALGORITHMS.get(kind)
+    if known is None:
+        raise ConfigurationError(f"private_key must be RSA or on one of the curves {', '.join(list(_ALGORITHMS)[1:])}")
+    if requested is None:
+        return known[0]
+    if requested not in known:
+        raise ConfigurationError(f"jwt_algorithm must be one of {', '.join(known)} for this private_key")
+    return requested
+
+
 def checked_text(name: str, value: object) -> str:
     """A non-empty ``str`` that can be encoded; ConfigurationError for anything else."""
     try:
@@ -109,7 +135,9 @@ def _imported(private_key: str | bytes | Mapping[str, Any]) -> Key:
 
     data = private_key if isinstance(private_key, str | bytes) else dict(private_key)
     for kind in ("RSA", "EC", "OKP"):
-        with suppress(Exception):  # the key has another kind or is broken; the exception's text may contain it
+        # The key has another kind or is broken; the exception's text may contain it.
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a short RSA key, which is refused with an error of its own
             key: Key = import_key(data, kind)
             if key.is_private:
                 return key

@@ -82,7 +82,8 @@ class OAuth2Refresher:
         token_url: The token endpoint: https, or http on a loopback host.
         client_id: The client's id.
         client_secret: The client's secret, for confidential clients.
-        private_key: The client's key instead of a secret: a PEM or a JWK (RSA, P-256, P-384, P-521 or Ed25519).
+        private_key: The client's key instead of a secret, a PEM or a JWK: RSA of at least 2048 bits, P-256, P-384,
+            P-521 or Ed25519.
         auth_method: Default: ``client_secret_basic`` (or the preset's) with a secret, ``private_key_jwt`` (RFC 7523)
             with a key, ``none`` without either.
         scope: Requests only a part of the granted scope. Default: all of it.
@@ -91,7 +92,8 @@ class OAuth2Refresher:
             the endpoint is never repeated; otherwise a request with an unknown result is repeated once.
         revocation_url: The revocation endpoint. Default: none.
         provider: How the vendor differs from the RFCs. Default: not at all.
-        jwt_algorithm: Signs the assertion of ``private_key_jwt``. Default: by the key, ``RS256`` for RSA.
+        jwt_algorithm: Signs the assertion of ``private_key_jwt``. Default: by the key, ``RS256`` for RSA. RSA keys can
+            also have ``RS384``, ``RS512``, ``PS256``, ``PS384`` and ``PS512``, Ed25519 keys ``EdDSA``.
         jwt_headers: More headers of the assertion, such as ``kid`` or ``x5t#S256``.
         timeout: The longest call, with its second attempt, in seconds.
         http_client: The client to use, with its own proxies and certificates. It is not closed. Default: a new one for
