@@ -85,6 +85,23 @@ def test_put_refuses_what_is_no_token_response_without_repeating_it(
     assert load(sqlite) is None
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(json.dumps(RESPONSE).encode("utf-16"), id="utf-16"),  # as Windows PowerShell writes a file
+        pytest.param(json.dumps(RESPONSE).encode("utf-8-sig"), id="byte-order-mark"),
+        pytest.param(f"access_token={ACCESS}&refresh_token={REFRESH}&expires_in=600".encode(), id="form"),
+    ],
+)
+def test_put_reads_a_response_as_it_was_received(sqlite: str, document: bytes) -> None:
+    """In every encoding and as a form, like a refresh."""
+    done = cli("put", "github", "u1", url=sqlite, stdin=document)
+    assert done.code == 0, done.err
+    record = load(sqlite)
+    assert record is not None
+    assert (record["access_token"], record["refresh_token"]) == (ACCESS, REFRESH)
+
+
 def test_put_replaces_the_whole_row(sqlite: str) -> None:
     cli("put", "github", "u1", url=sqlite, stdin=json.dumps(RESPONSE))
     cli("put", "github", "u1", url=sqlite, stdin=json.dumps({"access_token": "new"}))

@@ -44,7 +44,7 @@ class Done(NamedTuple):
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def cli(*arguments: str, url: str | None = None, keys: str | None = KEYS, stdin: str = "", **env: str) -> Done:
+def cli(*arguments: str, url: str | None = None, keys: str | None = KEYS, stdin: str | bytes = "", **env: str) -> Done:
     """Run a command in this process."""
     variables = {"TOKENSTORE_URL": url, KEYS_VARIABLE: keys, **env}
     result = CliRunner().invoke(app, arguments, input=stdin, env=variables)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime
 from time import time
 from typing import Annotated, Any, Final, Never
@@ -25,6 +24,7 @@ from tokenstore.cli.options import (
 )
 from tokenstore.cli.output import escaped, format_time, print_error, print_json, print_line, print_table
 from tokenstore.errors import InvalidInputError, TamperedError
+from tokenstore.integrations._bodies import parsed
 from tokenstore.records import optional_datetime
 from tokenstore.refresh.responses import ACCESS_TOKEN_EXPIRY, REFRESH_TOKEN_EXPIRY, ExpiryFields, read_expiry
 
@@ -53,8 +53,8 @@ def put(
 ) -> None:
     """Store a user's tokens, in place of earlier ones.
 
-    Reads a token response (JSON as in RFC 6749 section 5.1) from standard input; on a terminal it prompts for the
-    tokens, without echo. It reads the fields expires_in or expires_at, and refresh_token_expires_in or
+    Reads a token response (JSON as in RFC 6749 section 5.1, or a form) from standard input; on a terminal it prompts
+    for the tokens, without echo. It reads the fields expires_in or expires_at, and refresh_token_expires_in or
     refresh_token_expires_at; an option overrides them. A token without such a field never expires. All other fields are
     stored, encrypted, as `extra`.
     """
@@ -102,10 +102,9 @@ def _prompt() -> dict[str, Any]:
 def _parse_response(data: bytes) -> dict[str, Any]:
     response = None
     if len(data) <= _MAX_INPUT:
-        with suppress(ValueError, RecursionError):  # their messages quote the input, which contains tokens
-            response = json.loads(data)
+        response = parsed(data)
     if not isinstance(response, dict):
-        raise InvalidInputError("standard input must be a token response: one JSON object with access_token")
+        raise InvalidInputError("standard input must be a token response: one JSON object or form with access_token")
     return response
 
 

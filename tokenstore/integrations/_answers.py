@@ -1,20 +1,18 @@
-"""Reads and parses the response of a token endpoint. The endpoint is not trusted: everything has a limit."""
+"""Reads the response of a token endpoint. The endpoint is not trusted: everything has a limit."""
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import parse_qsl
+
+from tokenstore.integrations._bodies import decompressed, json_object, parsed
 
 if TYPE_CHECKING:
     import httpx
 
-FORM: Final = "application/x-www-form-urlencoded"
 MAX_BYTES: Final = 1024 * 1024
 """The longest response, decompressed. Usual responses have a few KiB, and a JWT may have 64."""
 
@@ -22,11 +20,16 @@ _MAX_RETRY_AFTER: Final = 3600.0
 
 
 class Answer(NamedTuple):
-    """A response, decompressed."""
+    """A response, and the value of its body: JSON's, a form's fields, or None."""
 
     status: int
     headers: httpx.Headers
-    body: bytes
+    value: Any
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the body; none if it is neither a JSON object nor a form."""
+        return self.value if isinstance(self.value, dict) else {}
 
 
 class NoAnswer(NamedTuple):
@@ -45,46 +48,47 @@ class NoAnswer(NamedTuple):
     repeatable: bool = False
 
 
-async def read_answer(response: httpx.Response) -> Answer | NoAnswer:
-    """Read a streamed response of at most :data:`MAX_BYTES`, whatever its headers say about its length."""
-    too_long = NoAnswer("invalid_response", f"answered with more than {MAX_BYTES} bytes")
-    unreadable = NoAnswer("invalid_response", "answered in a coding that was not asked for")
-    body = bytearray()
-    raw: Any = response.aiter_raw()  # a generator, although httpx's types do not say so
-    async with aclosing(raw) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > MAX_BYTES:
-                return too_long
-    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("gzip", "x-gzip", "deflate"):
-        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # recognizes both formats by their header
-        try:
-            body = bytearray(inflater.decompress(body, MAX_BYTES + 1))
-        except zlib.error:
-            return unreadable
+class Arrival:
+    """What has arrived of one response."""
+
+    def __init__(self) -> None:
+        self._response: httpx.Response | None = None
+        self._body = bytearray()
+
+    async def read(self, response: httpx.Response) -> Answer | NoAnswer:
+        """Read a streamed response of at most :data:`MAX_BYTES`, whatever its headers say about its length."""
+        self._response = response
+        raw: Any = response.aiter_raw()  # a generator, although httpx's types do not say so
+        async with aclosing(raw) as chunks:
+            async for chunk in chunks:
+                self._body += chunk
+                if len(self._body) > MAX_BYTES:
+                    return _TOO_LONG
+        return self._answer(response, whole=True)
+
+    def salvaged(self) -> Answer | None:
+        """The response if its body is complete, although the endpoint announced more of it and never sent it."""
+        if self._response is None or not json_object(bytes(self._body[: MAX_BYTES + 1])):
+            return None
+        answer = self._answer(self._response, whole=False)
+        return answer if isinstance(answer, Answer) else None
+
+    def _answer(self, response: httpx.Response, *, whole: bool) -> Answer | NoAnswer:
+        coding = response.headers.get("Content-Encoding", "")
+        body, ended = decompressed(bytes(self._body), coding, MAX_BYTES)
         if len(body) > MAX_BYTES:
-            return too_long
-    elif coding not in ("", "identity"):
-        return unreadable
-    return Answer(response.status_code, response.headers, bytes(body))
+            return _TOO_LONG
+        value = parsed(body, response.headers.get("Content-Type", ""), whole=whole and ended)
+        return Answer(response.status_code, response.headers, value)
 
 
-def fields_of(answer: Answer) -> dict[str, Any]:
-    """The fields of a response that is a JSON object or a form; otherwise none."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(answer.body)
-        return value if isinstance(value, dict) else {}
-    if answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() == FORM:
-        with suppress(ValueError):
-            return dict(parse_qsl(answer.body.decode(), errors="strict", max_num_fields=1000))
-    return {}
+_TOO_LONG: Final = NoAnswer("invalid_response", f"answered with more than {MAX_BYTES} bytes")
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
     """The seconds of Retry-After (RFC 9110 section 10.2.3), at most an hour; None if missing or unreadable."""
     value = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]+", value):
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value):  # some providers send fractions, against the RFC
         return min(float(value), _MAX_RETRY_AFTER)
     if (due := _http_date(value)) is None:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import quote_plus, urlencode
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
-from tokenstore.integrations._answers import FORM
+from tokenstore.integrations._bodies import FORM
 from tokenstore.integrations.providers import AuthMethod
 from tokenstore.validation import plain_text
 

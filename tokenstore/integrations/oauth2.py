@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, get_args
 
 from tokenstore.errors import (
     ConfigurationError,
-    InvalidInputError,
     MissingDependencyError,
     ProviderRefusedError,
     ProviderUnavailableError,
@@ -31,11 +30,11 @@ from tokenstore.errors import (
     RefreshError,
     UnsupportedOperationError,
 )
-from tokenstore.integrations._answers import Answer, NoAnswer, fields_of, read_answer, retry_after
+from tokenstore.integrations._answers import Answer, Arrival, NoAnswer, retry_after
+from tokenstore.integrations._bodies import is_access_token
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
 from tokenstore.records import TokenRecord
-from tokenstore.refresh.responses import issued_access_token
 from tokenstore.validation import plain_text, seconds
 
 if TYPE_CHECKING:
@@ -216,13 +215,12 @@ class OAuth2Refresher:
         token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
         answer = await self._ask(label, self._token_url, form, repeatable=self._rotation != "strict")
-        fields = fields_of(answer)
+        fields = answer.fields
         if error := self._error(label, answer, fields, record):
             raise error
         if "access_token" not in fields and isinstance(inner := fields.get(self._provider.wrapper or ""), dict):
             fields = {**fields, **inner}
-        with suppress(InvalidInputError):
-            _ = issued_access_token(fields)
+        if is_access_token(fields.get("access_token")):
             return fields
         raise ProviderUnavailableError(
             f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
@@ -249,7 +247,7 @@ class OAuth2Refresher:
         name = self._provider.revocation_fields[kind == "access_token"]
         form = {name: plain_text(kind, token)} | ({"token_type_hint": kind} if name == "token" else {})
         answer = await self._ask(label, self._revocation_url, form, repeatable=True)
-        fields = fields_of(answer)
+        fields = answer.fields
         # RFC 7009 section 2.2: the body of a success means nothing. Against the RFC, some providers refuse an unknown
         # token, which needs no revocation.
         if 200 <= answer.status < 300 or fields.get("error") == "invalid_token":
@@ -263,14 +261,18 @@ class OAuth2Refresher:
         """Send a request. Returns any response; raises ProviderUnavailableError if there is none."""
         too_late = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
         outcome: Answer | NoAnswer = too_late
+        arrival = Arrival()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
-                outcome = await self._attempt(url, form, repeatable=repeatable)
+                outcome = await self._attempt(url, form, arrival, repeatable=repeatable)
                 if self._worth_repeating(outcome, repeatable=repeatable):
                     await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
-                    outcome = too_late  # from here on the result of the first attempt does not count
-                    outcome = await self._attempt(url, form, repeatable=repeatable)
+                    # From here on the result of the first attempt does not count.
+                    outcome, arrival = too_late, Arrival()
+                    outcome = await self._attempt(url, form, arrival, repeatable=repeatable)
         if isinstance(outcome, NoAnswer):
+            if salvaged := arrival.salvaged():
+                return salvaged
             # Raised outside the handlers: otherwise the context would be httpx's exception, which has the request.
             raise ProviderUnavailableError(f"{label} {outcome.why}: try again later", code=outcome.code)
         return outcome
@@ -280,7 +282,16 @@ class OAuth2Refresher:
             return not outcome.sent or (repeatable and outcome.repeatable)
         return repeatable and outcome.status >= 500 and "Retry-After" not in outcome.headers
 
-    async def _attempt(self, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer | NoAnswer:
+    async def _attempt(
+        self, url: str, form: Mapping[str, str], arrival: Arrival, *, repeatable: bool
+    ) -> Answer | NoAnswer:
+        """Send the request once. If the response was cut off behind a complete body, that counts."""
+        outcome = await self._send(url, form, arrival, repeatable=repeatable)
+        return (isinstance(outcome, NoAnswer) and arrival.salvaged()) or outcome
+
+    async def _send(
+        self, url: str, form: Mapping[str, str], arrival: Arrival, *, repeatable: bool
+    ) -> Answer | NoAnswer:
         import httpx
 
         # If a second attempt may follow, it has to fit into the time, too.
@@ -307,7 +318,7 @@ class OAuth2Refresher:
                     extensions={} if self._http_client else {"trace": trace},
                 ) as response,
             ):
-                return await read_answer(response)
+                return await arrival.read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError):
             return NoAnswer("network_error", "cannot be reached", sent=False)
         except httpx.TimeoutException:
