@@ -220,10 +220,11 @@ class AuthTokenStore(TokenOperations):
             user_id: The user's id.
             refresh: An async callable that gets the record, uses its ``refresh_token``, and returns the token response
                 (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, if they
-                were issued, ``refresh_token`` and ``refresh_token_expires_in``. All other fields are stored in
-                ``extra``. It raises :class:`ReauthorizationRequiredError`, :class:`ProviderUnavailableError` or
-                :class:`ProviderRefusedError` to say what went wrong; any other exception counts as unavailable. If
-                several callers in one process wait for the same row, the first one's callable is used. Default: the
+                were issued, ``refresh_token`` and ``refresh_token_expires_in``; ``docs/providers.md`` lists the other
+                spellings. All other fields are stored in ``extra``. It raises :class:`ReauthorizationRequiredError`,
+                :class:`ProviderUnavailableError` or :class:`ProviderRefusedError` to say what went wrong; any other
+                exception counts as unavailable. If several callers in one process wait for the same row, the first
+                one's callable is used. Default: the
                 provider's entry in ``refreshers``.
             force: Refresh a token that looks valid, for example after a 401. Concurrent callers share one refresh.
             generation: With ``force``: the ``generation`` of the refused record, the number of one version of the row.

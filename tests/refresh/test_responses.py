@@ -121,7 +121,7 @@ LIFETIMES: dict[str, tuple[object, float]] = {
     "infinite": (float("inf"), CENTURIES),
     "infinitely long ago": (float("-inf"), 0),
     "huge": (10**30, CENTURIES),
-    "too large for a float": (10**400, 0),
+    "too large for a float": (10**400, CENTURIES),
     "huge as text": ("1e999", CENTURIES),
     "true": (True, 0),
     "words": ("soon", 0),
@@ -135,11 +135,23 @@ LIFETIMES: dict[str, tuple[object, float]] = {
 @pytest.mark.parametrize(("said", "seconds"), LIFETIMES.values(), ids=LIFETIMES)
 def test_a_lifetime(said: object, seconds: float) -> None:
     """From when the provider was asked. What cannot be read, and zero above all, is "expired" and never "never"."""
-    new = read(TOKEN | {"refresh_token": "rt-2", "expires_in": said, "refresh_token_expires_in": said})
-    assert new.access_token_expires_at == new.refresh_token_expires_at == after(seconds)
+    new = read(TOKEN | {"expires_in": said})
+    assert new.access_token_expires_at == after(seconds)
     stored = json.loads(new.extra) if new.extra else {}
     assert stored.get("expires_in", 0) == seconds
     assert lifetime_of(record(extra=stored)) in (None, seconds)
+
+
+@pytest.mark.parametrize("name", ["refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in"])
+@pytest.mark.parametrize(
+    ("said", "seconds"), [*LIFETIMES.values(), ("never", 0), (-1, 0)], ids=[*LIFETIMES, "never", "-1"]
+)
+def test_a_refresh_tokens_lifetime(name: str, said: object, seconds: float) -> None:
+    """Zero, less, or what cannot be read says nothing: a refresh token that was just issued has not expired."""
+    new = read(TOKEN | {"refresh_token": "rt-2", name: said})
+    assert new.refresh_token_expires_at == (after(seconds) if seconds else None)
+    kept = read(TOKEN | {name: said})
+    assert (kept.refresh_token, kept.refresh_token_expires_at) == ("rt-1", after(seconds) if seconds else OLD_EXPIRY)
 
 
 MOMENTS: dict[str, tuple[object, int]] = {
@@ -148,12 +160,19 @@ MOMENTS: dict[str, tuple[object, int]] = {
     "one with an offset": (datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=2))), after(3600)),
     "the epoch in seconds": (NOW / SECOND + 3600, after(3600)),
     "as text": (str(NOW // SECOND + 3600), after(3600)),
+    "in milliseconds": (NOW // 1000 + 3_600_000, after(3600)),
+    "in milliseconds as text": (f" {NOW // 1000 + 3_600_000} ", after(3600)),
+    "in microseconds": (after(3600), after(3600)),
+    "in nanoseconds": (after(3600) * 1000, after(3600)),
+    "Go's form": ("2030-01-01T02:00:00.123456789+01:00", after(3600.123456)),
+    "the last second before milliseconds": (10**11 - 1, CENTURIES * SECOND),
+    "too large": (10**400, CENTURIES * SECOND),
+    "infinite": (float("inf"), CENTURIES * SECOND),
     "in the past": (0, 0),
     "a bool": (True, NOW),
     "a date": (date(2030, 1, 2), NOW),
     "words": ("tomorrow", NOW),
     "not a number": (float("nan"), NOW),
-    "too large": (10**400, NOW),
     "beyond the calendar": (datetime.min.replace(tzinfo=timezone(timedelta(hours=9))), NOW),
     "a mapping": ({}, NOW),
 }
@@ -161,10 +180,27 @@ MOMENTS: dict[str, tuple[object, int]] = {
 
 @pytest.mark.parametrize(("said", "moment"), MOMENTS.values(), ids=MOMENTS)
 def test_a_moment(said: object, moment: int) -> None:
-    """A datetime or seconds since the epoch; what cannot be read has passed."""
-    for name in ("expires_at", "access_token_expires_at"):
+    """A datetime, or a number since the epoch; what cannot be read has passed, for an access token."""
+    for name in ("expires_at", "access_token_expires_at", "expires_on", "expiry_date", "expiry"):
         new = read(TOKEN | {"refresh_token": "rt-2", name: said, "refresh_token_expires_at": said})
-        assert new.access_token_expires_at == new.refresh_token_expires_at == moment, name
+        assert new.access_token_expires_at == moment, name
+        assert new.refresh_token_expires_at == (moment if moment > NOW else None), name
+        assert new.extra is None
+
+
+def test_gos_zero_time_is_never() -> None:
+    """It is what Go's `oauth2.Token` holds for a token that does not expire."""
+    assert read(TOKEN | {"expiry": "0001-01-01T00:00:00Z"}).access_token_expires_at is None
+
+
+def test_the_first_readable_field_counts() -> None:
+    """A field that cannot be read does not hide another one."""
+    new = read(
+        TOKEN | {"refresh_token": "rt-2", "expires_in": "", "expires_at": "soon", "expires_on": after(60) // SECOND}
+    )
+    assert new.access_token_expires_at == after(60)
+    later = {"refresh_token_expires_in": 0, "refresh_expires_in": "", "refresh_token_expires_at": after(60) // SECOND}
+    assert read(TOKEN | {"refresh_token": "rt-2"} | later).refresh_token_expires_at == after(60)
 
 
 def test_a_lifetime_wins_over_a_moment() -> None:
@@ -240,7 +276,7 @@ def test_an_old_lifetime_is_not_kept() -> None:
 
 @pytest.mark.parametrize(
     ("said", "lifetime"),
-    [(10**400, None), (True, None), (None, None), ([60], None), ("60", 60), (-1, 0)],
+    [(10**400, CENTURIES), (True, None), (None, None), ([60], None), ("60", 60), (-1, 0)],
     ids=lambda v: repr(v)[:9],
 )
 def test_a_lifetime_that_the_caller_stored(said: object, lifetime: float | None) -> None:

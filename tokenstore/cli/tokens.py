@@ -54,9 +54,9 @@ def put(
     """Store a user's tokens, in place of earlier ones.
 
     Reads a token response (JSON as in RFC 6749 section 5.1, or a form) from standard input; on a terminal it prompts
-    for the tokens, without echo. It reads the fields expires_in or expires_at, and refresh_token_expires_in or
-    refresh_token_expires_at; an option overrides them. A token without such a field never expires. All other fields are
-    stored, encrypted, as `extra`.
+    for the tokens, without echo. It reads the fields expires_in, expires_at, expires_on, expiry_date or expiry, and
+    refresh_token_expires_in or refresh_token_expires_at; an option overrides them. A token without such a field never
+    expires. All other fields are stored, encrypted, as `extra`.
     """
     options = common_options(ctx, url, as_json)
     # The store is opened first: a missing key is reported before the user types in tokens.
@@ -65,6 +65,7 @@ def put(
     access_expiry = _expiry(response, ACCESS_TOKEN_EXPIRY, expires_in, expires_at)
     refresh_expiry = _expiry(response, REFRESH_TOKEN_EXPIRY, refresh_expires_in, refresh_expires_at)
     access_token, refresh_token = response.pop("access_token", None), response.pop("refresh_token", None)
+    refresh_token = None if refresh_token == "" else refresh_token  # none was issued, as in a refresh
     if access_token is None:
         raise InvalidInputError("the token response has no access_token")
 
@@ -115,9 +116,11 @@ def _expiry(
     if lifetime is not None and moment is not None:
         option = "--refresh-expires" if fields is REFRESH_TOKEN_EXPIRY else "--expires"
         raise InvalidInputError(f"pass either {option}-in or {option}-at, not both")
+    if fields is REFRESH_TOKEN_EXPIRY and lifetime is not None and lifetime <= 0:
+        raise InvalidInputError("--refresh-expires-in must be more than zero")
     times = {name: response.pop(name, None) for name in fields.names}
     if lifetime is not None or moment is not None:
-        times = {fields.lifetime: lifetime, fields.moments[0]: moment}
+        times = {fields.lifetimes[0]: lifetime, fields.moments[0]: moment}
     return optional_datetime(read_expiry(times, fields, int(time() * 1_000_000), fresh=False))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,34 +28,49 @@ __all__ = [
 _US = 1_000_000
 _NUMBER = re.compile(r"\d+(\.\d*)?", re.ASCII)
 _LONGEST = 1e10  # seconds: over three centuries, as a duration and since the epoch
+_MILLISECONDS = 1e11  # a time of this size and above is not in seconds: that would be after the year 5000
+_GO_ZERO_TIME: Final = "0001-01-01T00:00:00Z"  # what Go's encoding/json writes for a token that does not expire
 _TOKENS: Final = frozenset({"access_token", "refresh_token"})
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiryFields:
-    """The fields of a response that say when a token expires.
+    """The fields of a response that say when a token expires. Of several, the first readable one counts.
 
     Attributes:
-        lifetime: The field with the lifetime in seconds.
-        moments: The fields with the time of expiry; the first one that is present counts.
+        lifetimes: The fields with the lifetime in seconds.
+        moments: The fields with the time of expiry.
+        zero_is_unknown: Whether a lifetime of zero or less says nothing. Providers send 0 or -1 for refresh tokens that
+            do not expire, or whose expiry they do not know.
     """
 
-    lifetime: str
+    lifetimes: tuple[str, ...]
     moments: tuple[str, ...]
+    zero_is_unknown: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of these fields."""
-        return (self.lifetime, *self.moments)
+        return self.lifetimes + self.moments
 
 
-ACCESS_TOKEN_EXPIRY: Final = ExpiryFields("expires_in", ("expires_at", "access_token_expires_at"))
+ACCESS_TOKEN_EXPIRY: Final = ExpiryFields(
+    ("expires_in",),
+    # Besides the usual ones: Microsoft's version 1 endpoints, Google's library for Node.js (milliseconds), Go's oauth2.
+    ("expires_at", "access_token_expires_at", "expires_on", "expiry_date", "expiry"),
+)
 """The fields with the expiry of the access token."""
 
-REFRESH_TOKEN_EXPIRY: Final = ExpiryFields("refresh_token_expires_in", ("refresh_token_expires_at",))
+REFRESH_TOKEN_EXPIRY: Final = ExpiryFields(
+    # Besides the usual one: Keycloak, Intuit.
+    ("refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in"),
+    ("refresh_token_expires_at",),
+    zero_is_unknown=True,
+)
 """The fields with the expiry of the refresh token."""
 
 _EXPIRIES: Final = frozenset(ACCESS_TOKEN_EXPIRY.names + REFRESH_TOKEN_EXPIRY.names)
+_LIFETIME: Final = ACCESS_TOKEN_EXPIRY.lifetimes[0]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -79,10 +95,11 @@ class NewTokens:
 def read_response(response: object, record: TokenRecord, issued_at: int) -> NewTokens:
     """Read a refresher's token response. An unreadable field must not lose the tokens, except the access token itself.
 
-    Known fields: ``access_token``; ``refresh_token``; ``expires_in`` and ``refresh_token_expires_in`` (seconds);
-    ``expires_at`` or ``access_token_expires_at``, and ``refresh_token_expires_at`` (a datetime, ISO 8601, or seconds
-    since the epoch). All other fields, and ``expires_in``, are stored in ``extra`` and replace earlier values there. A
-    token without an expiry never expires; a token with an unreadable one counts as expired.
+    Known fields: ``access_token``; ``refresh_token``; and those of :data:`ACCESS_TOKEN_EXPIRY` and
+    :data:`REFRESH_TOKEN_EXPIRY`, which hold seconds or a time (a datetime, ISO 8601, or seconds or milliseconds since
+    the epoch). All other fields, and ``expires_in``, are stored in ``extra`` and replace earlier values there. A token
+    without an expiry never expires. An access token with an unreadable one counts as expired. A refresh token with an
+    unreadable one, or one that has passed already, counts as one without: if it has expired, the provider says so.
 
     Args:
         response: What a ``refresh`` callable returned.
@@ -100,7 +117,7 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
         access_token,
         refresh_token,
         _extra(response, record),
-        _expiry(response, ACCESS_TOKEN_EXPIRY, issued_at),
+        _access_token_expiry(response, issued_at),
         refresh_token_expires_at,
     )
 
@@ -122,54 +139,56 @@ def read_expiry(response: Mapping[str, Any], fields: ExpiryFields, issued_at: in
         fields: The fields to read.
         issued_at: The start of the lifetime: microseconds since the epoch.
         fresh: Whether the response was received at ``issued_at``. Then the lifetime is read first, because it does not
-            depend on another machine's clock; and numbers that are too small or too large are cut to the nearest
-            possible one. A response that may be older, such as one from a file, has a lifetime that began at an unknown
-            time: then the time of expiry is read first, and such numbers are refused.
+            depend on another machine's clock, and a negative one is zero. A response that may be older, such as one
+            from a file, has a lifetime that began at an unknown time: then the time of expiry is read first, and a
+            negative lifetime is refused. Numbers that are too large are cut to the largest possible one.
 
     Returns:
-        Microseconds since the epoch, or None for "never".
+        Microseconds since the epoch, or None for "never". With nothing but blank fields an access token has expired.
 
     Raises:
-        InvalidInputError: The field is not readable.
+        InvalidInputError: There are fields, and none is readable.
     """
-    lifetime = response.get(fields.lifetime)
-    name, moment = next(
-        ((name, response[name]) for name in fields.moments if response.get(name) is not None), (fields.moments[0], None)
-    )
-    if lifetime is not None and (fresh or moment is None):
+    blank, problem = False, None
+    for name in fields.names if fresh else fields.moments + fields.lifetimes:
+        value = response.get(name)
+        if isinstance(value, str) and not value.strip():
+            blank = True
+            continue
+        if value is None or (isinstance(value, str) and value == _GO_ZERO_TIME):
+            continue
+        is_lifetime = name in fields.lifetimes
         try:
-            return issued_at + round(_number(lifetime, clamp=fresh) * _US)
-        except (InvalidInputError, OverflowError, ValueError):
-            problem = f"{fields.lifetime} must be a number of seconds"
-    elif moment is None:
-        return None
-    else:
-        try:
-            if isinstance(moment, str) and not _NUMBER.fullmatch(moment):
-                moment = datetime.fromisoformat(moment)
-            elif not isinstance(moment, datetime):
-                moment = datetime.fromtimestamp(_number(moment, clamp=fresh), UTC)
-            return to_epoch_us(name, moment)
+            if is_lifetime:
+                expires_at = issued_at + round(_number(value, negative=fresh or fields.zero_is_unknown) * _US)
+            else:
+                expires_at = _moment(name, value)
         except (InvalidInputError, OverflowError, ValueError, OSError):
-            problem = f"{name} must be ISO 8601 or Unix time"
-    raise InvalidInputError(problem)  # outside the handlers: the context could show a token in the wrong field
+            problem = problem or f"{name} must be {'a number of seconds' if is_lifetime else 'ISO 8601 or Unix time'}"
+            continue
+        # A time that has passed does say something if the response may be old, unless it is the epoch itself.
+        if not fields.zero_is_unknown or expires_at > (issued_at if fresh or is_lifetime else 0):
+            return expires_at
+    if problem is not None:
+        raise InvalidInputError(problem)  # outside the handlers: the context could show a token in the wrong field
+    return issued_at if blank and not fields.zero_is_unknown else None
 
 
 def lifetime_of(record: TokenRecord) -> float | None:
     """The lifetime of a record's access token when it was issued, in seconds; None if no response has stated it."""
-    return _lifetime(record["extra"].get(ACCESS_TOKEN_EXPIRY.lifetime))
+    return _lifetime(record["extra"].get(_LIFETIME))
 
 
 def _refresh_token(response: Mapping[str, Any], record: TokenRecord, issued_at: int) -> tuple[str | None, int | None]:
-    token: str | None
-    try:
+    expires_at = None
+    with suppress(InvalidInputError):
+        expires_at = read_expiry(response, REFRESH_TOKEN_EXPIRY, issued_at, fresh=True)
+    with suppress(InvalidInputError):
         # With any characters: it is sent in a form, which can carry them, and the old one may no longer work.
-        token = plain_text("refresh_token", _trimmed(response.get("refresh_token")))
-    except InvalidInputError:
-        token = record["refresh_token"]
-        if all(response.get(name) is None for name in REFRESH_TOKEN_EXPIRY.names):
-            return token, optional_epoch_us("refresh_token_expires_at", record["refresh_token_expires_at"])
-    return token, _expiry(response, REFRESH_TOKEN_EXPIRY, issued_at)
+        return plain_text("refresh_token", _trimmed(response.get("refresh_token"))), expires_at
+    if expires_at is None:
+        expires_at = optional_epoch_us("refresh_token_expires_at", record["refresh_token_expires_at"])
+    return record["refresh_token"], expires_at
 
 
 def _trimmed(token: object) -> object:
@@ -177,37 +196,59 @@ def _trimmed(token: object) -> object:
     return token.strip("\t\r\n") if isinstance(token, str) else token
 
 
-def _expiry(response: Mapping[str, Any], fields: ExpiryFields, issued_at: int) -> int | None:
+def _access_token_expiry(response: Mapping[str, Any], issued_at: int) -> int | None:
     try:
-        return read_expiry(response, fields, issued_at, fresh=True)
+        return read_expiry(response, ACCESS_TOKEN_EXPIRY, issued_at, fresh=True)
     except InvalidInputError:
         return issued_at
 
 
 def _lifetime(value: object) -> float | None:
     try:
-        return None if value is None else _number(value, clamp=True)
-    except (InvalidInputError, OverflowError, ValueError):
+        return None if value is None else _number(value, negative=True)
+    except (InvalidInputError, ValueError):
         return None
 
 
-def _number(value: object, *, clamp: bool) -> float:
-    """A number of seconds; some providers send text, against the RFC."""
+def _moment(name: str, value: object) -> int:
+    """A time of expiry in microseconds since the epoch."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        value = datetime.fromisoformat(value.strip())
+    if isinstance(value, datetime):
+        return to_epoch_us(name, value)
+    number = _finite(value)
+    for _ in range(3):  # milliseconds, microseconds, nanoseconds
+        if number >= _MILLISECONDS:
+            number /= 1000
+    return to_epoch_us(name, datetime.fromtimestamp(min(max(number, 0.0), _LONGEST), UTC))
+
+
+def _number(value: object, *, negative: bool) -> float:
+    """A number of seconds; ``negative``: whether one below zero is zero, and not unreadable."""
+    number = _finite(value)
+    if number < 0 and not negative:
+        raise InvalidInputError("not a possible number of seconds")
+    return min(max(number, 0.0), _LONGEST)
+
+
+def _finite(value: object) -> float:
+    """A number; some providers send text, against the RFC."""
     if isinstance(value, str):
         value = float(value)  # may raise ValueError
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise InvalidInputError("not a number of seconds")
-    number = min(max(float(value), 0.0), _LONGEST)
-    if number != value and not clamp:
-        raise InvalidInputError("not a possible number of seconds")
-    return number
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (isinstance(value, float) and math.isnan(value))
+    ):
+        raise InvalidInputError("not a number")
+    return float(min(max(value, -1e30), 1e30))
 
 
 def _extra(response: Mapping[str, Any], record: TokenRecord) -> str | None:
     """The further fields of response and record. Where they cannot be stored together, fewer of them."""
     known = {name: value for name, value in record["extra"].items() if name not in _EXPIRIES}
-    stated = _lifetime(response.get(ACCESS_TOKEN_EXPIRY.lifetime))
-    lifetime = {} if stated is None else {ACCESS_TOKEN_EXPIRY.lifetime: stated}
+    stated = _lifetime(response.get(_LIFETIME))
+    lifetime = {} if stated is None else {_LIFETIME: stated}
     new = {
         name: value
         for name, value in response.items()
