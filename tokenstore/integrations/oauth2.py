@@ -35,6 +35,7 @@ from tokenstore.integrations._bodies import is_access_token
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
 from tokenstore.records import TokenRecord
+from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
 from tokenstore.validation import plain_text, seconds
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _RESERVED: Final = frozenset(
     {"client_assertion", "client_assertion_type", "client_id", "client_secret", "grant_type", "refresh_token", "scope"}
 )
-_TRANSIENT: Final = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
 
 
 class RefresherOptions(TypedDict, total=False):
@@ -215,11 +215,9 @@ class OAuth2Refresher:
         token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
         answer = await self._ask(label, self._token_url, form, repeatable=self._rotation != "strict")
-        fields = answer.fields
+        fields = self._provider.token_fields(answer.value)
         if error := self._error(label, answer, fields, record):
             raise error
-        if "access_token" not in fields and isinstance(inner := fields.get(self._provider.wrapper or ""), dict):
-            fields = {**fields, **inner}
         if is_access_token(fields.get("access_token")):
             return fields
         raise ProviderUnavailableError(
@@ -345,31 +343,38 @@ class OAuth2Refresher:
     def _error(self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord) -> RefreshError | None:
         """The error for a response; None for a success."""
         status, provider = answer.status, self._provider
-        given = fields.get("error")
+        given = answer.fields.get("error")
         error = given if isinstance(given, str) else ""
+        # With tokens, `status` and the like are no errors, and an unknown `error` may be a warning: such an answer is
+        # the only copy of the pair.
+        success = 200 <= status < 300 and is_access_token(fields.get("access_token"))
+        codes = {error} if success else {error, *error_codes(answer.value)}
+        dead, transient = INVALID_GRANT | provider.invalid_grant, TRANSIENT | provider.transient
+        shown = min(codes & dead, default="") or min(codes & (transient | REFUSALS), default=error)
         # A provider might send a token back as the error code.
         tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
         hidden = any(
-            isinstance(secret, str) and secret and secret in error for secret in (*self._client.secrets, *tokens)
+            isinstance(secret, str) and secret and secret in shown for secret in (*self._client.secrets, *tokens)
         )
-        code = error if _CODE.fullmatch(error) and not hidden else f"http_{status}"
+        code = shown if _CODE.fullmatch(shown) and not hidden else f"http_{status}"
         if 300 <= status < 400:
             return ProviderRefusedError(
                 f"{label} answered HTTP {status}, a redirect, which is not followed as it would take the secret"
                 " elsewhere: correct the URL",
                 code="redirect",
             )
-        if {error, f"{error}: {fields.get('error_description')}"} & {"invalid_grant", *provider.invalid_grant}:
+        described = f"{error}: {answer.fields.get('error_description')}"
+        if codes & dead or described in dead or (not success and provider.says_invalid_grant(answer.value)):
             return ReauthorizationRequiredError(
                 f"{label} refuses the refresh token ({code}): the user has to log in again", code=code
             )
         wait = retry_after(answer.headers)
-        if status in (408, 429) or status >= 500 or error in _TRANSIENT | provider.transient:
+        if status in (408, 429) or status >= 500 or codes & transient:
             return ProviderUnavailableError(
                 f"{label} answered HTTP {status} ({code}): try again later", code=code, retry_after=wait
             )
         # Some providers send errors with HTTP 200, and Slack sends `"ok": false`.
-        if error or status >= 400 or fields.get("ok") is False:
+        if codes & REFUSALS or (error and not success) or status >= 400 or fields.get("ok") is False:
             return ProviderRefusedError(
                 f"{label} refuses the request with HTTP {status} ({code}): check the client's registration, id and"
                 " secret",

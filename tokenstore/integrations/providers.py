@@ -6,10 +6,11 @@ entry has the safe one. ``docs/providers.md`` shows the table, and a test compar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from tokenstore.errors import ConfigurationError
 
@@ -37,10 +38,16 @@ class Provider:
         placeholders: The placeholders' names and default values.
         auth_method: How a client with a secret authenticates.
         rotation: What happens to a used refresh token.
-        invalid_grant: Error codes that mean ``invalid_grant``: the user has to log in again. A ``code: description``
-            means this only with that ``error_description``.
-        transient: Error codes of a temporary failure.
+        invalid_grant: Error codes that mean ``invalid_grant``: the user has to log in again. They are looked for in the
+            fields ``error``, ``errors``, ``error_code``, ``code``, ``status`` and the like, and in the objects and
+            lists there; a number is given as text. A ``code: description`` means this only with that
+            ``error_description``.
+        transient: Error codes of a temporary failure, looked for in the same places.
         wrapper: A field of the response that may contain the tokens, in place of its top level.
+        read: For tokens in any other place: gets the parsed response (JSON of any type, or the fields of a form), and
+            returns the fields as RFC 6749 names them. If it raises an exception, the response is read as it is.
+        is_invalid_grant: For a dead refresh token that no code tells: gets the parsed response of a refusal, and
+            returns whether the user has to log in again. An exception counts as no.
         revocation_fields: The form's field for a refresh token and for an access token that is revoked. The default is
             the one of RFC 7009.
         otherwise: What to do if there is no revocation endpoint.
@@ -57,6 +64,8 @@ class Provider:
     invalid_grant: frozenset[str] = frozenset()
     transient: frozenset[str] = frozenset()
     wrapper: str | None = None
+    read: Callable[[Any], Mapping[str, Any]] | None = None
+    is_invalid_grant: Callable[[Any], bool] | None = None
     revocation_fields: tuple[str, str] = ("token", "token")
     otherwise: str = ""
     rule: str = ""
@@ -76,6 +85,23 @@ class Provider:
             token_url = token_url.replace(f"{{{name}}}", value)
             revocation_url = revocation_url and revocation_url.replace(f"{{{name}}}", value)
         return token_url, revocation_url
+
+    def token_fields(self, value: Any) -> dict[str, Any]:
+        """The fields of a parsed response, under the names of RFC 6749; none if it has no fields."""
+        if self.read is not None:
+            with suppress(Exception):  # such as a KeyError for a refusal; its text could contain a token
+                return dict(self.read(value))
+        fields = value if isinstance(value, dict) else {}
+        if "access_token" not in fields and isinstance(inner := fields.get(self.wrapper or ""), dict):
+            return {**fields, **inner}
+        return fields
+
+    def says_invalid_grant(self, value: Any) -> bool:
+        """Whether the vendor's own rule takes a parsed response for a dead refresh token."""
+        if self.is_invalid_grant is not None:
+            with suppress(Exception):
+                return bool(self.is_invalid_grant(value))
+        return False
 
 
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(

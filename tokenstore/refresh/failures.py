@@ -27,6 +27,7 @@ from tokenstore.errors import (
     UnsupportedOperationError,
 )
 from tokenstore.records import Failure, TokenKey, TokenRecord
+from tokenstore.refresh.error_codes import REFUSALS, error_for_codes, exceptions_codes
 from tokenstore.tracebacks import described, is_own, module_of
 
 __all__ = [
@@ -43,10 +44,6 @@ __all__ = [
 _RETRY_UNAVAILABLE, _RETRY_REFUSED = 5.0, 60.0
 # A provider's retry time is cut to this, in seconds.
 _LONGEST_RETRY = 3600.0
-# Errors of the token endpoint that an operator has to fix (RFC 6749 section 5.2).
-_REFUSALS: Final = frozenset(
-    {"invalid_client", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_grant_type"}
-)
 _CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 # Of exceptions without a code of their own.
 _CODE_OF_TYPE: Final[Mapping[type[BaseException], str]] = {
@@ -90,6 +87,8 @@ def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> 
         refresher: The refresher.
     """
     raised = _without_text(error, refresher)
+    if isinstance(error, Exception) and not isinstance(error, TokenStoreError):
+        error = error_for_codes(exceptions_codes(error)) or error
     if isinstance(error, ReauthorizationRequiredError):
         return RefresherFailure(Failure(_code_of(error, record), None), raised)
     if isinstance(error, ProviderUnavailableError):
@@ -118,7 +117,7 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None, *, ref
         error = ReauthorizationRequiredError(
             f"{key}: there is no usable refresh token ({code}); the user has to log in again{origin}", code=code
         )
-    elif code in _REFUSALS or refused:
+    elif code in REFUSALS or refused:
         error = ProviderRefusedError(
             f"{key}: the provider refuses this client ({code}): check its registration; "
             f"the provider is not called again for {retry_in:.0f} s{origin}",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tokenstore.errors import InvalidInputError
 from tokenstore.records import MAX_EXTRA_DEPTH, TokenRecord
+from tokenstore.refresh.error_codes import error_codes, error_for_codes
 from tokenstore.validation import extra_json, optional_epoch_us, plain_text, to_epoch_us, token_text, too_deep
 
 __all__ = [
@@ -108,10 +109,14 @@ def read_response(response: object, record: TokenRecord, issued_at: int) -> NewT
 
     Raises:
         InvalidInputError: The response is not a mapping, or has no acceptable access token.
+        RefreshError: It has none, but an error code of RFC 6749, as MSAL returns one.
     """
     if not isinstance(response, Mapping):
         raise InvalidInputError(f"a token response must be a mapping, not {type(response).__name__}")
-    access_token = issued_access_token(response)
+    try:
+        access_token = issued_access_token(response)
+    except InvalidInputError as unfit:
+        raise (error_for_codes(error_codes(response)) or unfit) from None
     refresh_token, refresh_token_expires_at = _refresh_token(response, record, issued_at)
     return NewTokens(
         access_token,
