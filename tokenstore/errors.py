@@ -17,6 +17,7 @@
     │   ├── TableMissingError                       the table has not been created
     │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within ``lock_timeout``
     │   ├── ConflictError                           a deadlock, or a serialization failure; repeat the transaction
+    │   ├── LoginRefusedError                       a wrong password, user or database name
     │   └── BackendUnavailableError                 no connection, a lost one, or a read-only server
     └── RefreshError                                there is no valid access token
         ├── ReauthorizationRequiredError            the user has to log in again
@@ -43,6 +44,7 @@ __all__ = [
     "ConflictError",
     "InvalidInputError",
     "LockTimeoutError",
+    "LoginRefusedError",
     "MissingDependencyError",
     "ProviderRefusedError",
     "ProviderUnavailableError",
@@ -150,6 +152,13 @@ class LockTimeoutError(BackendError, TimeoutError):
 
 class ConflictError(BackendError):
     """A deadlock or serialization failure: the transaction was rolled back; repeat it from its first statement."""
+
+
+class LoginRefusedError(BackendError):
+    """The server refuses the login: the password, the user or the database's name is wrong, or a right is missing.
+
+    The message says what to check. Nothing was sent to the table.
+    """
 
 
 class BackendUnavailableError(BackendError):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from copy import copy
 from typing import Final
 
-from tokenstore.errors import BackendError, BackendUnavailableError, TamperedError
+from tokenstore.errors import BackendError, BackendUnavailableError, LoginRefusedError, TamperedError
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.batching import Batch, Batches, SendAlone
 from tokenstore_sql.calls import StoreCalls
@@ -108,7 +108,7 @@ class Stores(Batches[Entry, None]):
 
         try:
             await self._calls.write(keys, put, locked=self._calls.dialect.locks_rows)
-        except BackendUnavailableError:
+        except (BackendUnavailableError, LoginRefusedError):
             raise
         except BackendError:
             if len(keys) > 1:

@@ -15,6 +15,7 @@ from tokenstore.errors import (
     BackendUnavailableError,
     ConflictError,
     LockTimeoutError,
+    LoginRefusedError,
     TableMissingError,
     TamperedError,
     TokenStoreError,
@@ -29,6 +30,7 @@ EXPLANATIONS: Final[Mapping[type[BackendError], str]] = {
     TableMissingError: "the token table does not exist: create it with `await store.setup()` or `tokenstore init`",
     LockTimeoutError: "the lock was not free in time: another transaction holds the row; repeat the call",
     ConflictError: "a concurrent transaction won: repeat this one from its start",
+    LoginRefusedError: "the server refuses the login: check the user name and the password in the database's URL",
     BackendUnavailableError: "the database cannot be reached, or went away, or accepts no writes",
 }
 
@@ -54,6 +56,9 @@ class ErrorTable(ABC):
 
     classes: ClassVar[Mapping[str, type[BackendError]]]
     """From the database's own codes to our errors; the beginning of a code may stand for a whole class of codes."""
+
+    explanations: ClassVar[Mapping[str, str]] = {}
+    """From a code to its explanation, where that of the class says too little."""
 
     driver_error_names: ClassVar[Sequence[str]]
     """The base classes of the drivers' exceptions, which SQLAlchemy lets through when a connection is made."""
@@ -148,4 +153,5 @@ def _translate(errors: ErrorTable, about: str, error: BaseException) -> BackendE
     if isinstance(cause, OSError):
         words = words or cause.strerror or str(cause)
     details = f"{code}: {words}" if code and words else code or words or type(cause).__name__
-    return kind(f"{about}: {EXPLANATIONS[kind]} ({details})", code=code)
+    explanation = errors.explanations.get(code or "", EXPLANATIONS[kind])
+    return kind(f"{about}: {explanation} ({details})", code=code)

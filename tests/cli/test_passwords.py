@@ -71,5 +71,7 @@ def test_a_server_that_refuses_or_cannot_be_found_is_exit_3_without_its_password
     done = cli("list", url=broken.render_as_string(hide_password=False))
     assert (done.code, done.out) == (3, "")
     assert re.fullmatch(r"error: .+\n", done.err)
+    words = {"password": "check the user name and the password", "database": "check the database's name"}
+    assert words.get(wrong, "cannot be reached") in done.err
     assert broken.password is not None
     assert broken.password not in done.err

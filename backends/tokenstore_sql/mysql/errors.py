@@ -10,6 +10,7 @@ from tokenstore.errors import (
     BackendUnavailableError,
     ConflictError,
     LockTimeoutError,
+    LoginRefusedError,
     TableMissingError,
 )
 from tokenstore_sql.errors import ErrorTable
@@ -38,11 +39,11 @@ class MySQLErrors(ErrorTable):
         "1969": LockTimeoutError,  # MariaDB's max_statement_time, if an administrator set one
         "3024": LockTimeoutError,  # MySQL's max_execution_time
         "1153": BackendError,  # the statement was too large, and the server has closed the connection
-        # The server cannot be reached, or does not let this user in.
+        # The server does not let this user in: not from this host (1130), without a password (1698), with an expired
+        # password (1862), or because the account is locked (3118, on MariaDB 4151).
+        **dict.fromkeys(("1044", "1045", "1049", "1130", "1698", "1862", "3118", "4151"), LoginRefusedError),
+        # The server has no free slot.
         "1040": BackendUnavailableError,
-        "1044": BackendUnavailableError,
-        "1045": BackendUnavailableError,
-        "1049": BackendUnavailableError,
         "1203": BackendUnavailableError,
         "1226": BackendUnavailableError,  # a limit of this user's, such as max_user_connections
         # The server does not write, or does not serve at all.
@@ -71,6 +72,14 @@ class MySQLErrors(ErrorTable):
         "2055": BackendUnavailableError,
         "2059": BackendUnavailableError,  # a method of authentication that the driver lacks, or that is refused
         "2020": BackendError,  # the statement was too large, and was not sent
+    }
+
+    explanations: ClassVar[Mapping[str, str]] = {
+        "1044": (
+            "the user may not use this database: check the database's name in the database's URL, or grant the user "
+            "its rights there"
+        ),
+        "1049": "there is no such database: check the database's name in the database's URL, or create it",
     }
 
     def code(self, error: BaseException) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -10,6 +11,7 @@ from tokenstore.errors import (
     BackendUnavailableError,
     ConflictError,
     LockTimeoutError,
+    LoginRefusedError,
     TableMissingError,
 )
 from tokenstore_sql.errors import ErrorTable
@@ -18,6 +20,12 @@ __all__ = ["PostgresErrors"]
 
 # What a server says that has no free slot for another connection.
 _NO_FREE_SLOT: Final = ("too many connections for", "too many clients", "remaining connection slots are reserved")
+# The English messages of a server, and of libpq, that refuse a login, and their codes.
+_REFUSED_LOGINS: Final = (
+    ("password authentication failed|no password supplied", "28P01"),
+    ("FATAL: .*( authentication failed|no pg_hba.conf entry|role .* does not exist|not permitted to log in)", "28000"),
+    ("FATAL: .*database .* does not exist", "3D000"),
+)
 
 
 class PostgresErrors(ErrorTable):
@@ -39,10 +47,18 @@ class PostgresErrors(ErrorTable):
         "25006": BackendUnavailableError,  # a primary that became a standby
         "25P03": BackendUnavailableError,
         "08": BackendUnavailableError,
-        "28": BackendUnavailableError,
-        "3D000": BackendUnavailableError,
+        "28": LoginRefusedError,
+        "3D000": LoginRefusedError,
         "53": BackendUnavailableError,
         "57P": BackendUnavailableError,
+    }
+
+    explanations: ClassVar[Mapping[str, str]] = {
+        "28000": (
+            "the server does not let this user in: check the user name and the database's name in the database's URL, "
+            "the role's right to log in, and the server's pg_hba.conf"
+        ),
+        "3D000": "there is no such database: check the database's name in the database's URL, or create it",
     }
 
     def code(self, error: BaseException) -> str | None:
@@ -50,7 +66,8 @@ class PostgresErrors(ErrorTable):
         if code is None and type(error).__name__ == "InvalidCachedStatementError":
             return "0A000"  # SQLAlchemy's adapter for asyncpg drops the code
         if code is None and any(cls.__name__ == "OperationalError" for cls in type(error).__mro__):
-            return "08000"  # libpq has no code when it cannot connect, or loses the connection
+            # libpq has no code when it cannot connect, or loses the connection.
+            return next((code for words, code in _REFUSED_LOGINS if re.search(words, str(error))), "08000")
         if code is None and type(error).__name__ == "InternalClientError":
             return "08003"  # asyncpg's protocol is in a state in which the connection cannot be used
         return code if isinstance(code, str) else None

@@ -12,7 +12,7 @@ import pytest
 
 from support import servers
 from support.matrix import Row, params
-from tokenstore import BackendUnavailableError, ConfigurationError, Keyring, open_store
+from tokenstore import BackendUnavailableError, ConfigurationError, Keyring, LoginRefusedError, open_store
 from tokenstore_sql.postgres.hosts import Host, hosts_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
@@ -82,7 +82,7 @@ def test_a_wrong_password_is_reported_and_not_tried_on_other_hosts(row: Row, key
 
     async def main() -> None:
         async with open_store(url, keyring=keyring) as store:
-            with pytest.raises(BackendUnavailableError, match="password"):
+            with pytest.raises(LoginRefusedError, match="password"):
                 await store.load_tokens("github", "u1")
 
     asyncio.run(main())
