@@ -143,7 +143,7 @@ class BackendError(TokenStoreError):
 
 
 class TableMissingError(BackendError):
-    """The token table does not exist; ``await store.setup()`` or ``tokenstore init`` creates it."""
+    """The table, or the SQLite file, does not exist; ``await store.setup()`` or ``tokenstore init`` creates it."""
 
 
 class LockTimeoutError(BackendError, TimeoutError):

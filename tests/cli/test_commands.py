@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
 
 from support.command_line import ACCESS, KEYS, NESTED, REFRESH, RESPONSE, SECRETS, cli, shows_no_secret
 from support.matrix import Row, shared_rows
@@ -99,3 +102,11 @@ def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str
     assert [entry["needs_reseal"] for entry in cli("list", "--json", url=url, keys=rotated).rows] == [True]
     assert "k1 (not the primary key)" in cli("list", url=url, keys=rotated).out
     assert cli("show", "github", "u1", "--json", url=url, keys=rotated).rows[0]["needs_reseal"] is True
+
+
+@pytest.mark.parametrize("command", ["list", "show github u1", "delete github u1 --yes", "put github u1"])
+def test_a_mistyped_path_is_told_and_no_file_is_created(tmp_path: Path, command: str) -> None:
+    done = cli(*command.split(), url=f"sqlite:///{tmp_path}/tokns.db", stdin='{"access_token": "gho_abc"}')
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith(f"error: there is no database file {tmp_path}/tokns.db: check the path")
+    assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
+from support.database import Place, app_engine
 from support.matrix import Row, params, sqlite_row
 from tokenstore import Keyring, open_store
-from tokenstore.registry import backend_for_url
 
 COMMAND = [sys.executable, "-m", "tokenstore", "demo"]
 SMALL = ["--processes", "3", "--tasks", "8"]
@@ -34,15 +34,12 @@ def run_demo(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tables(url: str) -> set[str]:
+def tables(place: Place) -> set[str]:
     """The tables of a database."""
 
     async def read() -> set[str]:
-        backend: Any = backend_for_url(url, {})
-        async with backend._engine.connect() as connection:
-            names = set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
-        await backend.aclose()
-        return names
+        async with app_engine(place) as engine, engine.connect() as connection:
+            return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
 
     return asyncio.run(read())
 
@@ -89,11 +86,11 @@ def test_one_refresh_with_lease_or_lock_a_lost_grant_with_neither_and_no_table_l
             return [entry["user_id"] async for entry in store.list_tokens()]
 
     assert asyncio.run(in_use(store_one=True)) == ["mine"]
-    before = tables(url)
+    before = tables(Place(row, url))
     done = run_demo("--json", "--url", url, *SMALL, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     check(json.loads(done.stdout), 24)
-    assert tables(url) == before
+    assert tables(Place(row, url)) == before
     assert asyncio.run(in_use(store_one=False)) == ["mine"]
 
 
@@ -127,7 +124,7 @@ def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
 def test_interrupted_it_leaves_no_table_and_no_process(
     row: Row, url: str, tmp_path: Path, after: str, ending: signal.Signals
 ) -> None:
-    before = tables(url)
+    before = tables(Place(row, url))
     with subprocess.Popen(
         [*COMMAND, "--url", url, *SMALL],
         env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
@@ -147,4 +144,4 @@ def test_interrupted_it_leaves_no_table_and_no_process(
         # Its processes write to the same pipes, which end only when the last of them has.
         _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (128 + ending, "")
-    assert tables(url) == before
+    assert tables(Place(row, url)) == before

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
 from tokenstore.cancellation import finish
 from tokenstore_sql.sqlite.busy import until_not_busy
-from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, create_private
+from tokenstore_sql.sqlite.database_file import DatabaseFile
+from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection
 
 __all__ = ["open_aiosqlite"]
 
 
-async def open_aiosqlite(path: Path, timeout: float) -> aiosqlite.Connection:
-    """Open a connection. The file is created if it is missing.
+async def open_aiosqlite(file: DatabaseFile, timeout: float) -> aiosqlite.Connection:
+    """Open a connection.
 
     Args:
-        path: The database file.
+        file: The database file.
         timeout: The longest wait for other connections, in seconds.
+
+    Raises:
+        TableMissingError: There is no such file.
+        BackendUnavailableError: The file is gone, or was replaced by one that cannot be opened safely.
     """
-    await asyncio.to_thread(create_private, path)
+    file_id = file.before_opening()
     connection = aiosqlite.connect(
-        path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
+        file.uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
     )
     # The connection's thread must not keep the interpreter from ending.
     thread: Any = getattr(connection, "_thread", connection)  # before aiosqlite 0.22 the connection was the thread
@@ -47,4 +51,5 @@ async def open_aiosqlite(path: Path, timeout: float) -> aiosqlite.Connection:
     except BaseException:
         await finish(connection.close())
         raise
+    file.after_opening(file_id)
     return connection

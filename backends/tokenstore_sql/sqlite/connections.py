@@ -11,18 +11,37 @@ from sqlalchemy import Executable
 
 from tokenstore_sql.connections.connection import StatementResult
 from tokenstore_sql.connections.driver import OneTripConnection
+from tokenstore_sql.sqlite.database_file import DatabaseFile, FileMovedError
 from tokenstore_sql.sqlite.thread import ConnectionThread
 
 __all__ = ["SQLiteConnection"]
 
 
 class SQLiteConnection(OneTripConnection):
-    """A connection with a thread of its own. An operation is one trip to the thread, however many statements it has."""
+    """A connection with a thread of its own. An operation is one trip to the thread, however many statements it has.
+
+    Args:
+        file: The database file.
+        arguments: See :class:`tokenstore_sql.connections.driver.DriverConnection`.
+    """
 
     driver: ConnectionThread
 
+    def __init__(self, file: DatabaseFile, *arguments: Any) -> None:
+        self._file = file
+        super().__init__(*arguments)
+
     def is_closed(self) -> bool:
-        return self.driver.raw is None
+        return self.driver.raw is None or self._has_moved()
+
+    def _has_moved(self) -> bool:
+        """Whether the file that the connection has open is no longer the one at its path."""
+        return self.driver.file_id is not None and not self._file.is_at_path(self.driver.file_id)
+
+    def _check_file(self) -> None:
+        """Refuse to acknowledge a write, or to begin one, in a file that nothing else can see."""
+        if self._has_moved():
+            raise FileMovedError
 
     def socket(self) -> None:
         """None: there is no server."""
@@ -38,17 +57,22 @@ class SQLiteConnection(OneTripConnection):
         """Nothing: the first statement that takes a lock begins (see ``SQLiteDialect.run_locking``)."""
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
-        return await self.driver.do(partial(_execute, sql, arguments))
+        found = await self.driver.do(partial(_execute, sql, arguments))
+        if not returns_rows:
+            self._check_file()
+        return found
 
     async def run_each(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> list[StatementResult]:
         compiled = self._compiler(statement)
         each = [compiled.arguments(one) for one in parameters]
         try:
-            return await self.driver.do(partial(_write_each, compiled.sql, each))
+            found = await self.driver.do(partial(_write_each, compiled.sql, each))
+            self._check_file()
         except BaseException as error:
             self._unanswered = True
             self._after_error(error)
             raise
+        return found
 
     async def ping(self) -> None:
         """Nothing: there is no server."""

@@ -33,6 +33,17 @@ class SQLiteErrors(ErrorTable):
         "SQLITE_CORRUPT": BackendUnavailableError,
     }
 
+    explanations: ClassVar[Mapping[str, str]] = {
+        "SQLITE_READONLY_DBMOVED": (
+            "the database file was moved, deleted or replaced while it was in use, so the write is not in the file at "
+            "its path; repeat the call"
+        ),
+    }
+
+    def not_carried_out(self, error: BaseException) -> bool:
+        # The write went to a file that is no longer the database.
+        return self.code(error) == "SQLITE_READONLY_DBMOVED"
+
     def code(self, error: BaseException) -> str | None:
         cause: BaseException | None = error
         while cause is not None and not hasattr(cause, "sqlite_errorname"):

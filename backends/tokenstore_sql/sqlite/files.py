@@ -17,8 +17,10 @@ __all__ = ["BUSY_TIMEOUT_MS", "PRAGMAS", "ClosingConnection", "any_text", "creat
 # How long SQLite itself may block a thread, in milliseconds. A cancelled task has to wait for that, so the time is
 # short; longer waits are in asyncio.
 BUSY_TIMEOUT_MS: Final = 100
-# FULL: a power failure must not undo the commit of a rotated token.
-PRAGMAS: Final = ("journal_mode = WAL", "synchronous = FULL")
+# FULL: a power failure must not undo the commit of a rotated token. The -wal file grows while a reader keeps an old
+# snapshot; the first commit after the next complete checkpoint cuts it to the limit, in bytes. Without such a reader it
+# has about 4 MiB.
+PRAGMAS: Final = ("journal_mode = WAL", "synchronous = FULL", f"journal_size_limit = {8 * 1024 * 1024}")
 # STRICT tables came with 3.37, RETURNING with 3.35, UPSERT with 3.24.
 _MIN_VERSION: Final = (3, 37, 0)
 

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from tokenstore.cancellation import FINISH_GRACE, wait_through_cancellation
 from tokenstore_sql.sqlite.busy import until_not_busy
-from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, any_text, create_private
+from tokenstore_sql.sqlite.database_file import DatabaseFile, FileId
+from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, any_text
 
 __all__ = ["ConnectionThread"]
 
@@ -26,11 +26,13 @@ class ConnectionThread:
 
     Attributes:
         raw: The connection, once it has been opened.
+        file_id: The file that was opened.
         is_idle: Whether all jobs have ended.
     """
 
     def __init__(self) -> None:
         self.raw: sqlite3.Connection | None = None
+        self.file_id: FileId | None = None
         self.is_idle = True
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[tuple[Callable[[Any], Any], asyncio.Future[Any] | None] | None] = SimpleQueue()
@@ -53,17 +55,23 @@ class ConnectionThread:
             # An error, with its traceback, and the future that it came in would keep each other alive, and the cursor.
             del done
 
-    async def open(self, path: Path, timeout: float) -> None:
-        """Open the connection. The file is created if it is missing.
+    async def open(self, file: DatabaseFile, timeout: float) -> None:
+        """Open the connection.
 
         Args:
-            path: The database file.
+            file: The database file.
             timeout: The longest wait for other connections, in seconds.
+
+        Raises:
+            TableMissingError: There is no such file.
+            BackendUnavailableError: The file is gone, or was replaced by one that cannot be opened safely.
         """
         try:
-            await self.do(partial(self._open, path))
+            self.file_id = file.before_opening()
+            await self.do(partial(self._open, file.uri))
             # Switching a new file to WAL needs the file alone, and SQLite does not wait for that by itself.
             await until_not_busy(lambda: self.do(_set_up), timeout)
+            file.after_opening(self.file_id)
         except BaseException:
             self.end()
             raise
@@ -78,10 +86,9 @@ class ConnectionThread:
         self._jobs.put((self._close, None))
         self._jobs.put(None)
 
-    def _open(self, path: Path, _: object) -> None:
-        create_private(path)
+    def _open(self, uri: str, _: object) -> None:
         self.raw = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
+            uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
         )
         self.raw.text_factory = any_text
 

@@ -17,6 +17,7 @@ from support.tagged_tokens import load_tag, store_tag
 from tokenstore import AuthTokenStore, Keyring
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.sqlite.aiosqlite_engine import open_aiosqlite
+from tokenstore_sql.sqlite.database_file import DatabaseFile
 
 pytestmark = pytest.mark.sqlite
 
@@ -76,7 +77,9 @@ def test_a_closed_connection_holds_no_lock(path: Path) -> None:
     """Also if its cursor still has rows to read, as after a cancelled task."""
 
     async def main() -> None:
-        connection = await open_aiosqlite(path, 1.0)
+        file = DatabaseFile(path)
+        file.create()
+        connection = await open_aiosqlite(file, 1.0)
         await connection.execute("BEGIN IMMEDIATE")
         unread = await connection.execute("SELECT 1 UNION SELECT 2")
         await connection.close()
