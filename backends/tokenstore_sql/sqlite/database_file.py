@@ -103,7 +103,8 @@ class DatabaseFile:
                 "backup; `await store.setup()` or `tokenstore init` creates an empty one",
                 code=FileMovedError.sqlite_errorname,
             )
-        if found != self._opened and _size_of(self.log_path) and _id_of(self.log_path) == self._log:
+        replaced = self._opened is not None and found != self._opened
+        if replaced and self._log is not None and self._log == _id_of(self.log_path) and _size_of(self.log_path):
             raise BackendUnavailableError(
                 f"the database file {self.path} was replaced, and the write-ahead log of the old file, "
                 f"{self.log_path.name}, still lies beside it; together they would be a damaged database. Stop every "

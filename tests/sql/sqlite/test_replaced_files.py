@@ -16,6 +16,7 @@ import pytest
 from support.database import Place
 from support.tagged_tokens import load_tag, opened, set_up, store_tag
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, TokenRecord, open_store
+from tokenstore_sql.sqlite.database_file import DatabaseFile
 
 pytestmark = pytest.mark.sqlite
 ENDS = ("", "-wal", "-shm")
@@ -204,5 +205,27 @@ def test_the_log_shrinks_after_a_long_reader(place: Place, path: Path, keyring: 
             for number in range(3):
                 await store_tag(store, str(number))
             assert log_size() <= 8 * 1024 * 1024
+
+    asyncio.run(main())
+
+
+def test_a_log_that_vanishes_is_no_old_log(place: Place, path: Path, keyring: Keyring) -> None:
+    """The last of the other processes deletes the log when it closes the database, at any moment of an opening."""
+
+    async def main() -> None:
+        await set_up(place, keyring)
+        file = DatabaseFile(path)
+        log = Path(f"{path}-wal")
+
+        def come_and_go() -> None:
+            for _ in range(3000):
+                log.write_bytes(b"x")
+                log.unlink()
+
+        coming_and_going = asyncio.create_task(asyncio.to_thread(come_and_go))
+        while not coming_and_going.done():
+            file.before_opening()
+            await asyncio.sleep(0)
+        await coming_and_going
 
     asyncio.run(main())
