@@ -18,7 +18,6 @@ from tokenstore.errors import (
     RefreshTimeoutError,
     StoreClosedError,
 )
-from tokenstore.leases import wait_for_lease
 from tokenstore.records import Failure, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.refresh.backoff import Backoff
 from tokenstore.refresh.failures import (
@@ -29,6 +28,7 @@ from tokenstore.refresh.failures import (
     failure_of,
     not_stored,
 )
+from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.responses import NewTokens, read_response
@@ -116,6 +116,7 @@ class Attempt:
         self.unsaved: TokenRecord | None = None
         self._settings = settings
         self._statements = RowStatements(settings, key, self.protection)
+        self._lease_watch = LeaseWatch(settings, key)
         self._refresh = refresh
         self._step = step
         self._seen = seen
@@ -242,7 +243,7 @@ class Attempt:
     async def _wait(self) -> Step:
         self._check_time()
         began = time.monotonic()
-        await wait_for_lease(self._settings.backend, self._last.row)
+        await self._lease_watch.wait(self._last.row)
         self.report.waited += time.monotonic() - began
         return Read()
 
@@ -339,7 +340,7 @@ class Attempt:
 
     async def _reread(self, step: Reread) -> Step:
         if step.wait:
-            await wait_for_lease(self._settings.backend, self._last.row)
+            await self._lease_watch.wait(self._last.row)
         held, tried_at = self._last, time.monotonic()
         try:
             row = await self._get()
@@ -391,7 +392,7 @@ class Attempt:
 
     def _take_new_name(self) -> None:
         """Go on as another holder: a release that the server carries out late must not end the next lease."""
-        self.goal = replace(self.goal, holder=new_holder())
+        self.goal = replace(self.goal, holder=new_holder(self._settings.lease))
         self._claimed = False
 
     def _view(self, row: SealedRecord | None) -> View | None:

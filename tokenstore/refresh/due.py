@@ -57,7 +57,8 @@ async def refresh_due(
                 if isinstance(key, RefusedRow):
                     yield RefreshResult(*key.key, "failed", key.error())
                     continue
-                attempt = Attempt(settings, key, refresh, Goal(new_holder(), urgent=False), Read(), margin=within)
+                goal = Goal(new_holder(settings.lease), urgent=False)
+                attempt = Attempt(settings, key, refresh, goal, Read(), margin=within)
                 pending.add(asyncio.create_task(_result_of(attempt, join)))
                 if len(pending) >= concurrency:
                     done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

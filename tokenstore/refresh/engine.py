@@ -87,7 +87,7 @@ class RefreshEngine:
             step: Step = Read()
             seen = None
             if force:
-                goal = Goal(new_holder(), force=generation is None, stale=generation)
+                goal = Goal(new_holder(settings.lease), force=generation is None, stale=generation)
             else:
                 row = await read_row(settings.backend, key)
                 if row is None:
@@ -97,7 +97,7 @@ class RefreshEngine:
                 if view.validity is Validity.FRESH:
                     return record
                 due = view.validity is Validity.DUE
-                goal, step = after_read(Goal(new_holder(), urgent=not due), view)
+                goal, step = after_read(Goal(new_holder(settings.lease), urgent=not due), view)
                 if due:
                     if isinstance(step, Claim) and self._running(key) is None and not self._closing:
                         self._start(Attempt(settings, key, refresh, goal, step, seen))

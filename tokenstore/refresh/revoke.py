@@ -9,10 +9,10 @@ from copy import deepcopy
 from typing import Protocol, runtime_checkable
 
 from tokenstore.errors import BackendError, RefreshTimeoutError, TokenStoreError
-from tokenstore.leases import wait_for_lease
 from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.refresh.failures import not_revoked
+from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.rows import new_holder, read_row
@@ -60,7 +60,7 @@ class Revocation:
     async def run(self) -> bool:
         """Revoke and delete. Returns whether there was a row."""
         key, protection, timeout = self._key, self.protection, self._settings.timeout
-        holder = new_holder()
+        holder = new_holder(self._settings.lease)
         row = await self._keep_from_refreshing(holder)
         if row is None:
             return False
@@ -91,7 +91,7 @@ class Revocation:
 
     async def _keep_from_refreshing(self, holder: str) -> SealedRecord | None:
         """Keep other processes from refreshing the row: by a lease, or by a failure that the row already has."""
-        deadline = time.monotonic() + self._settings.wait
+        deadline, leases = time.monotonic() + self._settings.wait, LeaseWatch(self._settings, self._key)
         while True:
             self.protection.lift()
             row = await read_row(self._backend, self._key)
@@ -101,7 +101,7 @@ class Revocation:
                 return row
             if time.monotonic() > deadline:
                 raise RefreshTimeoutError(f"{self._key}: other refreshes kept the row's lease; repeat the call")
-            await wait_for_lease(self._backend, row)
+            await leases.wait(row)
 
     async def _claim(self, generation: int, holder: str) -> bool:
         """Claim the lease; if the event loop is ending, release it again."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import inf
 
 from tokenstore.errors import BackendUnavailableError, ConflictError
 from tokenstore.protocol import Backend
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore.validation import requested_row
 
-__all__ = ["SeenRow", "new_holder", "read_row"]
+__all__ = ["SeenRow", "lease_of", "new_holder", "read_row"]
 
 _US = 1_000_000
 
@@ -54,6 +56,17 @@ async def read_row(backend: Backend, key: TokenKey) -> SealedRecord | None:
     return requested_row(key, row)
 
 
-def new_holder() -> str:
-    """A lease holder's name that no other refresh has."""
-    return secrets.token_hex(16)
+def new_holder(lease: float) -> str:
+    """A lease holder's name that no other refresh has.
+
+    Args:
+        lease: How long its leases last, in seconds. The name tells this to the processes that wait for a lease.
+    """
+    return f"{secrets.token_hex(16)}/{lease:g}"
+
+
+def lease_of(holder: str | None) -> float:
+    """How long a holder's leases last, in seconds, by its name; infinite if the name does not tell."""
+    with suppress(ValueError):
+        return float((holder or "").partition("/")[2])
+    return inf
