@@ -1,0 +1,45 @@
+"""Conformance tests for backends, as test classes to inherit from. They need pytest, but no pytest plugin.
+
+To test a backend, write a subclass that returns the URL of an empty store::
+
+    from tokenstore.testing.conformance import BackendConformance, RowLockConformance, SharedBackendConformance
+
+
+    class TestMine(BackendConformance, RowLockConformance):
+        def make_url(self, tmp_path):
+            return f"mine://{tmp_path}"
+
+
+    class TestMineShared(SharedBackendConformance, RowLockConformance):
+        make_url = TestMine.make_url
+
+:class:`BackendConformance` is for every backend, :class:`RowLockConformance` for backends that have ``transaction()``,
+and :class:`SharedBackendConformance` for backends whose data several processes can open. Together with the last one,
+the tests of two callers use two backend objects, which share nothing but the database.
+"""
+
+from __future__ import annotations
+
+from tokenstore.errors import MissingDependencyError
+
+try:
+    import pytest  # noqa: F401 - the modules below need it
+except ImportError:
+    raise MissingDependencyError(
+        'tokenstore.testing.conformance needs pytest: pip install "tokenstore[testing]"'
+    ) from None
+
+from tokenstore.testing.conformance._concurrency import ConcurrencyTests
+from tokenstore.testing.conformance._helpers import sealed
+from tokenstore.testing.conformance._leases import LeaseTests
+from tokenstore.testing.conformance._row_locks import RowLockConformance
+from tokenstore.testing.conformance._rows import RowTests
+from tokenstore.testing.conformance._setup import SetupTests
+from tokenstore.testing.conformance._shared import SharedBackendConformance
+from tokenstore.testing.conformance._testbed import Testbed
+
+__all__ = ["BackendConformance", "RowLockConformance", "SharedBackendConformance", "Testbed", "sealed"]
+
+
+class BackendConformance(SetupTests, RowTests, LeaseTests, ConcurrencyTests):
+    """The tests of :class:`tokenstore.protocol.Backend`."""
