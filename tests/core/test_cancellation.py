@@ -21,8 +21,8 @@ def _run(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-async def _cancel_at_every_turn(task: asyncio.Task[Any]) -> None:
-    """Cancel a task at every turn of the event loop until it has ended, as an anyio cancel scope does."""
+async def _cancel_at_every_step(task: asyncio.Task[Any]) -> None:
+    """Cancel a task at every step of the event loop until it has ended, as an anyio cancel scope does."""
     while not task.done():
         task.cancel()
         await asyncio.sleep(0)
@@ -45,7 +45,7 @@ async def test_finish_ends_the_action_before_it_raises_however_often_it_is_cance
         await asyncio.sleep(0)
         assert not caller.done()
     release.set()
-    await _cancel_at_every_turn(caller)
+    await _cancel_at_every_step(caller)
     assert caller.cancelled()
     assert ended.is_set()
 
@@ -64,7 +64,7 @@ async def test_finish_cancels_an_action_that_outlasts_the_grace_and_waits_for_it
     caller = asyncio.create_task(finish(action(), grace=0.01))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    await _cancel_at_every_turn(caller)
+    await _cancel_at_every_step(caller)
     assert caller.cancelled()
     assert ended.is_set()
 
@@ -85,7 +85,7 @@ async def test_an_error_of_an_action_whose_caller_was_cancelled_is_not_reported_
     caller.cancel()
     await asyncio.sleep(0)
     release.set()
-    await _cancel_at_every_turn(caller)
+    await _cancel_at_every_step(caller)
     assert caller.cancelled()
     del caller
     gc.collect()
@@ -97,5 +97,5 @@ async def test_a_wait_through_cancellation_ends_at_its_timeout() -> None:
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiter = asyncio.create_task(wait_through_cancellation([never], timeout=0.01))
     await asyncio.sleep(0)
-    await _cancel_at_every_turn(waiter)
+    await _cancel_at_every_step(waiter)
     assert waiter.result() is False

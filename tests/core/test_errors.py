@@ -1,4 +1,4 @@
-"""The tree of errors."""
+"""The tree of error classes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ ARGUMENTS: dict[str, Any] = {
 """For each parameter of an error's constructor, an argument."""
 
 
-def test_every_error_has_its_place_in_the_tree() -> None:
-    """The tree in the module's docstring is the tree of classes, and all of it is exported at the top."""
+def test_the_tree_in_the_docstring_matches_the_error_classes() -> None:
+    """The tree in the docstring of ``errors`` is the tree of classes, and the package exports all of them."""
     drawn = re.findall(
         r"(\w+Error)\b", str(tokenstore.errors.__doc__).partition("::")[2].partition("\n\nNo message")[0]
     )

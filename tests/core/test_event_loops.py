@@ -1,4 +1,4 @@
-"""A store serves one event loop of asyncio at a time, on every backend alike."""
+"""On every backend, a store can be used from one asyncio event loop at a time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _THREADS = 8
 
 
 @every_row
-def test_of_several_threads_with_a_loop_each_one_is_served(row: Row, url: str, keyring: Keyring) -> None:
-    """The others get an error that names the remedy, whatever they call, while the first event loop runs."""
+def test_of_several_threads_with_an_event_loop_each_only_one_can_use_the_store(
+    row: Row, url: str, keyring: Keyring
+) -> None:
+    """While the first event loop runs, all calls in the others raise an error that says what to do."""
     store = open_store(url, keyring=keyring)
     met, served = threading.Barrier(_THREADS), threading.Barrier(_THREADS)
 
@@ -27,7 +29,7 @@ def test_of_several_threads_with_a_loop_each_one_is_served(row: Row, url: str, k
             await store.setup()
             await store.store_tokens("github", "u1", "access", None, None)
         finally:
-            await asyncio.to_thread(served.wait)  # until then every loop runs
+            await asyncio.to_thread(served.wait)  # all event loops run until then
         await store.aclose()
 
     def thread() -> str:
@@ -44,8 +46,8 @@ def test_of_several_threads_with_a_loop_each_one_is_served(row: Row, url: str, k
 
 
 @pytest.mark.memory
-def test_a_store_in_memory_moves_to_the_next_event_loop(keyring: Keyring) -> None:
-    """After the first has ended, also if a task held a lock at its end. Other backends have tests of their own."""
+def test_a_memory_store_can_be_used_in_the_next_event_loop(keyring: Keyring) -> None:
+    """The first event loop has ended, while a task held a lock. Other backends are tested in tests/sql."""
     store = open_store("memory://", keyring=keyring)
 
     async def first() -> None:
@@ -73,7 +75,7 @@ def test_a_store_in_memory_moves_to_the_next_event_loop(keyring: Keyring) -> Non
 
 
 @pytest.mark.parametrize("row", params(names=["memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
-def test_trio_gets_an_error_of_the_library(row: Row, url: str, keyring: Keyring) -> None:
+def test_a_call_from_trio_raises_unsupported_operation_error(row: Row, url: str, keyring: Keyring) -> None:
     store = open_store(url, keyring=keyring)
 
     async def refresh(_: object) -> dict[str, object]:

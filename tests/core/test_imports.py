@@ -1,4 +1,4 @@
-"""What imports what, and what is loaded when."""
+"""The direction of imports, and the modules that are loaded only when needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "teleme
 
 
 def _runtime_imports(tree: ast.AST) -> Iterator[str]:
-    """The modules that a file imports at run time, wherever it does."""
+    """Return the modules that a file imports at run time, also inside functions."""
     if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.dump(tree.test):
         return
     if isinstance(tree, ast.Import):
@@ -42,13 +42,13 @@ def _runtime_imports(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.partition(".")[0] == "tokenstore"])
 def test_the_core_imports_no_database_package(name: str) -> None:
-    """Arrows point one way, from a backend to the core; for annotations alone the core may name SQLAlchemy."""
+    """A backend imports the core, never the other way; the core may import SQLAlchemy only for annotations."""
     imported = {module.partition(".")[0] for module in _runtime_imports(ast.parse(SOURCES[name].read_text()))}
     assert not imported & DATABASE_PACKAGES
 
 
 def _loaded_by(program: str) -> set[str]:
-    """The modules, and the packages above them, that a program loads beyond those of an idle interpreter."""
+    """Return the modules, with their parent packages, that a program loads in addition to the interpreter's own."""
     before, after = "import sys; idle = {*sys.modules}", "print('loaded:', *{*sys.modules} - idle)"
     code = f"{before}\n{program}\n{after}"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -58,7 +58,7 @@ def _loaded_by(program: str) -> set[str]:
 
 
 def test_importing_the_store_loads_no_database_package() -> None:
-    """A process that only imports tokenstore pays for nothing that only a store in use needs."""
+    """An import of tokenstore alone does not load modules that only a store in use needs."""
     for program in ("import tokenstore", "from tokenstore import *", "from tokenstore import open_store"):
         loaded = _loaded_by(program)
         assert not loaded & (DATABASE_PACKAGES | EXTRAS)
@@ -78,8 +78,8 @@ asyncio.run(main())
 """
 
 
-def test_a_store_loads_the_refresh_engine_when_it_is_wanted() -> None:
-    """At once where there are refreshers, else in the first call that may refresh; not to store and load."""
+def test_a_store_loads_the_refresh_engine_only_when_needed() -> None:
+    """With refreshers it is loaded at once, otherwise by the first call that may refresh, but not by store and load."""
     idle = _loaded_by(OPENED % ("", ""))
     assert not idle & (DATABASE_PACKAGES - {"tokenstore_memory"} | EXTRAS)
     assert not idle & {"importlib.metadata", *ENGINE}
@@ -87,8 +87,8 @@ def test_a_store_loads_the_refresh_engine_when_it_is_wanted() -> None:
     assert _loaded_by(OPENED % ("", "await store.load_fresh_tokens('github', 'u', refresh=print)")) >= ENGINE
 
 
-def test_the_help_of_the_command_line_loads_no_store_in_use() -> None:
-    """What shows help needs neither a database, nor a cipher, nor a provider."""
+def test_the_help_of_the_command_line_loads_no_database_cipher_or_provider_module() -> None:
+    """So ``tokenstore --help`` is fast."""
     loaded = _loaded_by(
         "from tokenstore.cli import main; sys.argv[1:] = ['--help']; assert main() == 0; import tokenstore.cli.app"
     )

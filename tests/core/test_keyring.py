@@ -1,4 +1,4 @@
-"""Keys: which one seals, where they are read from, and which mistakes are found when a keyring is built."""
+"""Keyrings: which key seals, the sources of keys, and the mistakes that are found when a keyring is made."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _entry(name: str, key: bytes) -> str:
     return f"{name}:{base64.urlsafe_b64encode(key).decode()}"
 
 
-def test_the_first_key_seals_and_all_open() -> None:
-    """A new key in front seals; values of the old one go on opening; without it, the error names it and the remedy."""
+def test_the_first_key_seals_and_all_keys_open() -> None:
+    """Values of an old key can still be opened; without that key, the error names it and says what to do."""
     old = keyring_of("north").seal(KEY, "access_token", "gho_abc")
     both = keyring_of("south", "north")
     assert (both.primary, both.names) == ("south", ("south", "north"))
@@ -53,15 +53,15 @@ def test_the_first_key_seals_and_all_open() -> None:
         ([("a", NORTH), ("b", NORTH)], "'a' and 'b' are the same key"),
     ],
 )
-def test_a_keyring_is_checked_when_it_is_built(keys: list[tuple[str, bytes]], message: str) -> None:
-    """Every mistake is found before anything is sealed, and no key is shown."""
+def test_a_keyring_is_checked_when_it_is_made(keys: list[tuple[str, bytes]], message: str) -> None:
+    """Each mistake is found before a value is sealed, and no error contains a key."""
     with pytest.raises(ConfigurationError, match=message) as caught:
         Keyring(keys)
     assert "\\x" not in str(caught.value)
 
 
-def test_reading_entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commas, line ends and comments separate entries; padding is optional; environment and file read alike."""
+def test_keys_are_read_from_the_environment_and_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commas, line ends and comments separate entries; base64 padding is optional; both sources have one syntax."""
     text = f"# the new one\n{_entry('south', SOUTH)},{_entry('north', NORTH).rstrip('=')}\n"
     (tmp_path / "keys").write_text(text)
     monkeypatch.setenv(KEYS_VARIABLE, text)
@@ -87,16 +87,16 @@ def test_reading_entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ("k:ünïcode", "not base64url"),
     ],
 )
-def test_malformed_entries_are_not_shown(text: str, message: str) -> None:
-    """An error names an entry by its position or its key's name, never by its content."""
+def test_the_error_for_a_malformed_entry_does_not_contain_it(text: str, message: str) -> None:
+    """The error names an entry by its position or its key's name."""
     with pytest.raises(ConfigurationError, match=message) as caught:
         Keyring.from_string(text)
     error = caught.value
     assert "supersecret" not in f"{error}{error.__cause__}"
 
 
-def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
-    """An unset variable and an unreadable file are errors with a remedy; no key is made up."""
+def test_the_error_for_a_missing_source_of_keys_says_what_to_do(tmp_path: Path) -> None:
+    """An unset variable and an unreadable file are errors; no key is ever generated silently."""
     with pytest.raises(ConfigurationError, match="TOKENSTORE_KEYS is not set; `tokenstore keygen`"):
         Keyring.from_env()
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
@@ -108,8 +108,8 @@ def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
         generate_key("no good")
 
 
-def test_a_keyring_does_not_leave_the_process() -> None:
-    """Its repr shows names alone; it can be neither pickled nor copied."""
+def test_a_keyring_cannot_be_pickled_or_copied_and_its_repr_has_no_key() -> None:
+    """The repr contains only the names of the keys."""
     keyring = keyring_of("north", "south")
     assert repr(keyring) == "<Keyring north, south>"
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):

@@ -1,4 +1,4 @@
-"""Listing: its order and its pages, while rows change."""
+"""Listing: order and pages, also while rows change."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))
 
 
 @on_every_row
-async def test_listing_shows_rows_but_no_token(store: AuthTokenStore) -> None:
-    """By user, by provider or all, in the order of UTF-8 bytes, over any page size, with no sealed value opened."""
+async def test_listing_returns_rows_in_order_without_tokens(store: AuthTokenStore) -> None:
+    """Rows are selected by user, by provider or all, in the order of UTF-8 bytes; no sealed value is opened."""
     keys = [(provider, user) for provider in ("github", "gitlab", "é") for user in ("Z", "a", "b", "ß", "😀")]
     for provider, user in keys:
         await store.store_tokens(provider, user, ACCESS, None if user == "a" else REFRESH, None)
@@ -36,7 +36,7 @@ async def test_listing_shows_rows_but_no_token(store: AuthTokenStore) -> None:
 
 @on_every_row
 async def test_rows_may_change_while_they_are_listed(store: AuthTokenStore) -> None:
-    """Between pages nothing is held: the listing goes on after a row that is gone, and finds new ones further on."""
+    """The next page starts after the last row even if that row was deleted, and contains rows that were added."""
     for user in "bdfh":
         await store.store_tokens("github", user, "at", None, None)
     seen = []

@@ -1,4 +1,4 @@
-"""Row locks: the transaction that they need, what ends it, and the refresh under a lock."""
+"""Row locks: the transaction that they need, how it ends, and a refresh under the lock."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HOUR = timedelta(hours=1)
 
 
 @on_every_row
-async def test_a_lock_needs_a_transaction(store: AuthTokenStore) -> None:
-    """Outside one, for_update=True says what to write; the transaction's object is dead after its block."""
+async def test_for_update_outside_a_transaction_is_an_error(store: AuthTokenStore) -> None:
+    """The error says what to write. After its block, a transaction object cannot be used any more."""
     with pytest.raises(TransactionRequiredError, match=r"async with store.transaction\(\) as tx"):
         await store.load_tokens("github", "u1", for_update=True)
     async with store.transaction() as tx:
@@ -39,8 +39,8 @@ async def test_a_lock_needs_a_transaction(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_an_error_in_the_block_undoes_it(store: AuthTokenStore) -> None:
-    """Nothing of the block stays, and the row can be locked again at once."""
+async def test_an_error_in_the_block_rolls_the_transaction_back(store: AuthTokenStore) -> None:
+    """Nothing of the block is stored, and the row can be locked again at once."""
     await store.store_tokens("github", "u1", "before", None, None)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with store.transaction() as tx:
@@ -56,7 +56,7 @@ async def test_an_error_in_the_block_undoes_it(store: AuthTokenStore) -> None:
 
 @on_every_row
 async def test_a_failed_call_ends_the_transaction(store: AuthTokenStore) -> None:
-    """After a lock that was not to be had, the block can only be left; no backend commits what came before."""
+    """After a lock timeout, further calls in the block raise an error, and no backend commits the earlier writes."""
     await store.store_tokens("github", "u1", "before", None, None)
     async with store.transaction() as holder:
         await holder.load_tokens("github", "u1", for_update=True)
@@ -70,8 +70,8 @@ async def test_a_failed_call_ends_the_transaction(store: AuthTokenStore) -> None
 
 
 @on_every_row
-async def test_the_refresh_of_the_contract_happens_once(store: AuthTokenStore) -> None:
-    """Of many that find the token expired, one refreshes under the lock; the others wait and read its tokens."""
+async def test_of_many_callers_under_the_lock_one_refreshes(store: AuthTokenStore) -> None:
+    """Each caller locks the row; the first one refreshes, and the others read its tokens after their wait."""
     await store.store_tokens("github", "u1", "old", "rt-0", datetime.now(UTC) - HOUR)
     calls = 0
 
@@ -82,7 +82,7 @@ async def test_the_refresh_of_the_contract_happens_once(store: AuthTokenStore) -
             assert record is not None
             if not store.is_access_token_valid(record):
                 calls += 1
-                await asyncio.sleep(0)  # the provider answers
+                await asyncio.sleep(0)  # stands for the provider's call
                 await tx.store_tokens("github", "u1", "new", "rt-1", datetime.now(UTC) + HOUR)
         return str((await load(store))["access_token"])
 
@@ -91,7 +91,7 @@ async def test_the_refresh_of_the_contract_happens_once(store: AuthTokenStore) -
 
 
 class Lockless:
-    """A backend without the optional ability, over one that has it."""
+    """A backend that hides the row locks of another backend."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -102,8 +102,8 @@ class Lockless:
         return getattr(self._backend, name)
 
 
-def test_a_backend_without_row_locks_says_so(keyring: Keyring) -> None:
-    """Everything else works on it; for_update and transaction() name the reason."""
+def test_without_row_locks_for_update_and_transaction_are_refused(keyring: Keyring) -> None:
+    """The error names the reason; all other calls work on such a backend."""
 
     async def main() -> None:
         inner: Any = Lockless(open_store("memory://", keyring=keyring)._backend)

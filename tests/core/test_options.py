@@ -1,4 +1,4 @@
-"""The options of `open_store`: the same by keyword and in a URL, typed, and checked before anything is opened."""
+"""The options of `open_store`: equal as keywords and in a URL, typed, and checked before a connection is opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokenstore_sql.sqlite.backend import SQLiteBackend
 
 @every_row
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "soon", "", None, True, [], 1e10])
-def test_an_unacceptable_option_is_refused_before_anything_is_opened(
+def test_an_invalid_option_is_refused_before_a_connection_is_opened(
     row: Row, url: str, value: Any, keyring: Keyring
 ) -> None:
     with pytest.raises(TokenStoreError) as caught:
@@ -26,8 +26,8 @@ def test_an_unacceptable_option_is_refused_before_anything_is_opened(
     assert str(caught.value).startswith("lock_timeout must be ")
 
 
-def test_type_checkers_know_every_option() -> None:
-    """The keyword options that are typed are those that the backends read."""
+def test_the_typed_options_are_exactly_the_options_of_the_backends() -> None:
+    """So type checkers know every keyword option."""
     backends: list[type[SQLBackend]] = [SQLiteBackend, PostgresBackend, MySQLBackend]
     of_drivers = {name for backend in backends for name in backend.driver_options}
     assert get_type_hints(TableOptions).keys() == TABLE_OPTIONS.keys()
@@ -35,8 +35,8 @@ def test_type_checkers_know_every_option() -> None:
 
 
 @every_row
-def test_options_by_keyword_or_in_the_url(row: Row, url: str, keyring: Keyring) -> None:
-    """An option means the same in both places; given in both, unknown or unacceptable, it is an error."""
+def test_an_option_can_be_a_keyword_or_in_the_url_but_not_both(row: Row, url: str, keyring: Keyring) -> None:
+    """It has the same meaning in both places. Unknown and invalid options are errors."""
     bare = url.partition("?")[0]
     open_store(bare, keyring=keyring, lock_timeout=3)
     open_store(f"{bare}?lock_timeout=3", keyring=keyring)

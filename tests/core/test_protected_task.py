@@ -46,7 +46,7 @@ if sys.version_info >= (3, 12):
 
 @pytest.fixture(params=list(_LOOPS.values()), ids=list(_LOOPS))
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """`asyncio.run` on one kind of event loop; what the loop reports as unhandled fails the test."""
+    """`asyncio.run` with one kind of event loop; an error that the event loop reports as unhandled fails the test."""
 
     def run(main: Coroutine[Any, Any, Any]) -> Any:
         problems: list[str] = []
@@ -60,7 +60,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
             with asyncio.Runner(loop_factory=loop_factory) as runner:
                 return runner.run(main)
         finally:
-            main.close()  # where the loop was skipped
+            main.close()  # if the test was skipped for this event loop
             assert not problems, problems
 
     return run
@@ -69,7 +69,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-async def turns(count: int) -> None:
+async def loop_steps(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -86,11 +86,11 @@ def test_a_cancellation_from_outside_is_refused(run: Run) -> None:
 
         protection = Protection()
         task = protection.start(work())
-        await turns(2)
+        await loop_steps(2)
         assert not task.cancel()
         assert task.cancelling() == 0
         assert protection.interrupted
-        await turns(2)
+        await loop_steps(2)
         answer.set_result("answer")
         assert await task == "answer"
         assert not task.cancel(), "a task that has ended"
@@ -110,13 +110,13 @@ def test_a_task_that_is_cancelled_before_its_first_step_runs(run: Run) -> None:
     run(main())
 
 
-def test_cancellations_at_every_turn_are_refused(run: Run) -> None:
-    """As anyio's cancel scopes do it, and some shutdown handlers."""
+def test_cancellations_at_every_step_of_the_event_loop_are_refused(run: Run) -> None:
+    """Cancel scopes of anyio and some shutdown handlers cancel like that."""
 
     async def main() -> None:
         async def work() -> str:
             async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                children = [group.create_task(turns(50)) for _ in range(3)]
+                children = [group.create_task(loop_steps(50)) for _ in range(3)]
             assert not any(child.cancelled() for child in children)
             return "done"
 
@@ -138,7 +138,7 @@ def test_the_end_of_the_event_loop_waits_for_the_task_and_for_tasks_that_it_star
     done: list[str] = []
 
     async def request() -> None:
-        await turns(20)
+        await loop_steps(20)
         await asyncio.to_thread(lambda: None)
         done.append("request")
 
@@ -150,7 +150,7 @@ def test_the_end_of_the_event_loop_waits_for_the_task_and_for_tasks_that_it_star
         elif kind == "wait_for":
             await asyncio.wait_for(work(), 60)
         elif kind == "gather":
-            await asyncio.gather(work(), turns(30))
+            await asyncio.gather(work(), loop_steps(30))
         elif kind == "TaskGroup":
             async with asyncio.TaskGroup() as group:
                 group.create_task(work())
@@ -164,14 +164,14 @@ def test_the_end_of_the_event_loop_waits_for_the_task_and_for_tasks_that_it_star
 
     async def main() -> None:
         main.task = Protection().start(work())  # type: ignore[attr-defined]
-        await turns(3)
+        await loop_steps(3)
 
     run(main())
     assert done == ["request", "work"]
 
 
 def test_a_task_that_the_work_leaves_behind_is_cancelled_when_the_work_ends(run: Run) -> None:
-    """The end of the event loop has cancelled it before. It must not keep the loop from ending."""
+    """The end of the event loop has already cancelled that task once; it must not keep the event loop from ending."""
     ends: list[str] = []
 
     async def background() -> None:
@@ -182,12 +182,12 @@ def test_a_task_that_the_work_leaves_behind_is_cancelled_when_the_work_ends(run:
 
     async def work() -> None:
         work.task = asyncio.create_task(background())  # type: ignore[attr-defined]
-        await turns(10)
+        await loop_steps(10)
         ends.append("work")
 
     async def main() -> None:
         main.task = Protection().start(work())  # type: ignore[attr-defined]
-        await turns(3)
+        await loop_steps(3)
 
     run(main())
     assert ends == ["work", "background"]
@@ -199,7 +199,7 @@ def test_a_task_that_outlives_the_work_can_be_cancelled(run: Run) -> None:
             return asyncio.create_task(asyncio.Event().wait())
 
         task = await Protection().start(work())
-        await turns(2)
+        await loop_steps(2)
         assert task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -245,7 +245,7 @@ async def _anyio_fail_after() -> None:
 
 async def _anyio_move_on_after() -> None:
     with anyio.move_on_after(0.01) as scope:
-        while True:  # which takes more than one cancellation
+        while True:  # ends only after more than one cancellation
             with suppress(asyncio.CancelledError):
                 await anyio.sleep_forever()
             if scope.cancel_called:
@@ -255,7 +255,7 @@ async def _anyio_move_on_after() -> None:
 
 async def _failing_task_group() -> None:
     async def fail() -> None:
-        await turns(2)
+        await loop_steps(2)
         raise Expected
 
     waiting: list[asyncio.Task[bool]] = []
@@ -284,7 +284,7 @@ async def _task_group_that_fails_before_its_tasks_begin() -> None:
 
 async def _failing_anyio_task_group() -> None:
     async def fail() -> None:
-        await turns(2)
+        await loop_steps(2)
         raise Expected
 
     async def together() -> None:
@@ -360,7 +360,7 @@ def test_the_work_can_cancel_itself_and_its_tasks(run: Run, work: Work, interrup
     run(main())
 
 
-def test_an_error_that_the_work_raises_is_the_tasks(run: Run) -> None:
+def test_an_error_that_the_work_raises_is_the_error_of_the_task(run: Run) -> None:
     async def main() -> None:
         async def fail() -> None:
             raise Expected
@@ -377,7 +377,7 @@ def test_an_error_that_the_work_raises_is_the_tasks(run: Run) -> None:
     run(main())
 
 
-# -- how long the protection lasts -------------------------------------------------------------------------
+# -- the duration of the protection ------------------------------------------------------------------------
 
 
 def test_work_without_protection_is_cancelled(run: Run) -> None:
@@ -389,7 +389,7 @@ def test_work_without_protection_is_cancelled(run: Run) -> None:
             await asyncio.Event().wait()
 
         task = protection.start(work())
-        await turns(2)
+        await loop_steps(2)
         assert task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -407,7 +407,7 @@ def test_lifting_the_protection_raises_a_cancellation_that_was_refused(run: Run)
             raise AssertionError
 
         task = protection.start(work())
-        await turns(2)
+        await loop_steps(2)
         assert not task.cancel()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
@@ -418,7 +418,7 @@ def test_lifting_the_protection_raises_a_cancellation_that_was_refused(run: Run)
 
 @pytest.mark.parametrize("bound", ["limit", "grace"])
 def test_work_that_never_ends_is_cancelled_when_its_protection_runs_out(run: Run, bound: str) -> None:
-    """Also if the end of the event loop cancels it only once, and before that."""
+    """Also if the end of the event loop cancels it only once, before the protection has expired."""
     cancelled: list[bool] = []
 
     async def main() -> None:
@@ -433,7 +433,7 @@ def test_work_that_never_ends_is_cancelled_when_its_protection_runs_out(run: Run
                 raise
 
         main.task = protection.start(work())  # type: ignore[attr-defined]
-        await turns(3)
+        await loop_steps(3)
 
     run(main())
     assert cancelled == [False]
@@ -447,20 +447,20 @@ def test_protection_can_be_prolonged_after_a_cancellation_was_refused(run: Run) 
 
         async def work() -> None:
             protection.guard(limit=0.01)
-            await turns(5)
+            await loop_steps(5)
             protection.guard()
-            await asyncio.sleep(0.05)  # longer than the first limit
+            await asyncio.sleep(0.05)  # longer than the first duration of the protection
             done.append("work")
 
         main.task = protection.start(work())  # type: ignore[attr-defined]
-        await turns(3)
+        await loop_steps(3)
 
     run(main())
     assert done == ["work"]
 
 
-def test_what_was_disowned_no_longer_cancels_the_task(run: Run) -> None:
-    """A timer that a refresher left behind goes off while the new tokens are written."""
+def test_a_timer_that_was_disowned_cannot_cancel_the_task(run: Run) -> None:
+    """For example, a timer that a refresher did not stop expires while the new tokens are written."""
 
     async def main() -> None:
         protection, fired = Protection(), asyncio.Event()
@@ -487,7 +487,7 @@ def test_a_task_that_was_started_before_keeps_its_own_timers(run: Run) -> None:
 
         async def work() -> None:
             child = asyncio.create_task(_asyncio_timeout())
-            await turns(2)
+            await loop_steps(2)
             protection.disown()
             await child
 
@@ -504,9 +504,9 @@ def test_tasks_of_others_are_not_protected(run: Run) -> None:
     async def main() -> None:
         go_on = asyncio.Event()
         task = Protection().start(go_on.wait())
-        await turns(2)
+        await loop_steps(2)
         other = asyncio.create_task(asyncio.Event().wait())
-        await turns(2)
+        await loop_steps(2)
         assert other.cancel()
         go_on.set()
         await task
@@ -525,7 +525,7 @@ def test_protected_tasks_do_not_cancel_each_other(run: Run) -> None:
 
         async def outer() -> None:
             inner.append(Protection().start(go_on.wait()))
-            await turns(2)
+            await loop_steps(2)
             assert not inner[0].cancel()
 
         await Protection().start(outer())
@@ -535,7 +535,7 @@ def test_protected_tasks_do_not_cancel_each_other(run: Run) -> None:
     run(main())
 
 
-def test_a_child_task_in_a_context_of_its_own_is_an_ordinary_one(run: Run) -> None:
+def test_a_child_task_with_its_own_context_is_not_protected(run: Run) -> None:
     async def main() -> None:
         async def work() -> None:
             child = asyncio.create_task(_asyncio_timeout(), context=Context())
@@ -547,7 +547,7 @@ def test_a_child_task_in_a_context_of_its_own_is_an_ordinary_one(run: Run) -> No
     run(main())
 
 
-def test_an_applications_task_factory_makes_the_child_tasks() -> None:
+def test_an_application_s_task_factory_makes_the_child_tasks() -> None:
     made: list[str] = []
 
     def factory(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
@@ -559,16 +559,16 @@ def test_an_applications_task_factory_makes_the_child_tasks() -> None:
         loop.set_task_factory(factory)
 
         async def work() -> None:
-            await asyncio.create_task(turns(1))
+            await asyncio.create_task(loop_steps(1))
 
         await Protection().start(work())
         assert loop.get_task_factory() is factory
 
     asyncio.run(main())
-    assert made[0] == "turns"
+    assert made[0] == "loop_steps"
 
 
-def test_the_task_factory_is_the_loops_own_between_steps(run: Run) -> None:
+def test_between_steps_the_event_loop_has_its_own_task_factory(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         before = loop.get_task_factory()
@@ -589,9 +589,9 @@ def test_the_task_factory_is_the_loops_own_between_steps(run: Run) -> None:
 def test_child_tasks_keep_their_names_and_show_their_coroutines(run: Run) -> None:
     async def main() -> None:
         async def work() -> None:
-            task = asyncio.create_task(turns(3), name="the child")
+            task = asyncio.create_task(loop_steps(3), name="the child")
             assert task.get_name() == "the child"
-            assert "turns" in repr(task)
+            assert "loop_steps" in repr(task)
             await task
 
         await Protection().start(work())

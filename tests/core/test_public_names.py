@@ -1,4 +1,4 @@
-"""What the packages export, and that it is documented and typed."""
+"""The exports of the packages are sorted, documented and typed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from support.source_files import MODULES, PACKAGES
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_exports_are_sorted_and_real(name: str) -> None:
-    """Each module with public names lists them, in ruff's order, and has them."""
+def test_exports_are_sorted_and_exist(name: str) -> None:
+    """Each public module has an ``__all__`` in ruff's order, and all names in it exist."""
     module = importlib.import_module(name)
     exported = getattr(module, "__all__", None)
     if exported is None:
-        assert name.rpartition(".")[2].startswith("_"), "a public module has an __all__"
+        assert name.rpartition(".")[2].startswith("_"), "a public module has no __all__"
         return
     assert len(set(exported)) == len(exported)
     assert list(exported) == sorted(exported, key=_isort_style)
@@ -32,7 +32,7 @@ def _isort_style(name: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_public_names_are_documented(name: str) -> None:
-    """Whatever is exported and can have a docstring has one, and so have its public methods."""
+    """Each exported class and function has a docstring, and so have the public methods of classes."""
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
         value = getattr(module, public)
@@ -44,8 +44,8 @@ def test_public_names_are_documented(name: str) -> None:
                     assert inspect.getdoc(function), f"{name}.{public}.{method} has no docstring"
 
 
-def test_the_packages_say_that_they_are_typed() -> None:
-    """Each carries the marker of PEP 561."""
+def test_each_package_contains_py_typed() -> None:
+    """Without this marker of PEP 561, type checkers ignore the package's annotations."""
 
     def marker(package: ModuleType) -> Path:
         return Path(str(package.__file__)).parent / "py.typed"

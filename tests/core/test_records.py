@@ -1,4 +1,4 @@
-"""Records: times that are exact, validity that ends at the skew, and tokens that do not show."""
+"""Records: exact times, validity with a clock skew, and no token in any repr."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tokenstore.validation import to_epoch_us
 @example(datetime.min)
 @example(datetime.max)
 @example(datetime(1969, 12, 31, 23, 59, 59, 999999))
-def test_a_time_is_exact_to_the_microsecond(moment: datetime) -> None:
-    """From the year 1 to 9999, there and back, it is what whole days, seconds and microseconds add up to."""
+def test_times_are_converted_exactly_to_the_microsecond(moment: datetime) -> None:
+    """Times from the year 1 to 9999 are converted to microseconds since the epoch and back without loss."""
     since = moment - datetime(1970, 1, 1)
     microseconds = (since.days * 86400 + since.seconds) * 10**6 + since.microseconds
     assert to_epoch_us("it", moment) == microseconds
@@ -38,8 +38,8 @@ HOUR = timedelta(hours=1)
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
 
 
-def test_validity_ends_at_the_skew_before_the_expiry(keyring: Keyring) -> None:
-    """Valid while now + skew is before the expiry, to the microsecond; a refresh token has no skew."""
+def test_a_token_is_valid_while_now_plus_skew_is_before_its_expiry(keyring: Keyring) -> None:
+    """The limit is exact to the microsecond; the skew does not apply to refresh tokens."""
     now = datetime(2030, 1, 1, tzinfo=UTC)
     store = open_store("memory://", keyring=keyring, clock=now.timestamp)
     tick = timedelta(microseconds=1)
@@ -56,8 +56,8 @@ def test_validity_ends_at_the_skew_before_the_expiry(keyring: Keyring) -> None:
 
 
 @on_every_row
-async def test_a_record_shows_no_token(store: AuthTokenStore) -> None:
-    """However it is printed or logged, copied or merged, a record keeps its secrets; as a dict it has them."""
+async def test_no_text_of_a_record_contains_a_token(store: AuthTokenStore) -> None:
+    """A record that is printed, logged, copied or merged shows no token; its items contain them."""
     await store.store_tokens("github", "u1", ACCESS, REFRESH, None, extra={"scope": SCOPE})
     record = await load(store)
     assert isinstance(record, dict)
@@ -77,8 +77,8 @@ async def test_a_record_shows_no_token(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_nothing_leaks_into_reprs_and_logs(store: AuthTokenStore) -> None:
-    """Neither the store nor a sealed row shows a token, a key or a password."""
+async def test_no_repr_of_a_store_or_sealed_row_contains_a_secret(store: AuthTokenStore) -> None:
+    """The secrets are tokens, keys and the password."""
     await store.store_tokens("github", "u1", ACCESS, REFRESH, None)
     row = await store._backend.get(TokenKey("github", "u1"))
     for shown in (repr(store), repr(store._backend), repr(row), repr(store._keyring)):

@@ -1,4 +1,4 @@
-"""Which backend a URL, an engine or a session gets, and what an error may say."""
+"""The backend for a URL, an engine or a session, and errors without passwords."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokenstore import (
 from tokenstore.registry import ENTRY_POINT_GROUP, schemes
 
 SECRET = "s3cr3t-in-the-url"
-# What each scheme connects with, as SQLAlchemy names it.
+# SQLAlchemy's name of the driver for each scheme.
 DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -39,20 +39,20 @@ DRIVERS = {
 }
 
 
-def test_the_table_of_schemes_is_whole() -> None:
-    """Every scheme but memory:// has its driver above, and none is known beside them."""
+def test_the_table_of_this_test_has_all_schemes() -> None:
+    """The registry has the schemes above and memory://, and no others."""
     assert schemes() == sorted({*(scheme.partition("+")[0] for scheme in DRIVERS), "memory"})
 
 
-def test_a_driver_that_no_backend_has() -> None:
-    """The error names the schemes of the database; a package cannot claim such a scheme either."""
+def test_an_unsupported_driver_of_a_supported_database_is_refused() -> None:
+    """The error names the supported schemes of the database; an entry point cannot register such a scheme."""
     with pytest.raises(UnknownBackendError, match=r"postgresql\+pg8000://.*postgresql\+asyncpg, postgresql\+psycopg"):
         open_store("postgresql+pg8000://host/db", keyring=Keyring({"k1": bytes(32)}))
 
 
 @pytest.mark.parametrize(("scheme", "driver"), DRIVERS.items())
-def test_a_scheme_chooses_its_driver(scheme: str, driver: str, keyring: Keyring) -> None:
-    """The scheme names the driver, or a plain one asyncpg, aiomysql or aiosqlite; nothing is connected yet."""
+def test_the_scheme_selects_the_driver(scheme: str, driver: str, keyring: Keyring) -> None:
+    """A scheme without a driver selects asyncpg, aiomysql or aiosqlite; no connection is opened yet."""
     place = "/some.db" if scheme.startswith("sqlite") else f"user:{SECRET}@localhost:1/db"
     store = open_store(f"{scheme}://{place}", keyring=keyring)
     assert f" at {driver}://" in repr(store)
@@ -60,15 +60,15 @@ def test_a_scheme_chooses_its_driver(scheme: str, driver: str, keyring: Keyring)
 
 
 @pytest.mark.parametrize("url", ["", "tokens.db", "sqlite:tokens.db", ":memory:", f"user:{SECRET}@host", "://x"])
-def test_what_is_no_url_is_refused(url: str, keyring: Keyring) -> None:
-    """The error lists the known schemes, and does not repeat a text that may hold a password."""
+def test_a_text_that_is_not_a_url_is_refused(url: str, keyring: Keyring) -> None:
+    """The error lists the known schemes, and does not repeat the text, which may contain a password."""
     with pytest.raises(ConfigurationError, match=r"not a URL.*known schemes: mariadb, .*sqlite") as caught:
         open_store(url, keyring=keyring)
     assert SECRET not in str(caught.value)
 
 
-def test_an_unknown_scheme_lists_the_known_ones(keyring: Keyring) -> None:
-    """The error says which schemes there are."""
+def test_the_error_for_an_unknown_scheme_lists_the_known_ones(keyring: Keyring) -> None:
+    """The error lists all known schemes."""
     with pytest.raises(UnknownBackendError, match=r"no backend for redis://; known schemes: mariadb.*sqlite") as caught:
         open_store(f"redis://user:{SECRET}@host/0", keyring=keyring)
     assert SECRET not in str(caught.value)
@@ -77,8 +77,8 @@ def test_an_unknown_scheme_lists_the_known_ones(keyring: Keyring) -> None:
 @pytest.mark.parametrize(
     "url", [f"postgresql://u:{SECRET}@h:port/db", f"mysql://u:{SECRET}@h:1:2/db", f"mysql://{SECRET}:5 6/db"]
 )
-def test_a_url_that_cannot_be_read_is_not_repeated(url: str, keyring: Keyring) -> None:
-    """The password of a malformed URL shows up nowhere in the error."""
+def test_the_error_for_a_malformed_url_does_not_contain_it(url: str, keyring: Keyring) -> None:
+    """The password of a malformed URL is nowhere in the error."""
     with pytest.raises(ConfigurationError) as caught:
         open_store(url, keyring=keyring)
     assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r}"
@@ -93,11 +93,11 @@ def test_a_url_that_cannot_be_read_is_not_repeated(url: str, keyring: Keyring) -
         ("mariadb+asyncmy://h/db", "asyncmy", "asyncmy"),
     ],
 )
-def test_a_missing_driver_names_its_extra(
+def test_the_error_for_a_missing_driver_names_the_extra_to_install(
     url: str, package: str, extra: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error is an ImportError, too, and says what to install; that extra really brings the driver."""
-    monkeypatch.setitem(sys.modules, package, None)  # what makes an import fail
+    """The error is also an ImportError, and the extra that it names contains the driver."""
+    monkeypatch.setitem(sys.modules, package, None)  # makes the import fail
     with pytest.raises(MissingDependencyError, match=rf'pip install "tokenstore\[{extra}\]"') as caught:
         open_store(url, keyring=keyring)
     assert isinstance(caught.value, ImportError)
@@ -105,8 +105,8 @@ def test_a_missing_driver_names_its_extra(
     assert any(line.startswith(package) and f'extra == "{extra}"' in line.replace("'", '"') for line in requirements)
 
 
-def test_entry_points_cannot_shadow_a_built_in(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A built-in scheme wins over an installed package's; two packages with one scheme are refused."""
+def test_entry_points_cannot_replace_a_built_in_scheme(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in scheme has priority over an entry point; two packages with the same scheme are refused."""
 
     def found(*, group: str) -> list[importlib.metadata.EntryPoint]:
         assert group == ENTRY_POINT_GROUP
@@ -124,8 +124,8 @@ def test_entry_points_cannot_shadow_a_built_in(keyring: Keyring, monkeypatch: py
         open_store("twice://", keyring=keyring)
 
 
-def test_only_engines_and_sessions_of_sqlalchemy_are_taken(keyring: Keyring, tmp_path: Path) -> None:
-    """A store is opened over a URL, an AsyncEngine or a backend; a session goes to the constructor."""
+def test_a_store_accepts_only_a_url_an_async_engine_a_backend_or_a_session(keyring: Keyring, tmp_path: Path) -> None:
+    """``open_store`` accepts a URL, an AsyncEngine or a backend; the constructor accepts a session."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
     wrong: Any = object()
     session: Any = AsyncSession(engine)
@@ -143,15 +143,15 @@ def test_only_engines_and_sessions_of_sqlalchemy_are_taken(keyring: Keyring, tmp
         open_store(engine, keyring=keyring, pool_size=3)
 
 
-def test_keys_are_needed_before_anything_is_opened(tmp_path: Path) -> None:
-    """Without keys there is no store and no file; none is made up."""
+def test_without_keys_no_store_is_opened(tmp_path: Path) -> None:
+    """No file is created, and no key is generated silently."""
     with pytest.raises(ConfigurationError, match="TOKENSTORE_KEYS is not set; `tokenstore keygen`"):
         open_store(f"sqlite:///{tmp_path / 'x.db'}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unsupported_databases_are_named(keyring: Keyring) -> None:
-    """An engine of another database says which ones there are."""
+def test_the_error_for_an_unsupported_database_names_it_and_the_supported_ones(keyring: Keyring) -> None:
+    """The test passes an engine of another database."""
 
     class Stranger:
         name = "oracle"

@@ -1,4 +1,4 @@
-"""Stored rows are sealed again under a new key, and open in their own place alone."""
+"""Resealing of stored rows with a new key, and sealed values that were moved or changed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret
 
 
 @on_every_row
-async def test_a_new_key_reseals(store: AuthTokenStore) -> None:
-    """The tokens, times and generation stay; afterwards the old key can go; a newer write is never overwritten."""
+async def test_resealing_with_a_new_key_changes_only_the_sealed_values(store: AuthTokenStore) -> None:
+    """Tokens, times and generation stay; afterwards the old key can be removed; a newer write is not overwritten."""
     backend = store._backend
     north = AuthTokenStore(backend=backend, keyring=Keyring({"north": NORTH}))
     both = AuthTokenStore(backend=backend, keyring=Keyring({"south": SOUTH, "north": NORTH}))
@@ -35,7 +35,7 @@ async def test_a_new_key_reseals(store: AuthTokenStore) -> None:
     assert not await both.reseal_tokens("github", "u1")
     assert not await both.reseal_tokens("github", "nobody")
     assert await load(south) == before | {"key_id": "south"}
-    # The loser of a race: its read was before a newer write, its rewrap comes after.
+    # A reseal that read the row before a newer write and rewraps it after that write must change nothing.
     await north.store_tokens("github", "u1", "newer", REFRESH, None)
     stale = seal_tokens(
         Keyring({"south": SOUTH}),
@@ -51,8 +51,10 @@ async def test_a_new_key_reseals(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_the_sealed_header_tells_the_key_and_not_the_column(store: AuthTokenStore) -> None:
-    """A column that hides that a row still needs the old key is found: by then the old key could have been removed."""
+async def test_reseal_reads_the_key_s_name_from_the_sealed_header_and_not_from_the_column(
+    store: AuthTokenStore,
+) -> None:
+    """A row whose column wrongly names the new key is still found; otherwise the old key could be removed too early."""
     backend, key = store._backend, TokenKey("github", "u1")
     north = AuthTokenStore(backend=backend, keyring=Keyring({"north": NORTH}))
     both = AuthTokenStore(backend=backend, keyring=Keyring({"south": SOUTH, "north": NORTH}))
@@ -70,8 +72,8 @@ async def test_the_sealed_header_tells_the_key_and_not_the_column(store: AuthTok
 
 
 @on_every_row
-async def test_sealed_values_do_not_open_elsewhere(store: AuthTokenStore) -> None:
-    """Ciphertexts swapped between rows or columns, flipped or cut are errors, whoever wrote them to the database."""
+async def test_moved_or_changed_ciphertexts_raise_tampered_error(store: AuthTokenStore) -> None:
+    """Ciphertexts in the database are swapped between rows or columns, changed in a bit, or truncated."""
     backend: Backend = store._backend
     mine, theirs = TokenKey("github", "mine"), TokenKey("github", "theirs")
     for key in (mine, theirs):

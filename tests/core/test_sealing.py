@@ -1,4 +1,4 @@
-"""Sealing: the format byte by byte, and everything that must not open."""
+"""Sealing: the format byte by byte, and values that must not open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PINNED = bytes.fromhex("01056e6f727468a0a1a2a3a4a5a6a7a8a9aaab")
 
 
 def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version, key id, nonce, ciphertext and tag lie where the documentation says; the whole is known in advance."""
+    """Version, key id, nonce, ciphertext and tag are at the documented positions, and equal known bytes."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
     nonce = bytes(range(0xA0, 0xAC))
@@ -29,8 +29,8 @@ def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sealed) == 2 + 5 + 12 + len("gho_abc") + 16
 
 
-def test_the_cipher_is_the_standard_one() -> None:
-    """A test vector of RFC 8452, appendix C.2: the library's AES-256-GCM-SIV is the published one."""
+def test_the_cipher_matches_a_test_vector_of_rfc_8452() -> None:
+    """The vector is from appendix C.2, for AES-256-GCM-SIV."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
     cipher = AESGCMSIV(bytes.fromhex("01" + "00" * 31))
@@ -40,16 +40,16 @@ def test_the_cipher_is_the_standard_one() -> None:
 
 
 @given(text=st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
-def test_what_is_sealed_opens(text: str) -> None:
-    """Any text comes back as it was, and two seals of it differ."""
+def test_a_sealed_text_opens_unchanged(text: str) -> None:
+    """Sealing the same text twice gives two different values."""
     keyring = keyring_of("north")
     first, second = (keyring.seal(KEY, "access_token", text) for _ in range(2))
     assert first != second
     assert keyring.open(KEY, "access_token", first) == keyring.open(KEY, "access_token", second) == text
 
 
-def test_every_flipped_bit_is_noticed() -> None:
-    """No bit of a sealed value can change without an error."""
+def test_a_change_of_any_bit_is_an_error() -> None:
+    """Each bit of a sealed value is changed in turn."""
     keyring = keyring_of("north", "south")
     sealed = keyring.seal(KEY, "access_token", "gho_abc")
     for position in range(len(sealed)):
@@ -60,8 +60,8 @@ def test_every_flipped_bit_is_noticed() -> None:
                 keyring.open(KEY, "access_token", bytes(changed))
 
 
-def test_every_truncation_and_extension_is_noticed() -> None:
-    """A value cut short at either end, or with a byte too many, does not open."""
+def test_every_truncation_and_extension_is_an_error() -> None:
+    """A value that is truncated at either end, or has an additional byte, does not open."""
     keyring = keyring_of("north")
     sealed = keyring.seal(KEY, "access_token", "gho_abc")
     pieces = [sealed[:end] for end in range(len(sealed))] + [sealed[start:] for start in range(1, len(sealed))]
@@ -71,14 +71,14 @@ def test_every_truncation_and_extension_is_noticed() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_noise_does_not_open(noise: bytes) -> None:
-    """Bytes that nobody sealed are an error of ours, whatever they are."""
+def test_random_bytes_do_not_open(noise: bytes) -> None:
+    """Any bytes that were not sealed raise an error of tokenstore."""
     with pytest.raises(SealingError):
         keyring_of("north").open(KEY, "access_token", noise)
 
 
-def test_a_value_opens_in_its_own_place_alone() -> None:
-    """Another user, provider or field, and the same letters split otherwise, do not open."""
+def test_a_value_opens_only_for_its_own_provider_user_and_field() -> None:
+    """It does not open for another user, provider or field, nor for the same letters split differently."""
     keyring = keyring_of("north")
     sealed = keyring.seal(TokenKey("ab", "cd"), "access_token", "gho_abc")
     places = [

@@ -1,4 +1,4 @@
-"""Storing and loading: every field comes back, on every backend."""
+"""Storing and loading: all fields are read back unchanged, on every backend."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret
 
 
 @on_every_row
-async def test_what_is_passed_is_what_is_stored(store: AuthTokenStore) -> None:
-    """Every field comes back; a second store keeps nothing of the first."""
+async def test_store_tokens_stores_exactly_its_arguments(store: AuthTokenStore) -> None:
+    """All fields are read back; a second ``store_tokens`` keeps no field of the first."""
     now = datetime.now(UTC)
     assert await store.load_tokens("github", "u1") is None
     extra = {"scope": SCOPE, "nested": {"list": [1, 2.5, None, True, "é"]}}
@@ -40,9 +40,9 @@ async def test_what_is_passed_is_what_is_stored(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_times_are_utc_whatever_zone_they_came_in(store: AuthTokenStore) -> None:
-    """A naive datetime is UTC, an offset is converted, and a microsecond is kept, from the year 1 to 9999."""
-    naive = datetime(2040, 6, 1, 12, 0, 0, 123456)  # what utcnow() gives
+async def test_times_of_any_time_zone_are_read_back_in_utc(store: AuthTokenStore) -> None:
+    """A naive datetime is taken as UTC, an offset is converted, and microseconds are kept, from the year 1 to 9999."""
+    naive = datetime(2040, 6, 1, 12, 0, 0, 123456)  # naive, like the result of utcnow()
     zoned = datetime(2040, 6, 1, 17, 45, 0, 123456, tzinfo=timezone(timedelta(hours=5, minutes=45)))
     for given in (naive, zoned):
         await store.store_tokens("github", "u1", "at", "rt", given)
@@ -57,8 +57,8 @@ async def test_times_are_utc_whatever_zone_they_came_in(store: AuthTokenStore) -
 
 
 @on_every_row
-async def test_an_expiry_of_now_is_not_never(store: AuthTokenStore) -> None:
-    """`expires_in: 0` and the epoch itself are expired; only None is never."""
+async def test_an_expiry_of_zero_is_expired_and_does_not_mean_never(store: AuthTokenStore) -> None:
+    """`expires_in: 0` and the epoch itself are expired; only None means that a token never expires."""
     for moment in (datetime.now(UTC), datetime(1970, 1, 1, tzinfo=UTC)):
         await store.store_tokens("github", "u1", "at", "rt", moment, moment)
         record = await load(store)
@@ -74,8 +74,8 @@ async def test_an_expiry_of_now_is_not_never(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_the_largest_tokens(store: AuthTokenStore) -> None:
-    """256 KiB each."""
+async def test_tokens_of_the_maximum_size_are_stored(store: AuthTokenStore) -> None:
+    """Each token has 256 KiB."""
     largest = "x" * (256 * 1024)
     await store.store_tokens("github", "u1", largest, largest, None, extra={"id_token": "x" * (256 * 1024 - 20)})
     record = await load(store)
@@ -83,8 +83,8 @@ async def test_the_largest_tokens(store: AuthTokenStore) -> None:
 
 
 @on_every_row
-async def test_a_closed_store_says_so(store: AuthTokenStore) -> None:
-    """Every call after aclose() is an error; closing again is none."""
+async def test_calls_of_a_closed_store_raise_store_closed_error(store: AuthTokenStore) -> None:
+    """``aclose()`` itself can be called again."""
     await store.aclose()
     await store.aclose()
     assert "closed" in repr(store)

@@ -1,4 +1,4 @@
-"""A database, or an attacker before it, that answers with another row than the one asked for is not believed."""
+"""A row that is not the requested one is refused, whether the database or an attacker in front of it returned it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Call = Callable[[AuthTokenStore], Awaitable[Any]]
 
 
 class _Refresher:
-    """Records what it is asked to refresh or revoke."""
+    """Records the tokens that it has to refresh or revoke."""
 
     def __init__(self) -> None:
         self.asked: list[str | None] = []
@@ -43,7 +43,7 @@ class _Refresher:
 
 
 class _Swapping(MemoryBackend):
-    """Answers each question about alice with bobby's row, and lists rows that nobody asked for."""
+    """Returns bobby's row for alice, and lists rows that do not match the filter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize("expiry", [FRESH, EXPIRED], ids=["fresh", "expired"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_another_row_is_refused_in_every_call(call: Call, expiry: datetime) -> None:
-    """No caller gets another user's tokens, no provider another one's, and nothing of them is written."""
+    """No caller gets another user's tokens, no provider gets another provider's, and none of them is written."""
 
     async def main() -> None:
         backend, refresher = _Swapping(), _Refresher()
@@ -130,8 +130,8 @@ async def _fill(store: AuthTokenStore, expiry: datetime) -> None:
 
 
 @pytest.mark.memory
-def test_a_listing_that_does_not_move_forward_is_refused() -> None:
-    """It would go on for ever."""
+def test_a_listing_whose_pages_do_not_advance_is_refused() -> None:
+    """Otherwise the listing would never end."""
 
     class Repeating(MemoryBackend):
         async def scan(self, *, after: TokenKey | None = None, **rest: Any) -> list[ScannedRow]:
@@ -147,11 +147,11 @@ def test_a_listing_that_does_not_move_forward_is_refused() -> None:
     asyncio.run(main())
 
 
-# ---- On the wire
+# ---- Attacks on the network
 
 
 async def _many(store: AuthTokenStore) -> None:
-    """Loads that go together: each is refused, but for that of a row which the attacker leaves alone."""
+    """Load several rows in one statement: each is refused, except the row that the attacker did not change."""
     users = [ALICE, "carol", *([ALICE] * 30)]
     answers = await asyncio.gather(*(store.load_tokens("github", user) for user in users), return_exceptions=True)
     for user, answer in zip(users, answers, strict=True):
@@ -164,13 +164,13 @@ async def _many(store: AuthTokenStore) -> None:
 
 WIRE_CALLS: dict[str, Call] = {
     **{name: CALLS[name] for name in ("load", "lock", "load fresh", "forced refresh", "reseal")},
-    "loads that go together": _many,
+    "loads in one statement": _many,
 }
 
 
 @server_rows
-def test_a_proxy_that_asks_for_another_row_is_found_out(row: Row, url: str) -> None:
-    """An attacker on the way to the server swaps the user id in the parameters of every statement."""
+def test_a_row_that_a_proxy_substituted_is_refused(row: Row, url: str) -> None:
+    """An attacker between the store and the server replaces the user id in the parameters of all statements."""
 
     async def main() -> None:
         async with open_store(url, keyring=Keyring({"old": OLD_KEY})) as direct, FaultProxy(url) as proxy:

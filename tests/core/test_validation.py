@@ -1,4 +1,4 @@
-"""Any argument gets the same verdict on every backend, whatever it is; and no error repeats a secret."""
+"""All backends accept and refuse the same arguments, and no error contains a secret."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreErr
 from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
 
 SECRET = "s3cr3t"
-"""Stands in every token, and in nothing that a message may show."""
+"""A part of every token; no message may contain it."""
 
 
-class Colour(str, enum.Enum):  # noqa: UP042  # the older kind, whose str() is not its value
+class Colour(str, enum.Enum):  # noqa: UP042  # not StrEnum, because the str() of this kind is not its value
     RED = "red"
 
 
@@ -28,14 +28,14 @@ NOT_TEXT = st.sampled_from(
     [None, 0, 1.5, True, b"bytes", ["list"], ("a", "b"), object, float("nan"), datetime(2026, 1, 1)]
 )
 BAD_TEXT = st.sampled_from(["", "\0", "a\0b", "\ud800", "\udcc3\udca9", "ok\udfff"])
-# Around each limit, in characters of one to four bytes.
+# Lengths around each limit, in characters of one to four bytes.
 LONG_TEXT = st.builds(
     lambda limit, more, character: character * (limit // len(character.encode())) + "x" * more,
     st.sampled_from([MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES]),
     st.integers(0, 2),
     st.sampled_from(["a", "é", "€", "🔑"]),
 )
-# Few distinct ones, so that what was stored is found again; those that databases like to confuse.
+# Few different texts, so that generated calls use the same rows; some databases treat some of them as equal.
 KEY_TEXT = st.one_of(
     st.sampled_from(
         ["bob", "Bob", "bob ", "bob\t", "é", "e\u0301", "ß", "ss", "%", "_", "'; --", "\\", "🔑", Colour.RED]
@@ -132,14 +132,14 @@ def calls() -> st.SearchStrategy[Call]:
 
 
 def _shown(answer: Any) -> Any:
-    """An answer without what differs from store to store by right."""
+    """Remove the values that may differ between stores from an answer."""
     if isinstance(answer, dict):
         return {name: answer[name] for name in answer if name not in ("generation", "created_at", "updated_at")}
     return [_shown(element) for element in answer] if isinstance(answer, list) else answer
 
 
 async def verdict(store: AuthTokenStore, call: Call) -> tuple[object, ...]:
-    """What came of a call: its answer, or the type and text of its error."""
+    """Return the result of a call: its answer, or the type and text of its error."""
     name, arguments, keywords = call
     try:
         if name == "list_tokens":
@@ -152,17 +152,17 @@ async def verdict(store: AuthTokenStore, call: Call) -> tuple[object, ...]:
             answer = await getattr(store, name)(*arguments, **keywords)
     except TokenStoreError as error:
         everything = "".join(traceback.format_exception(error, limit=0)) + repr(error) + repr(vars(error))
-        assert SECRET not in everything, "an error shows a token"
+        assert SECRET not in everything, "an error contains a token"
         chain: BaseException | None = error
         while chain is not None:
-            assert SECRET not in str(chain) + repr(chain.args), "an error's cause or context holds a token"
+            assert SECRET not in str(chain) + repr(chain.args), "an error's cause or context contains a token"
             chain = chain.__cause__ or chain.__context__
         return type(error), str(error)
     return ("answer", _shown(answer))
 
 
 @every_row
-def test_the_verdict_is_the_same_as_in_memory(row: Row, url: str, keyring: Keyring) -> None:
+def test_each_call_has_the_same_result_as_on_the_memory_backend(row: Row, url: str, keyring: Keyring) -> None:
     with asyncio.Runner() as runner:
         run = runner.get_loop().run_until_complete
 
@@ -250,15 +250,15 @@ def test_a_refusal_names_the_argument_and_the_rule(argument: str, value: Any, me
             assert str(caught.value) == message
             assert isinstance(caught.value, ValueError)
             assert caught.value.__cause__ is None
-            assert caught.value.__context__ is None, "it would carry the value"
-            assert [entry async for entry in store.list_tokens()] == [], "nothing was written"
+            assert caught.value.__context__ is None, "the chained exception would contain the value"
+            assert [entry async for entry in store.list_tokens()] == [], "a row was written"
 
     asyncio.run(main())
 
 
 @every_row
-def test_the_largest_input_is_stored(row: Row, url: str, keyring: Keyring) -> None:
-    """At each limit exactly; and a str subclass as the text that it is."""
+def test_arguments_of_maximum_length_are_stored(row: Row, url: str, keyring: Keyring) -> None:
+    """Each argument has exactly its maximum length. A str subclass is stored as its text."""
     big = "".join(map(chr, range(0x20, 0x7F))) * (MAX_TOKEN_BYTES // 95) + "x" * (MAX_TOKEN_BYTES % 95)
     wide = {"a": "x" * (MAX_TOKEN_BYTES - len('{"a":""}'))}
 
