@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
@@ -36,6 +37,7 @@ _FORMAT: Final = 1
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
+_OF_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}", re.ASCII)  # padding is optional, as in RFC 7515
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)
 
@@ -151,22 +153,30 @@ class Keyring:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
-        """Read the keys from a file, one entry a line.
+        """Read the keys from a file, one entry a line. On POSIX no other user may have access to it: mode 0600 or 0400.
 
         Raises:
-            ConfigurationError: It cannot be read or is malformed.
+            ConfigurationError: It cannot be read, is malformed, or other users have access to it.
         """
         from pathlib import Path
 
+        text, mode, reason = "", 0, None
         try:
-            text, reason = Path(path).read_text("utf-8"), None
+            with Path(path).open(encoding="utf-8") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                text = file.read()
         except OSError as error:
-            text, reason = "", error.strerror
+            reason = error.strerror
         except UnicodeDecodeError:
             # Raised below, outside this block: otherwise the error's context, the decoding error, would show the file.
-            text, reason = "", "not UTF-8 text"
+            reason = "not UTF-8 text"
         if reason is not None:
             raise ConfigurationError(f"the key file {os.fspath(path)!r} cannot be read: {reason}")
+        if os.name == "posix" and mode & _OF_OTHERS:
+            raise ConfigurationError(
+                f"the key file {os.fspath(path)!r} has mode {mode:04o}, so other users have access to the keys: "
+                "`chmod 600` it, and change the keys if others may have read them"
+            )
         return cls.from_string(text, source=f"the key file {os.fspath(path)!r}")
 
     @property

@@ -174,6 +174,9 @@ _Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation"]
 class TokenRecord(dict[str, Any]):
     """One row's decrypted tokens: a ``dict`` whose ``repr`` and ``str`` show no token.
 
+    Anything that walks through a dict sees the tokens: ``json.dumps(record)``, ``pickle``, a web framework's response,
+    an error tracker that records local variables. Pass on the fields that are needed, never the record.
+
     Keys: ``provider``, ``user_id``, ``access_token``, ``refresh_token`` (None: none issued),
     ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: never),
     ``extra`` (a dict of further response fields), ``generation`` (int, changes with every write), ``key_id``,

@@ -23,7 +23,7 @@ from tokenstore_sql.connections.driver import Connector
 from tokenstore_sql.connections.engine import EngineSource
 from tokenstore_sql.connections.pool import Pool
 from tokenstore_sql.connections.source import Source
-from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.dialect import Dialect, unencoded_at
 from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
@@ -109,6 +109,8 @@ class SQLBackend(SQLOperations):
         scheme = parsed.drivername.lower()
         if (driver := cls.drivers.get(scheme)) is None:
             raise UnknownBackendError(f"no driver for {scheme}://; known schemes: {', '.join(sorted(cls.drivers))}")
+        if parsed.host and any("@" in part for part in (parsed.host, parsed.database or "", *parsed.query)):
+            raise unencoded_at()
         parsers = {**TABLE_OPTIONS, **POOL_OPTIONS, **cls.driver_options}
         values: dict[str, Any] = {**POOL_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}
         try:

@@ -13,13 +13,14 @@ from sqlalchemy import URL, Table
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tokenstore.errors import ConfigurationError
 from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.errors import ErrorTable
 from tokenstore_sql.polling import jittered
 from tokenstore_sql.statements.grammar import Grammar
 
-__all__ = ["Dialect", "LockScope"]
+__all__ = ["Dialect", "LockScope", "unencoded_at"]
 
 T = TypeVar("T")
 
@@ -119,6 +120,16 @@ class Dialect(ABC):
     @staticmethod
     def check_url(url: URL) -> None:
         """Refuse a database that cannot serve as a store, by its URL."""
+        if "@" in (url.host or ""):
+            raise unencoded_at()
 
     async def check(self, connection: AsyncConnection) -> None:
         """Refuse a database that cannot serve as a store, before the table is created."""
+
+
+def unencoded_at() -> ConfigurationError:
+    """The error for a URL in which a part behind the password has an @: that part may be the password's second half.
+
+    Messages and a store's ``repr`` show hosts and databases.
+    """
+    return ConfigurationError("the database URL has an @ too many: write %40 for an @ in a name or in the password")

@@ -20,6 +20,7 @@ from tokenstore.errors import (
     TamperedError,
     TokenStoreError,
 )
+from tokenstore.escaping import escaped
 
 __all__ = ["EXPLANATIONS", "ConnectionLostError", "ErrorTable", "NoFreeSlotError", "cause_of", "mapped"]
 
@@ -152,6 +153,8 @@ def _translate(errors: ErrorTable, about: str, error: BaseException) -> BackendE
     words = errors.text(cause, code) if code else ""
     if isinstance(cause, OSError):
         words = words or cause.strerror or str(cause)
+    code = None if code is None else escaped(code)
     details = f"{code}: {words}" if code and words else code or words or type(cause).__name__
     explanation = errors.explanations.get(code or "", EXPLANATIONS[kind])
-    return kind(f"{about}: {explanation} ({details})", code=code)
+    # A hostile server chooses its words, and its code.
+    return kind(f"{about}: {explanation} ({escaped(details)})", code=code)

@@ -75,6 +75,13 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     shows_no_secret(done, plain)
 
 
+def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp_path: Path) -> None:
+    (tmp_path / "tabnanny.py").write_text("raise ValueError('of the current folder')", "utf-8")
+    (tmp_path / "more_refreshers.py").write_text("import tabnanny\nfrom my_refreshers import refreshers\n", "utf-8")
+    done = cli("refresh-due", "--refreshers", "more_refreshers:refreshers", url=due)
+    assert (done.code, done.out, done.err) == (0, "3 refreshed\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -63,7 +63,7 @@ def test_a_keyring_is_checked_when_it_is_made(keys: list[tuple[str, bytes]], mes
 def test_keys_are_read_from_the_environment_and_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commas, line ends and comments separate entries; base64 padding is optional; both sources have one syntax."""
     text = f"# the new one\n{_entry('south', SOUTH)},{_entry('north', NORTH).rstrip('=')}\n"
-    (tmp_path / "keys").write_text(text)
+    _write_private(tmp_path / "keys", text)
     monkeypatch.setenv(KEYS_VARIABLE, text)
     monkeypatch.setenv("OTHER", _entry("north", NORTH))
     for keyring in (Keyring.from_string(text), Keyring.from_env(), Keyring.from_file(tmp_path / "keys")):
@@ -95,12 +95,39 @@ def test_the_error_for_a_malformed_entry_does_not_contain_it(text: str, message:
     assert "supersecret" not in f"{error}{error.__cause__}"
 
 
+def _write_private(path: Path, text: str) -> None:
+    path.touch(0o600)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
+def test_a_key_file_of_its_owner_alone_is_read(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "keys"
+    _write_private(path, _entry("north", NORTH))
+    path.chmod(mode)
+    assert Keyring.from_file(path).names == ("north",)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602, 0o610])
+def test_a_key_file_to_which_others_have_access_is_refused(tmp_path: Path, mode: int) -> None:
+    """The error names the mode and the remedy."""
+    path, link = tmp_path / "keys", tmp_path / "link"
+    _write_private(path, _entry("north", NORTH))
+    path.chmod(mode)
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(ConfigurationError, match=f"has mode {mode:04o}.*`chmod 600` it") as caught:
+            Keyring.from_file(name)
+        assert _entry("north", NORTH).partition(":")[2] not in str(caught.value)
+
+
 def test_the_error_for_a_missing_source_of_keys_says_what_to_do(tmp_path: Path) -> None:
     """An unset variable and an unreadable file are errors; no key is ever generated silently."""
     with pytest.raises(ConfigurationError, match="TOKENSTORE_KEYS is not set; `tokenstore keygen`"):
         Keyring.from_env()
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         Keyring.from_file(tmp_path / "keys")
+    (tmp_path / "latin").touch(0o600)
     (tmp_path / "latin").write_bytes(b"k:\xff")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         Keyring.from_file(tmp_path / "latin")

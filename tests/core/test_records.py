@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import pprint
 from datetime import UTC, datetime, timedelta
@@ -13,10 +14,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from support.fresh_store import on_every_row
+from support.paths import DOCS
 from support.store_calls import load
-from tokenstore import AuthTokenStore, Keyring, open_store
+from tokenstore import AuthTokenStore, Keyring, TokenRecord, open_store
 from tokenstore.records import TokenKey, from_epoch_us
 from tokenstore.validation import to_epoch_us
+
+
+def test_the_pages_warn_of_what_a_record_does_not_hide() -> None:
+    """Whoever walks through it as a dict sees the tokens."""
+    record = TokenRecord(access_token=ACCESS)
+    assert ACCESS in json.dumps(record)
+    for text in (str(TokenRecord.__doc__), (DOCS / "sealing.md").read_text("utf-8")):
+        assert "json.dumps(record)" in text
 
 
 @given(st.datetimes())

@@ -11,7 +11,9 @@ from typing import Any
 
 import rich  # noqa: F401  # so that a missing extra is reported at once, and not in the middle of a command
 
-__all__ = ["escaped", "format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
+from tokenstore.escaping import escaped
+
+__all__ = ["format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
 
 
 def print_line(text: str) -> None:
@@ -20,19 +22,14 @@ def print_line(text: str) -> None:
 
 
 def print_error(message: str, *, prefix: str = "error: ") -> None:
-    """Print one line to standard error."""
-    sys.stderr.write(f"{prefix}{message}\n")
+    """Print one line to standard error. Control characters of the message are escaped."""
+    sys.stderr.write(f"{prefix}{escaped(message)}\n")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on one line."""
     # json escapes everything but ASCII here, so that control characters of an id do not reach a terminal.
     print_line(json.dumps(value, default=lambda moment: moment.isoformat()))
-
-
-def escaped(text: str) -> str:
-    """The text with all characters escaped that could move a terminal's cursor or reverse the direction of writing."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def format_time(moment: datetime | None) -> str:

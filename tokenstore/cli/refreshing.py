@@ -16,7 +16,7 @@ import typer
 
 from tokenstore.cli.exits import PROVIDER_FAILED
 from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
-from tokenstore.cli.output import escaped, print_error, print_json, print_line, progress
+from tokenstore.cli.output import print_error, print_json, print_line, progress
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.store import AuthTokenStore
 
@@ -40,7 +40,7 @@ def refresh_due(
             metavar="MODULE:NAME",
             show_default=False,
             help="The mapping from providers' names to refreshers that open_store takes. The module may be in the "
-            f"current folder. Default: ${_REFRESHERS_VARIABLE}.",
+            f"current folder, which is searched last. Default: ${_REFRESHERS_VARIABLE}.",
         ),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="The most refreshes at a time.")] = 8,
@@ -64,7 +64,7 @@ def refresh_due(
                         key = {"provider": result.provider, "user_id": result.user_id}
                         print_json({**key, "outcome": result.outcome, "error": error})
                     elif result.error is not None:
-                        print_error(escaped(str(result.error)))
+                        print_error(str(result.error))
         return outcomes
 
     outcomes = run_async(run())
@@ -103,7 +103,8 @@ def _import_refreshers(target: str | None) -> Mapping[str, Refresh]:
     module, colon, name = (target or "").partition(":")
     if not module or not colon or not name:
         raise ConfigurationError(f"no refreshers: pass --refreshers MODULE:NAME or set {_REFRESHERS_VARIABLE}")
-    sys.path.insert(0, str(Path.cwd()))
+    # At the end: no file in this folder may take the place of an installed module.
+    sys.path.append(str(Path.cwd()))
     failure = None
     try:
         found: object = getattr(import_module(module), name)

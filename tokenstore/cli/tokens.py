@@ -22,8 +22,9 @@ from tokenstore.cli.options import (
     open_from_options,
     run_async,
 )
-from tokenstore.cli.output import escaped, format_time, print_error, print_json, print_line, print_table
+from tokenstore.cli.output import format_time, print_error, print_json, print_line, print_table
 from tokenstore.errors import InvalidInputError, TamperedError
+from tokenstore.escaping import escaped
 from tokenstore.integrations._bodies import parsed
 from tokenstore.records import optional_datetime
 from tokenstore.refresh.responses import ACCESS_TOKEN_EXPIRY, REFRESH_TOKEN_EXPIRY, ExpiryFields, read_expiry

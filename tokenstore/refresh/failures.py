@@ -26,6 +26,7 @@ from tokenstore.errors import (
     TokenStoreError,
     UnsupportedOperationError,
 )
+from tokenstore.escaping import escaped
 from tokenstore.records import Failure, TokenKey, TokenRecord
 from tokenstore.refresh.error_codes import REFUSALS, error_for_codes, exceptions_codes
 from tokenstore.tracebacks import described, is_own, module_of
@@ -110,7 +111,8 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None, *, ref
         raised: The type and place of the refresher's exception, if it was raised in this process.
         refused: Whether this process's refresher raised ``ProviderRefusedError``.
     """
-    code, retry_in = failure.code, failure.retry_in
+    # Escaped, because the row may have been changed outside the store.
+    code, retry_in = escaped(failure.code), failure.retry_in
     origin = "" if raised is None else f"; the refresher raised {raised}"
     error: RefreshError
     if retry_in is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from tokenstore.errors import RefreshError
+from tokenstore.escaping import escaped
 from tokenstore.records import TokenKey
 
 __all__ = ["OUTCOMES", "RefreshReport", "Telemetry"]
@@ -171,8 +172,7 @@ def _log(level: int, event: str, text: str, key: TokenKey, fields: dict[str, obj
     if _logger.isEnabledFor(level):
         told = {name: value for name, value in fields.items() if value and name not in {"outcome", "background"}}
         facts = ", ".join(f"{k} {v:.3f} s" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
-        # Characters that could end or overwrite a line of a log are escaped.
-        parts = {name: part if part.isprintable() else repr(part)[1:-1] for name, part in key._asdict().items()}
+        parts = {name: escaped(part) for name, part in key._asdict().items()}
         extra = {f"tokenstore_{name}": value for name, value in {"event": event, **parts, **fields}.items()}
         _logger.log(level, "%s: %s%s", text, key, f" ({facts})" if facts else "", extra=extra)
 

@@ -11,6 +11,7 @@ from sqlalchemy import CursorResult, Engine, Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from tokenstore.escaping import escaped
 from tokenstore_sql.connections.connection import NO_PARAMETERS, Connection, Parameters, StatementResult
 from tokenstore_sql.errors import ErrorTable, cause_of
 
@@ -65,7 +66,7 @@ class AlchemyConnection(Connection):
             known = isinstance(error, (DBAPIError, *self._errors.driver_errors()))
             if known and self._errors.ends_connection(cause) and self._pooled and not self.lost:
                 code = self._errors.code(cause)
-                _log.info("discarding a connection of the application's engine after error %s", code)
+                _log.info("discarding a connection of the application's engine after error %s", escaped(str(code)))
                 await self.alchemy.invalidate()
             raise
         if found.returns_rows:

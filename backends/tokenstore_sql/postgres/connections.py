@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.errors import UnsupportedOperationError
+from tokenstore.escaping import escaped
 from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.connections.connection import StatementResult
 from tokenstore_sql.connections.driver import DriverConnection, descriptor
@@ -123,8 +124,8 @@ class PostgresAlchemyConnection(AlchemyConnection):
                 connection.info[_KNOWS_ARRAYS] = True
         if encoding is not None and "".join(filter(str.isalnum, encoding.lower())) not in _UTF8:
             raise UnsupportedOperationError(
-                f"the connection's client_encoding is {encoding}, which cannot hold every user's id; let the engine "
-                "connect with client_encoding=utf8, whatever the database or the role has for a default"
+                f"the connection's client_encoding is {escaped(encoding)}, which cannot hold every user's id; let the "
+                "engine connect with client_encoding=utf8, whatever the database or the role has for a default"
             )
         return connection
 

@@ -10,6 +10,7 @@ from sqlalchemy import Integer, column, func, literal_column, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tokenstore.errors import UnsupportedOperationError
+from tokenstore.escaping import escaped
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
 from tokenstore_sql.postgres.connections import PostgresAlchemyConnection
@@ -89,4 +90,6 @@ class PostgresDialect(Dialect):
     async def check(self, connection: AsyncConnection) -> None:
         encoding = (await connection.execute(select(func.pg_catalog.current_setting("server_encoding")))).scalar_one()
         if encoding != "UTF8":
-            raise UnsupportedOperationError(f"the database's encoding is {encoding}; create one with ENCODING 'UTF8'")
+            raise UnsupportedOperationError(
+                f"the database's encoding is {escaped(encoding)}; create one with ENCODING 'UTF8'"
+            )

@@ -64,6 +64,8 @@ def create_private(path: Path) -> None:
     The file is opened and closed under another name, because closing any descriptor of a database file drops every lock
     that this process has on it.
     """
+    # Of a symbolic link, the file that it leads to: SQLite would create that one with mode 0644.
+    path = Path(os.path.realpath(path))
     if path.exists():
         return
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

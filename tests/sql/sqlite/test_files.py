@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from support.database import Place, connection_of
 from support.tagged_tokens import load_tag, set_up, store_tag
-from tokenstore import Keyring, LockTimeoutError, open_store
+from tokenstore import BackendUnavailableError, Keyring, LockTimeoutError, open_store
 
 pytestmark = pytest.mark.sqlite
 ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope"))
@@ -35,6 +35,23 @@ def test_a_new_sqlite_file_is_private(tmp_path: Path, keyring: Keyring) -> None:
         os.umask(old)
     assert modes == {"new.db": 0o600, "new.db-shm": 0o600, "new.db-wal": 0o600}
     assert set(kept.values()) == {0o640}
+
+
+def test_a_file_that_a_link_leads_to_is_private(tmp_path: Path, keyring: Keyring) -> None:
+    """Also through several links, of which one is relative; a link that leads to itself is an error."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "next").symlink_to("tokens.db")
+    (tmp_path / "link.db").symlink_to(tmp_path / "data" / "next")
+    (tmp_path / "loop.db").symlink_to("loop.db")
+    old = os.umask(0)
+    try:
+        asyncio.run(_modes(tmp_path / "link.db", keyring))
+        with pytest.raises(BackendUnavailableError):
+            asyncio.run(_modes(tmp_path / "loop.db", keyring))
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "data" / "tokens.db").stat().st_mode) == 0o600
+    assert {file.name for file in tmp_path.rglob("*")} == {"data", "next", "tokens.db", "link.db", "loop.db"}
 
 
 async def _modes(path: Path, keyring: Keyring) -> dict[str, int]:
