@@ -212,8 +212,8 @@ class AuthTokenStore(TokenOperations):
         Of all tasks, processes and machines that find an expired token, one calls the provider, and holds no connection
         or lock meanwhile; the others wait, then read what it stored. A token within ``refresh_margin`` of its expiry is
         returned at once, and refreshed in the background. If the caller is cancelled, its refresh goes on. The end of
-        the event loop waits for a refresh that has called the provider. Validity is judged by the database's clock,
-        with the skew of :meth:`is_access_token_valid`.
+        the event loop waits for a refresh that has called the provider. Validity is judged by the database's clock.
+        As in :meth:`is_access_token_valid`, a token counts as expired 60 s early, but at most half of its lifetime.
 
         Args:
             provider: The provider's name.

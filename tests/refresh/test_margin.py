@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.refresh_world import World, on_every_row, on_memory, settled, until_joined
 from support.refreshers import NEW, NEW_PAIR, OLD, Script, pair
-from support.store_calls import fresh, many
+from support.store_calls import due, fresh, many
 from tokenstore import Keyring, ProviderUnavailableError, ReauthorizationRequiredError, open_store
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore.refresh.settings import Settings
@@ -99,10 +99,10 @@ def test_the_skew_is_the_last_moment(keyring: Keyring) -> None:
 
     async def refreshed(remaining: float, margin: float) -> tuple[bool, bool]:
         now = datetime(2030, 1, 1, tzinfo=UTC)
-        script = Script()
-        backend = MemoryBackend(clock=now.timestamp)
+        issued, script = now - timedelta(hours=1), Script()
+        clock = iter([issued.timestamp()])
         store = open_store(
-            backend,
+            MemoryBackend(clock=lambda: next(clock, now.timestamp())),
             keyring=keyring,
             clock=now.timestamp,
             refreshers={"github": script},
@@ -112,6 +112,7 @@ def test_the_skew_is_the_last_moment(keyring: Keyring) -> None:
             await store.store_tokens("github", "u1", *OLD, now + timedelta(seconds=remaining))
             record = await store.load_tokens("github", "u1")
             assert record is not None
+            assert record["updated_at"] == issued
             await fresh(store)
             await settled(store)
             return script.calls == 1, store.is_access_token_valid(record)
@@ -123,6 +124,46 @@ def test_the_skew_is_the_last_moment(keyring: Keyring) -> None:
                 assert called is not valid, (remaining, margin)
 
     asyncio.run(main())
+
+
+@on_memory
+@pytest.mark.parametrize("lifetime", [60, 61, 30, 90, 119, 5])
+async def test_a_short_lived_token_is_used_for_half_of_its_life(world: World, lifetime: int) -> None:
+    """Twenty loads are one refresh, by two stores, whether a refresh or a login issued the token."""
+    world.provider.access_token_lifetime = lifetime
+    one, two = await world.store(), await world.store()
+    await world.log_in(one)
+    records = [await fresh(store) for store in (one, two) * 10]
+    assert world.provider.stats().requests == 1
+    assert {pair(record) for record in records} == {pair(await world.stored())}
+    world.ahead += lifetime / 2 - 1
+    await fresh(one)
+    await settled(one)
+    refreshed = world.provider.stats().requests
+    assert refreshed <= 2, "one in the background"
+    world.ahead += lifetime * 0.75
+    records = [await fresh(store) for store in (one, two) * 10]
+    assert world.provider.stats().requests == refreshed + 1
+
+    grant = world.provider.new_grant("u2")
+    tokens = grant["access_token"], grant["refresh_token"]
+    await one.store_tokens("github", "u2", *tokens, world.at(lifetime))
+    for store in (one, two) * 10:
+        assert pair(await fresh(store, "u2")) == tokens
+    assert "u2" not in world.provider.stats().refreshes_by_user
+    world.ahead += lifetime / 2 + 1
+    assert pair(await fresh(one, "u2")) != tokens
+
+
+@on_memory
+async def test_refresh_due_knows_short_lived_tokens(world: World) -> None:
+    """A token of a minute is not due as soon as it is issued."""
+    store = await world.store(refreshers={"github": Script()})
+    await store.store_tokens("github", "u1", *OLD, world.at(60))
+    assert await due(store, within=0) == []
+    assert await due(store, within=20) == []
+    world.ahead += 31
+    assert [result.outcome for result in await due(store, within=0)] == ["refreshed"]
 
 
 @on_memory
@@ -167,14 +208,14 @@ def test_the_margin_of_a_row_has_bounds(
     settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=margin, timeout=20)
     found = _validity(settings, _row(user, generation, remaining_us), lifetime)
     remaining = remaining_us / 1e6
-    widest = max(margin - 60, 0)
-    if lifetime is not None:
-        widest = min(widest, max(lifetime - 60, 0) / 4)
-    if remaining <= 60:
+    life = remaining if lifetime is None else lifetime  # the row was written when it was read
+    skew = min(60, life / 2)
+    widest = min(max(margin - skew, 0), (life - skew) / 4)
+    if remaining <= skew:
         assert found is (Validity.SHORT if remaining else Validity.EXPIRED)
-    elif remaining > 60 + widest + 1e-5:
+    elif remaining > skew + widest + 1e-5:
         assert found is Validity.FRESH
-    elif remaining < 60 + widest / 2 - 1e-5:
+    elif remaining < skew + widest / 2 - 1e-5:
         assert found is Validity.DUE
 
 
@@ -186,5 +227,5 @@ def test_margins_are_spread(keyring: Keyring) -> None:
         "generations": [_row("u1", n, 240_000_000) for n in range(400)],
     }
     for name, some in rows.items():
-        due = sum(_validity(settings, row, None) is Validity.DUE for row in some)
-        assert 150 < due < 250, name
+        count = sum(_validity(settings, row, HOUR) is Validity.DUE for row in some)
+        assert 150 < count < 250, name

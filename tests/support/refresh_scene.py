@@ -79,11 +79,12 @@ class Scene:
         return self.recorder.provider
 
     async def log_in(self, expires_in: float = EXPIRED) -> TokenRecord:
-        """Store the grant of a new user with an access token that expires in so many seconds."""
+        """Store the grant of a new user with an access token, issued for an hour, that expires in so many seconds."""
         user = f"u{next(self._users)}"
         grant = self.provider.new_grant(user)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_in)
-        await self.direct.store_tokens("github", user, grant["access_token"], grant["refresh_token"], expires_at)
+        tokens, hour = (grant["access_token"], grant["refresh_token"]), {"expires_in": 3600}
+        await self.direct.store_tokens("github", user, *tokens, expires_at, extra=hour)
         return await load(self.direct, user)
 
     async def open(self, old: TokenRecord, url: str = "", **options: Any) -> AuthTokenStore:

@@ -97,14 +97,15 @@ class World:
         return await self.store(interceptor, **refreshers, **options), interceptor
 
     async def log_in(self, store: AuthTokenStore, user: str = "u1", *, expires_in: float = -1.0) -> TokenRecord:
-        """Store a new grant of the provider with an access token that expires in so many seconds."""
+        """Store a new grant with an access token, issued for an hour, that expires in so many seconds."""
         grant = self.provider.new_grant(user)
-        await store.store_tokens("github", user, grant["access_token"], grant["refresh_token"], self.at(expires_in))
+        tokens, hour = (grant["access_token"], grant["refresh_token"]), {"expires_in": 3600}
+        await store.store_tokens("github", user, *tokens, self.at(expires_in), extra=hour)
         return await self.stored(user)
 
     async def expired(self, store: AuthTokenStore, user: str = "u1", *, expires_in: float = -1.0) -> TokenRecord:
-        """Store tokens that the provider does not know, with an access token that expires in so many seconds."""
-        await store.store_tokens("github", user, *OLD, self.at(expires_in), extra={"scope": "read"})
+        """Store tokens that the provider does not know. The access token, issued for an hour, expires in so many seconds."""
+        await store.store_tokens("github", user, *OLD, self.at(expires_in), extra={"scope": "read", "expires_in": 3600})
         return await self.stored(user)
 
     async def stored(self, user: str = "u1") -> TokenRecord:

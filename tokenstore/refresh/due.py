@@ -13,7 +13,7 @@ from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.rows import new_holder
-from tokenstore.refresh.settings import Settings, validity
+from tokenstore.refresh.settings import Settings, lifetime_when_stored, skew_of, validity
 from tokenstore.refresh.steps import Goal, Outcome, Read, Validity
 from tokenstore.results import RefreshOutcome, RefreshResult
 
@@ -81,9 +81,10 @@ async def _due_keys(
         async for row in rows:
             if isinstance(row, RefusedRow):
                 yield row
-            elif (
-                row.has_refresh_token and validity(row.access_token_expires_at, row.as_of, within) is not Validity.FRESH
-            ):
+                continue
+            expires_at = row.access_token_expires_at
+            skew = skew_of(lifetime_when_stored(expires_at, row.updated_at))
+            if row.has_refresh_token and validity(expires_at, row.as_of, within, skew) is not Validity.FRESH:
                 yield row.key
 
 

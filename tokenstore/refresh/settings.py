@@ -13,7 +13,7 @@ from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
 from tokenstore.sealing import open_record
 
-__all__ = ["Settings", "validity"]
+__all__ = ["Settings", "lifetime_when_stored", "skew_of", "validity"]
 
 _US = 1_000_000
 
@@ -56,16 +56,18 @@ class Settings:
 
         Args:
             row: The row.
-            lifetime: The lifetime of its access token when it was issued, in seconds, or None if unknown.
+            lifetime: The stated lifetime of its access token, in seconds. None: it counts from the write of the row.
             margin: How long before its expiry the token is due, in seconds. Default: the row's part of ``margin``.
         """
         tokens = row.tokens
+        if lifetime is None:
+            lifetime = lifetime_when_stored(tokens.access_token_expires_at, row.updated_at)
         if margin is None:
             margin = self._margin_of(row, lifetime)
         refresh_expires_at = tokens.refresh_token_expires_at
         return View(
             generation=row.generation,
-            validity=validity(tokens.access_token_expires_at, row.as_of, margin),
+            validity=validity(tokens.access_token_expires_at, row.as_of, margin, skew_of(lifetime)),
             refreshable=tokens.refresh_token is not None
             and (refresh_expires_at is None or refresh_expires_at > row.as_of),
             lease_holder=row.lease_holder if is_leased(row) else None,
@@ -80,30 +82,48 @@ class Settings:
         """
         return self.view(row, lifetime_of(open_record(self.keyring, row.key, row)), margin)
 
-    def _margin_of(self, row: SealedRecord, lifetime: float | None) -> float:
+    def _margin_of(self, row: SealedRecord, lifetime: float) -> float:
         """The refresh margin of one generation of a row, in seconds before its access token expires.
 
         It differs between rows, so that tokens that were issued together are not refreshed together. It is at most the
         last quarter of the token's usable life; otherwise a short-lived token would be due as soon as it is issued.
         """
-        margin = self.margin
-        if lifetime is not None:
-            margin = min(margin, CLOCK_SKEW + max(lifetime - CLOCK_SKEW, 0.0) / 4)
+        skew = skew_of(lifetime)
+        margin = min(self.margin, skew + (lifetime - skew) / 4)
         spread = zlib.crc32(f"{row.key.provider}\0{row.key.user_id}\0{row.generation}".encode()) / 2**32
-        return CLOCK_SKEW + max(margin - CLOCK_SKEW, 0.0) * (0.5 + spread / 2)
+        return skew + max(margin - skew, 0.0) * (0.5 + spread / 2)
 
 
-def validity(expires_at: int | None, now: int, margin: float) -> Validity:
+def lifetime_when_stored(expires_at: int | None, updated_at: int) -> float:
+    """How long an access token had to live when its row was written, in seconds.
+
+    Args:
+        expires_at: Microseconds since the epoch, or None for "never".
+        updated_at: Microseconds since the epoch.
+    """
+    return float("inf") if expires_at is None else max((expires_at - updated_at) / _US, 0.0)
+
+
+def skew_of(lifetime: float) -> float:
+    """How long before its expiry an access token of this lifetime counts as expired, both in seconds.
+
+    The clock skew, or half of a shorter life: otherwise a token of a minute would be refreshed by every load.
+    """
+    return min(CLOCK_SKEW, lifetime / 2)
+
+
+def validity(expires_at: int | None, now: int, margin: float, skew: float) -> Validity:
     """How long an access token remains valid.
 
     Args:
         expires_at: Microseconds since the epoch, or None for "never".
         now: Microseconds since the epoch.
         margin: How long before its expiry the token is due, in seconds.
+        skew: How long before its expiry it counts as expired, in seconds.
     """
     remaining = float("inf") if expires_at is None else (expires_at - now) / _US
     if remaining <= 0:
         return Validity.EXPIRED
-    if remaining <= CLOCK_SKEW:
+    if remaining <= skew:
         return Validity.SHORT
     return Validity.DUE if remaining <= margin else Validity.FRESH
