@@ -76,7 +76,8 @@ class Failure:
     """Why the last refresh of this generation failed.
 
     Attributes:
-        code: The OAuth error code (RFC 6749 section 5.2) or another short name; at most 64 ASCII characters.
+        code: The OAuth error code (RFC 6749 section 5.2) or another short name; at most 64 ASCII characters. After
+            ``refused/`` it is one for which the provider refuses the client.
         retry_in: Seconds until a refresh may be tried again, by the database's clock. None: no refresh is tried until
             new tokens are stored.
     """

@@ -35,35 +35,50 @@ async def test_a_dead_refresh_token_is_tried_once(world: World) -> None:
 
 @on_memory
 @pytest.mark.parametrize(
-    ("error", "elsewhere"),
+    "error",
     [
-        (ProviderUnavailableError("x", retry_after=100), ProviderUnavailableError),
-        (ProviderRefusedError("x", code="invalid_client", retry_after=100), ProviderRefusedError),
-        (ProviderRefusedError("x", code="unauthorized_client", retry_after=100), ProviderRefusedError),
-        (ProviderRefusedError("x", code="app_suspended", retry_after=100), ProviderUnavailableError),
+        ProviderUnavailableError("x", retry_after=100),
+        ProviderUnavailableError("x", code="invalid_client", retry_after=100),
+        ProviderRefusedError("x", code="invalid_client", retry_after=100),
+        ProviderRefusedError("x", code="incorrect_client_credentials", retry_after=100),
+        ProviderRefusedError("x", code="a" * 56, retry_after=100),
     ],
-    ids=["unavailable", "invalid_client", "unauthorized_client", "a code of its own"],
+    ids=["unavailable", "an outage with a code of a refusal", "invalid_client", "a code of its own", "a long code"],
 )
 async def test_a_failure_holds_for_as_long_as_was_asked(
-    world: World, error: Exception, elsewhere: type[RefreshError]
+    world: World, error: ProviderUnavailableError | ProviderRefusedError
 ) -> None:
-    """No call before, in neither store; one after. The codes of RFC 6749 keep their class in the other store, too."""
+    """No call before, in neither store; one after. Every caller gets the same kind of error with the same code."""
     script = Script(error, NEW)
     one, two = (await world.store(refreshers={"github": script}), await world.store(refreshers={"github": script}))
     await world.expired(one)
     for passed in (0, 50, 99):
         world.ahead += passed - world.ahead
-        for store, expected in ((one, type(error) if passed == 0 else elsewhere), (two, elsewhere)):
+        for store in (one, two):
             with pytest.raises(RefreshError) as caught:
                 await fresh(store)
             assert isinstance(caught.value, ProviderUnavailableError | ProviderRefusedError)
-            assert type(caught.value) is expected
+            assert type(caught.value) is type(error)
             assert caught.value.retry_after == pytest.approx(100 - passed, abs=1)
-            assert caught.value.code == getattr(error, "code", None)
+            assert caught.value.code == error.code
     assert script.calls == 1
     world.ahead += 2
     assert pair(await fresh(two)) == NEW_PAIR
     assert script.calls == 2
+
+
+@on_every_row
+async def test_a_refusal_stays_one_for_later_callers(world: World) -> None:
+    """The kind of the failure is stored with it, on every backend. A code that is too long for it is not shown."""
+    for user, code in (("u1", "incorrect_client_credentials"), ("u2", "a" * 57)):
+        script = Script(ProviderRefusedError("x", code=code, retry_after=100))
+        one, two = (await world.store(refreshers={"github": script}), await world.store(refreshers={"github": script}))
+        await world.expired(one, user)
+        for store in (one, two):
+            with pytest.raises(ProviderRefusedError, match="refuses this client") as caught:
+                await fresh(store, user)
+            assert caught.value.code == (code if len(code) < 57 else "unreadable_code")
+        assert script.calls == 1
 
 
 @on_memory

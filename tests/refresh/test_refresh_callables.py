@@ -99,7 +99,7 @@ async def test_what_a_callable_raises(world: World, raised: Exception, expected:
         assert f"{type(raised).__name__} at support.refreshers:" in str(error)
         assert "'u1'" in str(error)
     assert script.calls == 1
-    await assert_untouched(world, code)
+    await assert_untouched(world, f"refused/{code}" if expected is ProviderRefusedError else code)
 
 
 def _chained(token: str) -> Exception:

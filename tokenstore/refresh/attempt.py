@@ -413,10 +413,10 @@ class Attempt:
         if end.failure is not None:
             failure = end.failure
             met = self._refresher_failure if self.settled else None
-            raised, refused = (None, False) if met is None else (met.raised, met.refused)
-            error = error_for(self.key, failure, raised, refused=refused)
+            raised = None if met is None else met.raised
+            error = error_for(self.key, failure, raised)
             self.report.outcome, self.report.code = OUTCOME_OF_ERROR[type(error)], error.code
-            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, raised, refused=refused))
+            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, raised))
         row = None if self._seen is None else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)

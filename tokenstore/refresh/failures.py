@@ -28,7 +28,7 @@ from tokenstore.errors import (
 )
 from tokenstore.escaping import escaped
 from tokenstore.records import Failure, TokenKey, TokenRecord
-from tokenstore.refresh.error_codes import REFUSALS, error_for_codes, exceptions_codes
+from tokenstore.refresh.error_codes import error_for_codes, exceptions_codes
 from tokenstore.tracebacks import described, is_own, module_of
 
 __all__ = [
@@ -45,7 +45,10 @@ __all__ = [
 _RETRY_UNAVAILABLE, _RETRY_REFUSED = 5.0, 60.0
 # A provider's retry time is cut to this, in seconds.
 _LONGEST_RETRY = 3600.0
-_CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
+# Marks the stored code of a refusal, so that later callers get the same kind of error. No code has a slash.
+_REFUSED: Final = "refused/"
+_CODE: Final = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
+_LONGEST_CODE: Final = 64
 # Of exceptions without a code of their own.
 _CODE_OF_TYPE: Final[Mapping[type[BaseException], str]] = {
     TimeoutError: "timeout",
@@ -71,12 +74,10 @@ class RefresherFailure:
     Attributes:
         failure: What is stored with the row.
         raised: The exception's type and place, for the message of this process's callers.
-        refused: Whether the provider refuses this client. Callers in other processes only have the failure's code.
     """
 
     failure: Failure
     raised: str | None = None
-    refused: bool = False
 
 
 def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> RefresherFailure:
@@ -97,29 +98,30 @@ def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> 
         return RefresherFailure(Failure(_code_of(error, record), retry_in), raised)
     if isinstance(error, ProviderRefusedError):
         retry_in = _retry_in(error.retry_after, _RETRY_REFUSED)
-        return RefresherFailure(Failure(_code_of(error, record), retry_in), raised, refused=True)
+        code = _code_of(error, record, limit=_LONGEST_CODE - len(_REFUSED))
+        return RefresherFailure(Failure(_REFUSED + code, retry_in), raised)
     code = _CODE_OF_TYPE.get(type(error), "refresh_failed")
     return RefresherFailure(Failure(code, _retry_in(None, _RETRY_UNAVAILABLE)), raised)
 
 
-def error_for(key: TokenKey, failure: Failure, raised: str | None = None, *, refused: bool = False) -> RefreshError:
+def error_for(key: TokenKey, failure: Failure, raised: str | None = None) -> RefreshError:
     """The error that callers get for a failure.
 
     Args:
         key: The row.
         failure: The failure, from this process's refresher or as it was read from the row.
         raised: The type and place of the refresher's exception, if it was raised in this process.
-        refused: Whether this process's refresher raised ``ProviderRefusedError``.
     """
+    refused = failure.code.startswith(_REFUSED)
     # Escaped, because the row may have been changed outside the store.
-    code, retry_in = escaped(failure.code), failure.retry_in
+    code, retry_in = escaped(failure.code.removeprefix(_REFUSED)), failure.retry_in
     origin = "" if raised is None else f"; the refresher raised {raised}"
     error: RefreshError
     if retry_in is None:
         error = ReauthorizationRequiredError(
             f"{key}: there is no usable refresh token ({code}); the user has to log in again{origin}", code=code
         )
-    elif code in REFUSALS or refused:
+    elif refused:
         error = ProviderRefusedError(
             f"{key}: the provider refuses this client ({code}): check its registration; "
             f"the provider is not called again for {retry_in:.0f} s{origin}",
@@ -197,10 +199,10 @@ def _has_token(text: str, record: TokenRecord) -> bool:
     return any(form in text for token in tokens for form in (token, repr(token)[1:-1], quote(token, safe="")))
 
 
-def _code_of(error: RefreshError, record: TokenRecord) -> str:
+def _code_of(error: RefreshError, record: TokenRecord, limit: int = _LONGEST_CODE) -> str:
     """The error's code, if it is fit for a column, a message and a log."""
     code: object = error.code
-    if _has_token(str(code), record) or not isinstance(code, str) or not _CODE.fullmatch(code):
+    if _has_token(str(code), record) or not isinstance(code, str) or not _CODE.fullmatch(code) or len(code) > limit:
         return _UNREADABLE_CODE
     return str(code)
 
