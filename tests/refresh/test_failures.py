@@ -10,7 +10,7 @@ from support.refresh_world import World, on_every_row, on_memory
 from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
 from support.store_calls import fresh, many
 from tokenstore import ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError, RefreshError
-from tokenstore.records import Failure, TokenKey
+from tokenstore.records import TokenKey
 
 KEY = TokenKey("github", "u1")
 
@@ -128,17 +128,3 @@ async def test_without_a_good_refresh_token_nobody_is_called(world: World, kind:
             await fresh(store, force=force)
         assert caught.value.code == "no_refresh_token"
     assert script.calls == 0
-
-
-@on_memory
-async def test_a_code_that_was_written_into_the_table_is_escaped(world: World) -> None:
-    """Control characters in it reach no terminal and no log."""
-    store, meddler = await world.meddled(Script())
-    old = await world.expired(store)
-    assert await meddler.claim_lease(KEY, generation=old["generation"], holder="mallory", duration=60)
-    failure = Failure("\x1b[2J\nERROR forged", None)
-    assert await meddler.release_lease(KEY, generation=old["generation"], holder="mallory", failure=failure)
-    with pytest.raises(ReauthorizationRequiredError) as caught:
-        await fresh(store)
-    assert str(caught.value).isprintable()
-    assert caught.value.code.isprintable()

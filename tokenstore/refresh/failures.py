@@ -26,7 +26,6 @@ from tokenstore.errors import (
     TokenStoreError,
     UnsupportedOperationError,
 )
-from tokenstore.escaping import escaped
 from tokenstore.records import Failure, TokenKey, TokenRecord
 from tokenstore.refresh.error_codes import error_for_codes, exceptions_codes
 from tokenstore.tracebacks import described, is_own, module_of
@@ -113,8 +112,7 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None) -> Ref
         raised: The type and place of the refresher's exception, if it was raised in this process.
     """
     refused = failure.code.startswith(_REFUSED)
-    # Escaped, because the row may have been changed outside the store.
-    code, retry_in = escaped(failure.code.removeprefix(_REFUSED)), failure.retry_in
+    code, retry_in = failure.code.removeprefix(_REFUSED), failure.retry_in
     origin = "" if raised is None else f"; the refresher raised {raised}"
     error: RefreshError
     if retry_in is None:
