@@ -9,7 +9,7 @@ from tokenstore.errors import TokenStoreError
 
 __all__ = ["ProviderCallFailure", "RefreshOutcome", "RefreshResult"]
 
-RefreshOutcome = Literal["refreshed", "not_due", "busy", "gone", "failed"]
+RefreshOutcome = Literal["refreshed", "not_due", "busy", "gone", "dead", "deferred", "failed"]
 """What happened to a row that ``refresh_due`` found."""
 
 
@@ -21,8 +21,10 @@ class RefreshResult:
         provider: The row's provider.
         user_id: The row's user.
         outcome: ``refreshed``; ``not_due`` (another process had refreshed the row already); ``busy`` (another process
-            is refreshing it); ``gone`` (the row was deleted); ``failed``.
-        error: Why the refresh failed, or None.
+            is refreshing it); ``gone`` (the row was deleted); ``dead`` (the row has no usable refresh token, and no
+            call was needed to know it: the user has to log in again); ``deferred`` (an earlier call failed, and the
+            provider is not called again before the row's retry time); ``failed`` (a new failure).
+        error: With ``dead``, ``deferred`` and ``failed``: what ``load_fresh_tokens`` would raise. Else None.
     """
 
     provider: str

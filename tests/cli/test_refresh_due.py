@@ -12,9 +12,11 @@ from support.command_line import ACCESS, NESTED, REFRESH, cli, load, on_store, s
 from tokenstore.store import AuthTokenStore
 
 REFRESHERS = f"""
-from tokenstore import ProviderUnavailableError
+from tokenstore import ProviderUnavailableError, ReauthorizationRequiredError
 
 async def refresh(record):
+    if record["user_id"] == "u-revoked":
+        raise ReauthorizationRequiredError("revoked")
     if record["user_id"] == "u-unlucky":
         raise ProviderUnavailableError("down", retry_after=60)
     return {{"access_token": "{ACCESS}", "refresh_token": "{REFRESH}", "expires_in": 3600}}
@@ -22,6 +24,7 @@ async def refresh(record):
 refreshers = {{"github": refresh}}
 secret = "{NESTED}"
 broken = None
+empty = {{}}
 """
 
 
@@ -48,9 +51,12 @@ def due(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_refresh_due_refreshes_what_expires_soon(due: str) -> None:
     """What has a refresher and a refresh token and expires in time, once; nothing else."""
     done = cli("refresh-due", "--within", "10m", "--refreshers", "my_refreshers:refreshers", url=due)
-    assert (done.code, done.out, done.err) == (0, "3 refreshed\n", "")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "3 refreshed, 1 of gitlab, which has no refresher\n"
     again = cli("refresh-due", "--within", "600", "--refreshers", "my_refreshers:refreshers", url=due)
-    assert (again.code, again.out) == (0, "nothing due\n")
+    assert (again.code, again.out) == (0, "1 of gitlab, which has no refresher\n")
+    other = cli("refresh-due", "--provider", "github", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (other.code, other.out) == (0, "nothing due\n")
     for user, expected in (("u0", ACCESS), ("u-later", "old"), ("u-none", "old")):
         record = load(due, user=user)
         assert record is not None
@@ -66,13 +72,40 @@ def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due:
     done = cli("refresh-due", "--json", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
     assert done.code == 5
     outcomes = {row["user_id"]: row["outcome"] for row in done.rows}
-    assert outcomes == {"u0": "refreshed", "u1": "refreshed", "u2": "refreshed", "u-unlucky": "failed"}
+    assert outcomes == {
+        **dict.fromkeys(("u0", "u1", "u2"), "refreshed"),
+        "u-unlucky": "failed",
+        "u-other": "no_refresher",
+    }
     [error] = [row["error"] for row in done.rows if row["error"] is not None]
     assert error.startswith("provider 'github', user 'u-unlucky': the provider was unreachable")
-    plain = cli("refresh-due", url=due, TOKENSTORE_REFRESHERS="my_refreshers:refreshers")
-    assert (plain.code, plain.out) == (5, "1 failed\n")
-    assert plain.err.startswith("error: provider 'github', user 'u-unlucky'")
-    shows_no_secret(done, plain)
+    shows_no_secret(done)
+
+
+def test_a_failure_that_is_known_does_not_fail_the_command_again(due: str) -> None:
+    """Neither a dead grant nor an outage whose retry time is still to come: both are counted, and not called again."""
+
+    async def fill(store: AuthTokenStore) -> None:
+        for user in ("u-unlucky", "u-revoked"):
+            await store.store_tokens("github", user, "old", "ghr", datetime.now(UTC))
+
+    on_store(due, fill)
+    options = {"url": due, "TOKENSTORE_REFRESHERS": "my_refreshers:refreshers"}
+    first = cli("refresh-due", "--provider", "github", **options)
+    assert (first.code, first.out) == (5, "2 failed, 3 refreshed\n")
+    assert sorted(line.split(": ")[1] for line in first.err.splitlines()) == [
+        "provider 'github', user 'u-revoked'",
+        "provider 'github', user 'u-unlucky'",
+    ]
+    again = cli("refresh-due", "--provider", "github", **options)
+    assert (again.code, again.err) == (0, "")
+    assert again.out == (
+        "1 without a usable refresh token, so the user has to log in again, 1 deferred after an earlier failure\n"
+    )
+    told = {row["user_id"]: row for row in cli("refresh-due", "--provider", "github", "--json", **options).rows}
+    assert {user: row["outcome"] for user, row in told.items()} == {"u-revoked": "dead", "u-unlucky": "deferred"}
+    assert "the user has to log in again" in told["u-revoked"]["error"]
+    shows_no_secret(first, again)
 
 
 def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp_path: Path) -> None:
@@ -91,6 +124,7 @@ def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp
         (["--refreshers", "nowhere:refreshers"], "nowhere:refreshers cannot be imported (ModuleNotFoundError)"),
         (["--refreshers", "my_refreshers:absent"], "my_refreshers:absent cannot be imported (AttributeError)"),
         (["--refreshers", "my_refreshers:secret"], "my_refreshers:secret must be a mapping"),
+        (["--refreshers", "my_refreshers:empty"], "my_refreshers:empty has no refreshers"),
         (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "no refresher for provider 'gitlab'"),
     ],
 )

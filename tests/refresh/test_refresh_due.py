@@ -99,11 +99,22 @@ async def test_refresh_due_tells_of_failures(world: World) -> None:
     interceptor.before["claim_lease"] = failing(error=BackendError("no space"))
     await world.expired(store, "a")
     results = {result.user_id: result for result in await due(store, within=60)}
-    assert {user: type(result.error) for user, result in results.items()} == {
-        "a": BackendError,
-        "b": ReauthorizationRequiredError,
-        "c": ProviderUnavailableError,
+    assert {user: (result.outcome, type(result.error)) for user, result in results.items()} == {
+        "a": ("failed", BackendError),
+        "b": ("dead", ReauthorizationRequiredError),
+        "c": ("deferred", ProviderUnavailableError),
     }
+
+
+@on_memory
+async def test_refresh_due_tells_an_expired_refresh_token_from_a_failure(world: World) -> None:
+    """Nothing was tried: the row itself shows that the user has to log in again."""
+    script = Script()
+    store = await world.store(refreshers={"github": script})
+    await store.store_tokens("github", "u1", *OLD, world.at(-2), world.at(-1))
+    [result] = await due(store, within=60)
+    assert (result.outcome, type(result.error)) == ("dead", ReauthorizationRequiredError)
+    assert script.calls == 0
 
 
 @on_memory

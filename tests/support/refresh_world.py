@@ -104,7 +104,7 @@ class World:
         return await self.stored(user)
 
     async def expired(self, store: AuthTokenStore, user: str = "u1", *, expires_in: float = -1.0) -> TokenRecord:
-        """Store tokens that the provider does not know. The access token, one of an hour, expires in so many seconds."""
+        """Store tokens unknown to the provider. The access token, one of an hour, expires in this many seconds."""
         await store.store_tokens("github", user, *OLD, self.at(expires_in), extra={"scope": "read", "expires_in": 3600})
         return await self.stored(user)
 

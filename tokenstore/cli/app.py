@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokenstore.cli.demo.command import demo
-from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, USAGE, exit_code_of
+from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INPUT_OUTPUT, INTERRUPTED, USAGE, exit_code_of
 from tokenstore.cli.options import CommonOptions, JsonOption, UrlOption
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
@@ -34,6 +34,7 @@ class _CommandGroup(TyperGroup):
         try:
             # Not in "standalone mode", which would print the wrong argument. That may be a URL with its password.
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
         except _UsageError as error:
             format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
             print_error(re.sub(r"\S*(://|@)\S*", "***", format_message()))
@@ -43,6 +44,10 @@ class _CommandGroup(TyperGroup):
         except typer.Abort:
             print_error("aborted", prefix="\n")
             code = INTERRUPTED
+        except OSError as error:
+            _abandon_output()
+            print_error(f"input or output failed: {error.strerror or type(error).__name__}")
+            code = INPUT_OUTPUT
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -54,9 +59,13 @@ class _CommandGroup(TyperGroup):
             print_error(str(error))
             raise typer.Exit(exit_code_of(error)) from None
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, and would print an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _abandon_output()
             raise typer.Exit(BROKEN_PIPE) from None
+
+
+def _abandon_output() -> None:
+    """Drop what is not written yet: Python writes it once more at exit, and would print an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

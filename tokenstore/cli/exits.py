@@ -10,6 +10,7 @@ __all__ = [
     "BROKEN_PIPE",
     "DATABASE",
     "EXIT_CODES",
+    "INPUT_OUTPUT",
     "INTERRUPTED",
     "NOT_FOUND",
     "PROVIDER_FAILED",
@@ -18,10 +19,12 @@ __all__ = [
     "exit_code_of",
 ]
 
-NOT_FOUND, USAGE, DATABASE, SEALING, PROVIDER_FAILED, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 5, 130, 141
+NOT_FOUND, USAGE, DATABASE, SEALING, PROVIDER_FAILED, INPUT_OUTPUT = range(1, 7)
+INTERRUPTED, BROKEN_PIPE = 130, 141
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 no such row, or declined; 2 usage or configuration; 3 the database refused or cannot be "
-    "reached; 4 a stored value does not open; 5 a provider failed; 130 interrupted; 141 output pipe closed."
+    "reached; 4 a stored value does not open; 5 a refresh failed in this run; 6 input or output failed; "
+    "130 interrupted; 141 output pipe closed."
 )
 """The last paragraph of ``tokenstore --help``."""
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from tokenstore.cli.exits import PROVIDER_FAILED
 from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import print_error, print_json, print_line, progress
 from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.records import TokenKey
 from tokenstore.store import AuthTokenStore
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["refresh_due"]
 
 _REFRESHERS_VARIABLE: Final = "TOKENSTORE_REFRESHERS"
+_WORDS: Final[Mapping[str, str]] = {
+    "not_due": "refreshed by other processes",
+    "busy": "left to other processes",
+    "gone": "deleted",
+    "dead": "without a usable refresh token, so the user has to log in again",
+    "deferred": "deferred after an earlier failure",
+}
 
 
 def refresh_due(
@@ -47,49 +55,58 @@ def refresh_due(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Refresh tokens that expire soon. Several machines may run this at once: one of them refreshes each row."""
+    """Refresh tokens that expire soon. Several machines may run this at once: one of them refreshes each row.
+
+    Exit code 5 means that a refresh failed in this run. Rows whose failure was known before are counted, and do not
+    fail the command again; so are due rows of a provider without a refresher.
+    """
     options = common_options(ctx, url, as_json)
     seconds = _seconds(within)
     mapping = _import_refreshers(refreshers or os.environ.get(_REFRESHERS_VARIABLE))
 
+    strangers: Counter[str] = Counter()
+
     async def run() -> Counter[str]:
         outcomes: Counter[str] = Counter()
+        due = 0
         async with open_from_options(options, needs_keys=True, refreshers=mapping) as store:
-            with progress(await _count_due(store, mapping, provider, seconds)) as advance:
+            async for key in _due(store, provider, seconds):
+                if key.provider in mapping:
+                    due += 1
+                    continue
+                strangers[key.provider] += 1
+                if options.as_json:
+                    _print_result(*key, "no_refresher", None)
+            with progress(due) as advance:
                 async for result in store.refresh_due(within=seconds, provider=provider, concurrency=concurrency):
                     outcomes[result.outcome] += 1
                     advance()
                     if options.as_json:
                         error = None if result.error is None else str(result.error)
-                        key = {"provider": result.provider, "user_id": result.user_id}
-                        print_json({**key, "outcome": result.outcome, "error": error})
-                    elif result.error is not None:
+                        _print_result(result.provider, result.user_id, result.outcome, error)
+                    elif result.outcome == "failed":
                         print_error(str(result.error))
         return outcomes
 
     outcomes = run_async(run())
     if not options.as_json:
-        words = {"not_due": "refreshed by other processes", "busy": "left to other processes", "gone": "deleted"}
-        counts = [f"{count} {words.get(name, name)}" for name, count in sorted(outcomes.items())]
+        counts = [f"{count} {_WORDS.get(name, name)}" for name, count in sorted(outcomes.items())]
+        counts += [f"{count} of {escaped(name)}, which has no refresher" for name, count in sorted(strangers.items())]
         print_line(", ".join(counts) or "nothing due")
     raise typer.Exit(PROVIDER_FAILED if outcomes["failed"] else 0)
 
 
-async def _count_due(
-    store: AuthTokenStore, refreshers: Mapping[str, Refresh], provider: str | None, seconds: float
-) -> int:
-    """About how many rows are due, for the progress bar. The store decides on each row itself."""
+async def _due(store: AuthTokenStore, provider: str | None, seconds: float) -> AsyncIterator[TokenKey]:
+    """The rows that seem due, to count them. The store decides on each row itself."""
     horizon = datetime.now(UTC) + timedelta(seconds=seconds)
-    due = 0
     async for entry in store.list_tokens(provider=provider):
         expires_at = entry["access_token_expires_at"]
-        due += (
-            entry["has_refresh_token"]
-            and entry["provider"] in refreshers
-            and expires_at is not None
-            and expires_at <= horizon
-        )
-    return due
+        if entry["has_refresh_token"] and expires_at is not None and expires_at <= horizon:
+            yield TokenKey(entry["provider"], entry["user_id"])
+
+
+def _print_result(provider: str, user_id: str, outcome: str, error: str | None) -> None:
+    print_json({"provider": provider, "user_id": user_id, "outcome": outcome, "error": error})
 
 
 def _seconds(text: str) -> float:
@@ -114,4 +131,6 @@ def _import_refreshers(target: str | None) -> Mapping[str, Refresh]:
         raise ConfigurationError(f"{target} cannot be imported ({failure}); try: python -c 'import {module}'")
     if not isinstance(found, Mapping) or not all(isinstance(key, str) and callable(found[key]) for key in found):
         raise ConfigurationError(f"{target} must be a mapping from providers' names to callables")
+    if not found:
+        raise ConfigurationError(f"{target} has no refreshers: it is an empty mapping")
     return found

@@ -66,11 +66,19 @@ Refresh = Callable[[RefreshableRecord], Awaitable[Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """How a refresh ended. Each caller opens the row, or creates the error, for itself: callers share no object."""
+    """How a refresh ended. Each caller opens the row, or creates the error, for itself: callers share no object.
+
+    Attributes:
+        outcome: How it ended.
+        row: The row at its end, if it did not fail.
+        error: Creates the error of a refresh that failed.
+        known: A failure that the row had already: if it failed, then without a call of the provider.
+    """
 
     outcome: Outcome
     row: SealedRecord | None = None
     error: Callable[[], BaseException] | None = None
+    known: Failure | None = None
 
 
 class Attempt:
@@ -416,7 +424,11 @@ class Attempt:
             raised = None if met is None else met.raised
             error = error_for(self.key, failure, raised)
             self.report.outcome, self.report.code = OUTCOME_OF_ERROR[type(error)], error.code
-            return AttemptResult(end.outcome, error=lambda: error_for(self.key, failure, raised))
+            return AttemptResult(
+                end.outcome,
+                error=lambda: error_for(self.key, failure, raised),
+                known=None if self.settled else failure,
+            )
         row = None if self._seen is None else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)

@@ -89,10 +89,13 @@ async def _due_keys(
 
 
 async def _result_of(attempt: Attempt, join: Join) -> RefreshResult:
+    failed: RefreshOutcome = "failed"
     try:
         result = await join(attempt)
+        if result.known is not None:
+            failed = "dead" if result.known.retry_in is None else "deferred"
         if result.error is not None:
             raise result.error()
     except TokenStoreError as error:
-        return RefreshResult(*attempt.key, "failed", error)
+        return RefreshResult(*attempt.key, failed, error)
     return RefreshResult(*attempt.key, _PUBLIC_OUTCOMES[result.outcome])
