@@ -79,7 +79,10 @@ class MySQLErrors(ErrorTable):
             "the user may not use this database: check the database's name in the database's URL, or grant the user "
             "its rights there"
         ),
-        "1049": "there is no such database: check the database's name in the database's URL, or create it",
+        "1049": (
+            "there is no such database: check the database's name in the database's URL and the option `schema`, or "
+            "create it"
+        ),
     }
 
     def code(self, error: BaseException) -> str | None:

@@ -39,7 +39,6 @@ class PostgresErrors(ErrorTable):
     )
     classes: ClassVar[Mapping[str, type[BackendError]]] = {
         "42P01": TableMissingError,
-        "3F000": TableMissingError,
         "55P03": LockTimeoutError,
         "57014": LockTimeoutError,  # statement_timeout, if an administrator set one shorter than lock_timeout
         "40": ConflictError,
@@ -57,6 +56,10 @@ class PostgresErrors(ErrorTable):
         "28000": (
             "the server does not let this user in: check the user name and the database's name in the database's URL, "
             "the role's right to log in, and the server's pg_hba.conf"
+        ),
+        "3F000": (
+            "no schema of the search_path exists, in which the table could be created: set the role's search_path, or "
+            "the option `schema`"
         ),
         "3D000": "there is no such database: check the database's name in the database's URL, or create it",
     }
