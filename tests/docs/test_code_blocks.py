@@ -133,7 +133,7 @@ def test_the_alembic_migration_creates_the_table(row: Row, tmp_path: Path) -> No
     """Autogenerate adds the table, finds no difference afterwards, and the store can use the table."""
     with new_database(row, tmp_path) as (url, synchronous):
         reader = Reader(tmp_path, {"TOKENSTORE_URL": url, "DATABASE_URL": synchronous})
-        [own_urls, *rest] = of_kind(SCHEMA, "console", "python file=")
+        [_, own_urls, *rest] = of_kind(SCHEMA, "console", "python file=")
         assert own_urls.text.startswith("export DATABASE_URL=sqlite:///")
         if row.mark == "sqlite":
             reader.run(own_urls)
