@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,6 +66,14 @@ def test_refresh_due_refreshes_what_expires_soon(due: str) -> None:
     shows_no_secret(done, again)
 
 
+def test_an_altered_row_does_not_keep_refresh_due_from_the_others(due: str) -> None:
+    with closing(sqlite3.connect(due.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("UPDATE oauth_tokens SET access_token_expires_at = 9223372036854775807 WHERE user_id = 'u1'")
+    done = cli("refresh-due", "--within", "10m", "--refreshers", "my_refreshers:refreshers", url=due)
+    assert (done.code, done.out) == (5, "1 failed, 2 refreshed, 1 of gitlab, which has no refresher\n")
+    assert "user 'u1': access_token_expires_at has a value that no store has written" in done.err
+
+
 def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due: str) -> None:
     async def fill(store: AuthTokenStore) -> None:
         await store.store_tokens("github", "u-unlucky", "old", "ghr", datetime.now(UTC))
@@ -112,7 +122,7 @@ def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp
     (tmp_path / "tabnanny.py").write_text("raise ValueError('of the current folder')", "utf-8")
     (tmp_path / "more_refreshers.py").write_text("import tabnanny\nfrom my_refreshers import refreshers\n", "utf-8")
     done = cli("refresh-due", "--refreshers", "more_refreshers:refreshers", url=due)
-    assert (done.code, done.out, done.err) == (0, "3 refreshed\n", "")
+    assert (done.code, done.out, done.err) == (0, "3 refreshed, 1 of gitlab, which has no refresher\n", "")
 
 
 @pytest.mark.parametrize(

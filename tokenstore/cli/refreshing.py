@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,8 @@ import typer
 from tokenstore.cli.exits import PROVIDER_FAILED
 from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import print_error, print_json, print_line, progress
-from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.errors import ConfigurationError, InvalidInputError, TamperedError
+from tokenstore.escaping import escaped
 from tokenstore.records import TokenKey
 from tokenstore.store import AuthTokenStore
 
@@ -99,10 +101,11 @@ def refresh_due(
 async def _due(store: AuthTokenStore, provider: str | None, seconds: float) -> AsyncIterator[TokenKey]:
     """The rows that seem due, to count them. The store decides on each row itself."""
     horizon = datetime.now(UTC) + timedelta(seconds=seconds)
-    async for entry in store.list_tokens(provider=provider):
-        expires_at = entry["access_token_expires_at"]
-        if entry["has_refresh_token"] and expires_at is not None and expires_at <= horizon:
-            yield TokenKey(entry["provider"], entry["user_id"])
+    with suppress(TamperedError):  # raised after the last row; the refresh reports each row that was altered
+        async for entry in store.list_tokens(provider=provider):
+            expires_at = entry["access_token_expires_at"]
+            if entry["has_refresh_token"] and expires_at is not None and expires_at <= horizon:
+                yield TokenKey(entry["provider"], entry["user_id"])
 
 
 def _print_result(provider: str, user_id: str, outcome: str, error: str | None) -> None:
