@@ -36,4 +36,4 @@ def test_no_code_breaks_at_the_end_of_a_line(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_an_excerpt_is_whole_statements(page: Path) -> None:
     for block in of_kind(page, "python from="):
-        _ = ast.parse(dedent(block.text), filename=block.place)  # or SyntaxError
+        assert ast.parse(dedent(block.text)).body, block.place
