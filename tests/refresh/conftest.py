@@ -1,4 +1,4 @@
-"""What the tests of the refresh share."""
+"""Fixtures of the tests of the refresh engine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from support.observer import Observer, observing
 
 @pytest.fixture
 def seen() -> Iterator[Observer]:
-    """What an operator sees of the test's refreshes."""
+    """Collects the logs, metrics and spans of the test's refreshes."""
     with observing() as observer:
         yield observer

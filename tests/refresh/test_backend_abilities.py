@@ -1,4 +1,4 @@
-"""Backends with fewer and with more abilities."""
+"""The refresh engine on backends without row locks and watching, and on backends that can be watched."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KEY = TokenKey("github", "u1")
 
 
 @on_every_row
-async def test_the_least_backend_will_do(world: World) -> None:
-    """Without row locks and without watching, everything works."""
+async def test_a_backend_without_row_locks_and_watching_can_refresh(world: World) -> None:
+    """Both abilities are optional."""
     one, _ = await world.intercepted(world.refresher)
     two, _ = await world.intercepted(world.refresher)
     await world.log_in(one)
@@ -34,7 +34,7 @@ async def test_the_least_backend_will_do(world: World) -> None:
 
 
 class Refusing(Interceptor):
-    """A backend whose every write of a refresh is refused, against the protocol."""
+    """A backend that wrongly refuses to store the tokens of any refresh."""
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
         self.calls["complete_lease"] += 1
@@ -42,8 +42,8 @@ class Refusing(Interceptor):
 
 
 @on_memory
-async def test_a_refusal_without_a_reason_hangs_nobody(world: World) -> None:
-    """The tokens are in hand and nobody is in the way: callers are told in time, and so is who closes the store."""
+async def test_a_write_that_is_refused_without_a_reason_does_not_hang_callers(world: World) -> None:
+    """No other holder has a lease, and yet the backend refuses: callers, and closing the store, end with an error."""
     backend = Refusing(world.backend())
     store = await world.store(backend, refreshers={"github": Script()}, refresh_timeout=0.05)
     await world.expired(store)
@@ -56,7 +56,7 @@ async def test_a_refusal_without_a_reason_hangs_nobody(world: World) -> None:
 
 
 class Watcher(Interceptor):
-    """A backend that can be watched, or cannot."""
+    """A backend with ``watch``, which a test can let fail."""
 
     def __init__(self, backend: Any) -> None:
         super().__init__(backend)
@@ -67,8 +67,8 @@ class Watcher(Interceptor):
 
 
 @on_memory
-async def test_a_backend_that_can_be_watched_is(world: World) -> None:
-    """In place of reading it at a fixed pace; but no longer than the lease lasts."""
+async def test_a_backend_that_can_be_watched_is_watched(world: World) -> None:
+    """The engine calls ``watch`` instead of polling at fixed intervals, but not for longer than the lease lasts."""
     store, _ = await world.intercepted(Script())
     watcher = Watcher(world.backend())
     two = await world.store(watcher, refreshers={"github": Script()})
@@ -80,8 +80,8 @@ async def test_a_backend_that_can_be_watched_is(world: World) -> None:
 
 @on_memory
 @pytest.mark.parametrize("error", [None, RuntimeError("a driver's own")], ids=["unavailable", "anything"])
-async def test_a_watch_that_fails_is_no_reason_to_fail(world: World, error: Exception | None) -> None:
-    """Neither for who waits, nor for who has tokens in hand beside somebody else's lease."""
+async def test_a_failed_watch_does_not_fail_the_refresh(world: World, error: Exception | None) -> None:
+    """Neither a waiting caller fails, nor a refresh that has tokens to store while another holder has the lease."""
     slow = Script()
     slow.hold()
     watcher = Watcher(world.backend())

@@ -1,4 +1,4 @@
-"""Broken protocols, whose faults the search finds."""
+"""The search of the refresh model finds the faults of deliberately broken protocols."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenstore.leases import Row
 from tokenstore.refresh import steps
 from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Reread, Save, Settle, Step, View
 
-# What neither loses tokens nor keeps a holder from acting in time.
+# Faults that neither lose tokens nor delay a lease holder beyond its lease.
 GENTLE = FAULTS - LOSSES - {FREEZE}
 
 
@@ -26,9 +26,9 @@ class Fault:
     """A broken protocol.
 
     Attributes:
-        protocol: With what is wrong.
-        scenario: Where it shows.
-        violated: What it may violate, by the names that the search gives.
+        protocol: The protocol with the fault.
+        scenario: The scenario in which the fault shows.
+        violated: The names of the invariants that it may violate.
         moves: The length of the shortest trace.
     """
 
@@ -39,7 +39,7 @@ class Fault:
 
 
 def unchecked(change: Statement) -> Statement:
-    """A statement that does not look at the row's generation."""
+    """Make a statement that ignores the row's generation."""
 
     def changed(row: Row[int], *args: int, generation: int, **others: object) -> Any:
         return change(row, *args, generation=row.generation, **others)
@@ -114,7 +114,7 @@ def believes_what_it_could_not_leave(step: Settle) -> Step:
 
 
 def calls_again(step: Settle) -> Step:
-    return Read()  # which shows a live lease of its own
+    return Read()  # the row has this process's own live lease, so it calls the provider again
 
 
 LENIENT = Scenario(False)
@@ -127,7 +127,7 @@ BROKEN = {
     "completion without the generation": Fault(
         Protocol(completed=unchecked(leases.completed)), LOGIN_ALONE, "tokens_are_never_older", 8
     ),
-    # Where each lease has a name of its own, that alone tells them apart.
+    # If each lease has a different holder's name, the name alone distinguishes leases.
     "release without the generation, under an old name": Fault(
         Protocol(released=unchecked(leases.released), renames=False),
         Scenario(False, goals=TWO, ageings=1),
@@ -181,7 +181,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_search_finds_a_seeded_fault(name: str) -> None:
-    """By its shortest trace: a shorter one would be a change of the model."""
+    """The trace has the known shortest length; another length would mean that the model has changed."""
     fault = BROKEN[name]
     result = told(name, search(fault.scenario, fault.protocol))
     assert result.violation is not None, f"{result.states} states did not show: {name}"
@@ -190,10 +190,10 @@ def test_the_search_finds_a_seeded_fault(name: str) -> None:
 
 
 def test_a_settling_that_arrives_a_lease_late_ends_no_later_lease_of_its_sender() -> None:
-    """Because a refresh whose settling was refused goes on under another name.
+    """A settling is the statement that writes a failure to the row. After a refused one, the holder's name changes.
 
-    With the old name, of three faults: the settling is sent twice, the second is carried out, and its answer is lost.
-    The time to retry comes, the same refresh claims again, and then the first arrives.
+    With the old name, three faults can end a later lease: the settling is sent twice, the second one is executed, and
+    its result is lost. The retry time comes, the same refresh claims again, and then the first settling is executed.
     """
     scenario = Scenario(False, faults=3, kinds=GENTLE)
     assert told("with another name", search(scenario)).violation is None

@@ -19,7 +19,7 @@ from tokenstore import AuthTokenStore, Keyring
 
 @on_every_row
 async def test_cancelled_callers_do_not_cancel_the_refresh(world: World) -> None:
-    """Some or all of them: the row holds the new pair, which the provider will ask for."""
+    """Some or all callers are cancelled; the new pair is stored, which the next refresh needs."""
     store = await world.store()
     old = await world.log_in(store)
     with world.provider.hold():
@@ -39,8 +39,10 @@ async def test_cancelled_callers_do_not_cancel_the_refresh(world: World) -> None
 @on_memory
 @pytest.mark.parametrize("stage", ["claim_lease", "complete_lease"])
 @pytest.mark.parametrize("carried_out", [False, True])
-async def test_a_caller_is_cancelled_at_any_stage(world: World, stage: str, carried_out: bool) -> None:
-    """What has begun comes to its end; the next caller gets the new pair, and so does one who had joined."""
+async def test_a_refresh_whose_caller_is_cancelled_at_any_stage_ends(
+    world: World, stage: str, carried_out: bool
+) -> None:
+    """A refresh that has begun ends normally; callers that joined it and later callers get the new pair."""
     script = Script()
     store, interceptor = await world.intercepted(script)
     await world.expired(store)
@@ -57,7 +59,7 @@ async def test_a_caller_is_cancelled_at_any_stage(world: World, stage: str, carr
 
 
 @on_memory
-async def test_a_caller_that_is_cancelled_while_reading_has_begun_nothing(world: World) -> None:
+async def test_a_caller_cancelled_during_its_first_read_begins_no_refresh(world: World) -> None:
     script = Script()
     store, interceptor = await world.intercepted(script)
     await world.expired(store)
@@ -73,7 +75,7 @@ async def test_a_caller_that_is_cancelled_while_reading_has_begun_nothing(world:
 
 
 async def cancelled(scene: Scene, store: AuthTokenStore, at: int, *, alone: bool) -> bool:
-    """A caller, cancelled at the n-th wait of its own or of the refresh that it began. Returns whether it was."""
+    """Cancel a caller at the n-th suspension of itself or of its refresh. Returns whether it was cancelled."""
     old = await scene.log_in()
     user = old["user_id"]
     steps = 0
@@ -103,8 +105,10 @@ async def cancelled(scene: Scene, store: AuthTokenStore, at: int, *, alone: bool
 
 @each_database
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "joined"])
-def test_a_caller_is_cancelled_at_each_step(row: Row, url: str, alone: bool, keyring: Keyring) -> None:
-    """The refresh has not begun, or goes on to its end: what the provider has issued is in the row. Others get it."""
+def test_a_refresh_whose_caller_is_cancelled_at_any_step_stores_the_issued_tokens(
+    row: Row, url: str, alone: bool, keyring: Keyring
+) -> None:
+    """The refresh either has not begun, or ends normally; the tokens that the provider issued are in the row."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene, scene.store(await scene.log_in(), url) as store:

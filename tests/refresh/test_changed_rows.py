@@ -1,4 +1,4 @@
-"""The row changes while the provider is asked: a new login, a deletion, another key."""
+"""The row changes during the provider's call: a new login, a deletion, resealing with another key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HOUR = 3600.0
 
 @on_every_row
 @pytest.mark.parametrize("answer", ["tokens", "invalid_grant"])
-async def test_a_new_login_wins(world: World, answer: str) -> None:
-    """Its tokens stay, and callers get them without an error, whatever the provider says to the old refresh token."""
+async def test_the_tokens_of_a_new_login_are_kept(world: World, answer: str) -> None:
+    """Callers get them without an error, whatever the provider answers to the old refresh token."""
     script = Script(NEW if answer == "tokens" else ReauthorizationRequiredError("used"))
     script.hold()
     store = await world.store(refreshers={"github": script})
@@ -36,7 +36,7 @@ async def test_a_new_login_wins(world: World, answer: str) -> None:
 
 @on_memory
 async def test_a_new_login_that_has_expired_is_refreshed(world: World) -> None:
-    """The refresh goes on with the newer refresh token."""
+    """The refresh continues with the new refresh token."""
     store = await world.store()
     await world.log_in(store)
     with world.provider.hold():
@@ -66,8 +66,8 @@ async def test_a_deleted_row_stays_deleted(world: World, answer: str) -> None:
 
 
 @on_every_row
-async def test_a_row_that_is_resealed_meanwhile_is_refreshed(world: World) -> None:
-    """Another key changes no generation and no lease."""
+async def test_a_row_that_is_resealed_during_the_call_is_refreshed(world: World) -> None:
+    """Resealing with another key changes neither the generation nor the lease."""
     script = Script()
     script.hold()
     store = await world.store(refreshers={"github": script})

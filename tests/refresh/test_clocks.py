@@ -18,8 +18,8 @@ TIMEOUT = 0.4
 
 
 @on_every_row
-async def test_machines_whose_clocks_differ_agree(world: World) -> None:
-    """Expiry and leases run on the database's clock; what was issued for eight hours is valid on all of them."""
+async def test_machines_with_different_clocks_agree_on_expiry(world: World) -> None:
+    """Expiry and leases depend on the database's clock; a token for eight hours is valid on all machines."""
     world.provider.access_token_lifetime = 8 * HOUR
     clocks = [lambda skew=skew: datetime.now(UTC).timestamp() + skew for skew in (-HOUR, 0, HOUR)]
     stores = [await world.store(clock=clock) for clock in clocks]

@@ -1,4 +1,4 @@
-"""Closing a store waits for its refreshes, and hands over what cannot be stored."""
+"""Closing a store waits for its refreshes, and raises an error with the tokens that cannot be stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = TokenKey("github", "u1")
 
 @on_every_row
 async def test_closing_waits_for_a_refresh(world: World) -> None:
-    """The new pair is in the row before the connections are gone; who waits gets it."""
+    """The new pair is stored before the connections are closed, and waiting callers get it."""
     store = await world.store()
     old = await world.log_in(store)
     with world.provider.hold():
@@ -39,7 +39,7 @@ async def test_closing_waits_for_a_refresh(world: World) -> None:
 
 @on_every_row
 async def test_a_cancelled_close_loses_no_tokens(world: World) -> None:
-    """Its caller goes away, as at the end of a deadline: the refresh comes to its end all the same."""
+    """``aclose()`` is cancelled, for example by a timeout; the refresh ends normally nevertheless."""
     store = await world.store()
     old = await world.log_in(store)
     with world.provider.hold():
@@ -57,8 +57,8 @@ async def test_a_cancelled_close_loses_no_tokens(world: World) -> None:
 
 
 @on_memory
-async def test_closing_waits_for_nobody_elses_refresh(world: World) -> None:
-    """Who waits for another holder's lease hears that the store is closed."""
+async def test_closing_does_not_wait_for_refreshes_of_other_stores(world: World) -> None:
+    """A caller that waits for another holder's lease gets StoreClosedError."""
     store, interceptor = await world.intercepted(Script())
     old = await world.expired(store)
     assert await interceptor.claim_lease(KEY, generation=old["generation"], holder="other", duration=HOUR)
@@ -73,8 +73,8 @@ async def test_closing_waits_for_nobody_elses_refresh(world: World) -> None:
 
 
 @on_memory
-async def test_closing_hands_over_what_cannot_be_stored(world: World) -> None:
-    """Every row's tokens, in one error; closing again has nothing more to say."""
+async def test_closing_raises_an_error_with_the_tokens_that_cannot_be_stored(world: World) -> None:
+    """One error contains the tokens of all rows; a second ``aclose()`` raises no error."""
     store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     for user in ("u1", "u2"):
         await world.expired(store, user)
@@ -91,8 +91,8 @@ async def test_closing_hands_over_what_cannot_be_stored(world: World) -> None:
 
 
 @on_memory
-async def test_closing_saves_what_can_be_stored_after_all(world: World) -> None:
-    """The database comes back while the store closes."""
+async def test_closing_stores_the_tokens_if_the_database_becomes_available_again(world: World) -> None:
+    """The database is available again while the store closes."""
     store, interceptor = await world.intercepted(Script(), refresh_timeout=0.2)
     await world.expired(store)
     interceptor.before["complete_lease"] = failing(3)

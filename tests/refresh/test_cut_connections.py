@@ -1,7 +1,7 @@
-"""Connections are cut during a refresh: no pair that a provider has issued is lost, and none is used twice.
+"""Connections are cut during a refresh: no pair of tokens is lost, and no refresh token is used twice.
 
-The provider is real HTTP, and so are the servers' connections, which are cut from outside. A store beside the faults
-shows what the row holds.
+The provider is called over HTTP, and a proxy cuts the database connections. A store that connects directly reads the
+row.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from support.store_calls import fresh, load
 from tokenstore import BackendUnavailableError, Keyring
 
 Point = tuple[int, When, How]
-# How long a statement may take where one takes for ever: with it go the bounds of all that is in order.
+# Seconds for a statement in tests in which one is never answered; the other limits are derived from it.
 SILENCE = 1.5
-# For one refresh: half a lease, so that none waits for the end of its own.
+# Seconds for one refresh: half a lease, so that a refresh that waits for its own lease to expire fails the test.
 _RUN_TIMEOUT = 15.0
 _ONE_OF_EACH = ["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]
 _DRIVERS = [*_ONE_OF_EACH, "postgresql+psycopg", "mariadb+aiomysql"]
@@ -44,13 +44,13 @@ each_cycle = pytest.mark.parametrize(
 
 @dataclass
 class Run:
-    """What came of a refresh with cuts.
+    """The result of a refresh with cuts.
 
     Attributes:
-        sent: Its statements, those of retries included.
+        sent: The statements of the refresh, including retries.
         before: How many of them were sent before the provider answered.
-        cuts: What was armed.
-        failed: Whether the first read failed, before anything had begun.
+        cuts: The cuts that were armed.
+        failed: Whether the first read failed, so that no refresh began.
     """
 
     sent: list[str]
@@ -60,7 +60,7 @@ class Run:
 
 
 async def run(scene: Scene, expires_in: float, *points: Point) -> Run:
-    """One refresh, cut at these points, of a new store with a connection. What must hold in any case is asserted."""
+    """Run one refresh of a new store, with cuts at these points, and check what must be true in every case."""
     old = await scene.log_in(expires_in)
     user = old["user_id"]
     answered: list[int] = []
@@ -74,7 +74,7 @@ async def run(scene: Scene, expires_in: float, *points: Point) -> Run:
                 told = await fresh(store, user)
             except BackendUnavailableError:
                 assert await load(scene.direct, user) == old
-                assert not answered, "once the refresh token is used, the caller has to get what it brought"
+                assert not answered, "the refresh token was used, but the caller did not get the new tokens"
             await settled(store)
         found = Run(sent, answered[0] if answered else 0, cuts, failed=told is None)
         if told is None:
@@ -82,20 +82,23 @@ async def run(scene: Scene, expires_in: float, *points: Point) -> Run:
             await settled(store)
         await scene.check(old, told if expires_in == EXPIRED else None)
         if expires_in == DUE:
-            assert pair(told) == pair(old), "nobody waits for what is not needed yet"
+            assert pair(told) == pair(old), "the caller waited although its token is still valid"
         assert await load(store, user) == await load(scene.direct, user)
     return found
 
 
-def cuts_at_random(dice: random.Random, faults: Faults, statements: int, count: int) -> list[Point]:
+def cuts_at_random(random_source: random.Random, faults: Faults, statements: int, count: int) -> list[Point]:
     ways: list[How] = [how for how in faults.ways if how != "silence"]
     whens: list[When] = ["before", "after"]
-    return [(dice.randrange(statements), dice.choice(whens), dice.choice(ways)) for _ in range(count)]
+    return [
+        (random_source.randrange(statements), random_source.choice(whens), random_source.choice(ways))
+        for _ in range(count)
+    ]
 
 
 @contextmanager
 def heard_in_the_end(faults: Faults) -> Iterator[None]:
-    """Whatever a test comes to, it can be closed."""
+    """Cut all connections at the end, so that the stores can be closed also after a failed test."""
     try:
         yield
     except BaseException:
@@ -104,8 +107,10 @@ def heard_in_the_end(faults: Faults) -> Iterator[None]:
 
 
 @each_cycle
-def test_a_refresh_that_is_cut_at_each_statement(row: Row, url: str, expires_in: float, keyring: Keyring) -> None:
-    """Nobody notices: the caller gets the new token, or in the margin the old one, and the new pair is in the row."""
+def test_a_refresh_cut_at_any_statement_stores_the_new_pair(
+    row: Row, url: str, expires_in: float, keyring: Keyring
+) -> None:
+    """The caller gets the new token, or within the margin the old one, without an error."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -123,15 +128,15 @@ def test_a_refresh_that_is_cut_at_each_statement(row: Row, url: str, expires_in:
 
 @pytest.mark.soak
 @every_driver
-def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(row: Row, url: str, keyring: Keyring) -> None:
+def test_each_of_a_hundred_refreshes_with_one_cut_succeeds(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
-        dice = random.Random(row.name)
+        random_source = random.Random(row.name)
         async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             clean = (await run(scene, EXPIRED)).sent
             for number in range(100):
-                [point] = cuts_at_random(dice, scene.faults, len(clean), 1)
+                [point] = cuts_at_random(random_source, scene.faults, len(clean), 1)
                 with noted(number, *point, clean[point[0]]):
-                    found = await run(scene, dice.choice((EXPIRED, DUE)), point)
+                    found = await run(scene, random_source.choice((EXPIRED, DUE)), point)
                     assert found.cuts[0].happened
                     assert not found.failed
 
@@ -140,26 +145,26 @@ def test_a_hundred_refreshes_of_a_hundred_survive_a_cut(row: Row, url: str, keyr
 
 @pytest.mark.soak
 @every_driver
-def test_a_hundred_refreshes_of_a_hundred_survive_several_cuts(row: Row, url: str, keyring: Keyring) -> None:
-    """Also cuts of what earlier ones set off. Two may be too much for the first read, which has begun nothing yet."""
+def test_each_of_a_hundred_refreshes_with_several_cuts_succeeds(row: Row, url: str, keyring: Keyring) -> None:
+    """Retries after a cut can be cut too. Only the first read may fail after two cuts; no refresh has begun then."""
 
     async def main() -> None:
-        dice = random.Random(row.name)
+        random_source = random.Random(row.name)
         async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             clean = (await run(scene, EXPIRED)).sent
             failed = 0
             for number in range(100):
-                points = cuts_at_random(dice, scene.faults, len(clean) + 5, dice.choice((2, 3)))
+                points = cuts_at_random(random_source, scene.faults, len(clean) + 5, random_source.choice((2, 3)))
                 with noted(number, *points):
-                    failed += (await run(scene, dice.choice((EXPIRED, DUE)), *points)).failed
-            assert failed < 20, "most cuts are elsewhere"
+                    failed += (await run(scene, random_source.choice((EXPIRED, DUE)), *points)).failed
+            assert failed < 20, "too many first reads failed"
 
     asyncio.run(main())
 
 
 @each_server
-def test_a_connection_that_falls_silent_is_given_up(row: Row, url: str, keyring: Keyring) -> None:
-    """At any statement of the write, before it or after it: another connection is tried, and callers get the token."""
+def test_a_write_whose_connection_does_not_answer_is_retried_on_another(row: Row, url: str, keyring: Keyring) -> None:
+    """The connection stops answering before or after any statement of the write; callers get the new token."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -185,15 +190,17 @@ def test_a_connection_that_falls_silent_is_given_up(row: Row, url: str, keyring:
 
 
 @pytest.mark.parametrize("row", params(names=["mariadb+asyncmy"]))
-def test_a_silent_connection_does_not_outlast_the_lease(row: Row, url: str, keyring: Keyring) -> None:
-    """Whoever takes over sends a refresh token that is used, and a strict provider then revokes the grant."""
+def test_a_connection_that_does_not_answer_times_out_before_the_lease_expires(
+    row: Row, url: str, keyring: Keyring
+) -> None:
+    """Otherwise another process would send the used refresh token, and a strict provider would revoke the grant."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
             clean = await run(scene, EXPIRED)
             old = await scene.log_in()
             user = old["user_id"]
-            scene.provider.latency = 1.0  # of three, which the lease lasts
+            scene.provider.latency = 1.0  # the lease lasts three seconds
             async with scene.store(old, refresh_timeout=2.0) as store, scene.store(old, url) as another:
                 with heard_in_the_end(scene.faults), scene.faults.cut(clean.before, "before", "silence"):
                     caller = asyncio.create_task(fresh(store, user))

@@ -1,4 +1,4 @@
-"""The database fails before the call of the provider, or when a failure is to be left."""
+"""The database fails before the provider's call, or when a failure is written to the row."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ HOUR = 3600.0
 
 
 @on_rows("memory", "sqlite")
-async def test_the_answer_to_the_claim_is_lost(world: World) -> None:
-    """The row names this refresh as its holder, so that it makes the call, rather than wait for itself."""
+async def test_a_refresh_whose_claim_s_result_was_lost_recognises_its_own_lease(world: World) -> None:
+    """The row names this refresh as the lease holder, so it calls the provider and does not wait for itself."""
     store, interceptor = await world.intercepted(world.refresher)
     await world.log_in(store)
     interceptor.after["claim_lease"] = failing(1)
@@ -39,8 +39,8 @@ async def test_the_answer_to_the_claim_is_lost(world: World) -> None:
 
 @on_memory
 @pytest.mark.parametrize("method", ["get", "claim_lease", "complete_lease", "release_lease"])
-async def test_a_statement_without_an_answer_is_sent_again(world: World, method: str) -> None:
-    """A connection that is dead without a word keeps nobody waiting: not for longer than a provider may take."""
+async def test_a_statement_that_is_not_answered_is_retried(world: World, method: str) -> None:
+    """A dead connection that gives no error delays callers for at most ``refresh_timeout``."""
     failure = ProviderUnavailableError("down") if method == "release_lease" else NEW
     script = Script(failure)
     store, interceptor = await world.intercepted(script, refresh_timeout=0.1)
@@ -56,8 +56,8 @@ async def test_a_statement_without_an_answer_is_sent_again(world: World, method:
 
 
 @on_memory
-async def test_a_call_begins_with_a_lease_that_outlasts_it(world: World) -> None:
-    """If the answer to the claim was slow, the lease is claimed anew: a call that is cut short may lose a pair."""
+async def test_the_provider_is_called_only_with_a_lease_that_outlasts_the_call(world: World) -> None:
+    """After a slow claim the lease is claimed again, because a call that had to be interrupted could lose a pair."""
     script = Script()
     store, interceptor = await world.intercepted(script, refresh_timeout=0.2)
     await world.expired(store)
@@ -83,7 +83,7 @@ async def test_a_call_begins_with_a_lease_that_outlasts_it(world: World) -> None
 async def test_a_database_that_is_gone_is_an_error_before_the_call(
     world: World, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that can be read and not written, too: after some patience, and with its own error; nobody was called."""
+    """Also for a database that can be read but not written: after some retries its error is raised, without a call."""
     monkeypatch.setattr(backoff, "_RETRY_TIMEOUT", 0.1)
     script = Script()
     store, interceptor = await world.intercepted(script, refresh_timeout=1)
@@ -97,15 +97,15 @@ async def test_a_database_that_is_gone_is_an_error_before_the_call(
 
 
 @on_memory
-async def test_a_short_disturbance_is_nobodys_error(world: World) -> None:
-    """A connection that was dead, a lock that somebody held: the refresh goes on."""
+async def test_a_short_database_failure_does_not_fail_the_refresh(world: World) -> None:
+    """After a dead connection or a lock timeout the refresh retries and continues."""
     for method in ("get", "claim_lease"):
         for error in (None, LockTimeoutError("locked")):
             store, interceptor = await world.intercepted(Script())
             await world.expired(store)
             interceptor.before[method] = failing(1, error)
             if method == "get" and error is not None:
-                continue  # reading waits for no lock
+                continue  # reads never wait for a lock
             assert pair(await fresh(store)) == NEW_PAIR
             await world.expired(store)
             assert pair(await fresh(store, force=True)) == NEW_PAIR
@@ -116,7 +116,7 @@ async def test_a_short_disturbance_is_nobodys_error(world: World) -> None:
 async def test_a_failure_that_cannot_be_left_in_the_row(
     world: World, gone: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The callers of this process get it all the same, unless it is a verdict on a token that the row may not hold."""
+    """This process's callers still get the failure, except "log in again", because the row may have newer tokens."""
     monkeypatch.setattr(backoff, "_RETRY_TIMEOUT", 0.1)
     for failure, expected in (
         (ProviderUnavailableError("down"), ProviderUnavailableError),
@@ -133,8 +133,8 @@ async def test_a_failure_that_cannot_be_left_in_the_row(
 
 
 @on_memory
-async def test_the_answer_to_leaving_a_failure_is_lost(world: World) -> None:
-    """It is in the row: the callers get it, and the listener is told once."""
+async def test_a_failure_whose_write_s_result_was_lost_is_reported_once(world: World) -> None:
+    """The failure is in the row: callers get it, and the listener is called once."""
     told_of: list[ReauthorizationRequiredError] = []
     store, interceptor = await world.intercepted(
         Script(ReauthorizationRequiredError("used")), on_reauthorization_required=told_of.append

@@ -1,4 +1,4 @@
-"""The database is away, or locked, while the provider answers."""
+"""The database is unavailable, or locked, when the provider answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenstore.refresh.settings import Settings
 
 
 async def restarted(scene: Scene) -> None:
-    """The database goes while the provider answers, and comes back when a write has failed."""
+    """Make the database unavailable when the provider answers, and available again after a write has failed."""
     old = await scene.log_in()
     async with scene.store(old) as store:
         with spied(store) as writes:
@@ -44,7 +44,7 @@ def test_the_database_restarts_while_the_provider_answers(row: Row, url: str, ke
 
 @pytest.mark.soak
 @each_database
-def test_a_hundred_refreshes_of_a_hundred_survive_a_restart(row: Row, url: str, keyring: Keyring) -> None:
+def test_each_of_a_hundred_refreshes_with_a_database_restart_succeeds(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
         async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
             for number in range(100):
@@ -57,11 +57,11 @@ def test_a_hundred_refreshes_of_a_hundred_survive_a_restart(row: Row, url: str, 
 @pytest.mark.soak
 @each_server
 def test_a_server_really_restarts_while_the_provider_answers(row: Row, url: str, keyring: Keyring) -> None:
-    """In turn: it is back before the provider answers, and it is not. It is this process's own, as its tests are."""
+    """The server is available again before the provider answers, or only after that."""
     server = Place(row, url).server()
     process = server._process
     if process is None:
-        pytest.skip("a server named by URL is not ours to restart")
+        pytest.skip("the tests cannot restart a server that was named by URL")
 
     async def main() -> None:
         async with scene_of(url, keyring, SOAK_TIMEOUT) as scene:
@@ -85,8 +85,10 @@ def test_a_server_really_restarts_while_the_provider_answers(row: Row, url: str,
 
 @sqlite_row
 @pytest.mark.parametrize("lock_timeout", [0.1, 10.0], ids=["brief", "lasting"])
-def test_another_writer_holds_the_file(row: Row, url: str, lock_timeout: float, keyring: Keyring) -> None:
-    """For longer than one write waits, or not that long."""
+def test_tokens_are_stored_after_another_writer_has_released_the_file(
+    row: Row, url: str, lock_timeout: float, keyring: Keyring
+) -> None:
+    """The other writer holds SQLite's file for a longer or shorter time than ``lock_timeout``."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -109,14 +111,14 @@ def test_another_writer_holds_the_file(row: Row, url: str, lock_timeout: float, 
 
 @pytest.fixture
 def _brief_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers are told half a second after the provider's answer. The bounds of all else stay, whatever the machine."""
+    """Let callers get the error half a second after the provider's answer. All other limits stay as they are."""
     monkeypatch.setattr(Settings, "save", 0.5)
 
 
 @each_database
 @pytest.mark.usefixtures("_brief_writes")
-def test_callers_are_told_what_cannot_be_stored(row: Row, url: str, keyring: Keyring) -> None:
-    """They get the pair with the error; when the database comes back, the same pair is written without another call."""
+def test_the_error_for_tokens_that_cannot_be_stored_contains_them(row: Row, url: str, keyring: Keyring) -> None:
+    """When the database is available again, the same pair is stored without another call of the provider."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -142,8 +144,8 @@ def test_callers_are_told_what_cannot_be_stored(row: Row, url: str, keyring: Key
 
 @each_database
 @pytest.mark.usefixtures("_brief_writes")
-def test_closing_without_a_database_hands_the_tokens_over(row: Row, url: str, keyring: Keyring) -> None:
-    """To whoever closes, and to the callers: those who wait still, and those who have been told before."""
+def test_closing_without_a_database_raises_an_error_with_the_tokens(row: Row, url: str, keyring: Keyring) -> None:
+    """``aclose()`` and the callers get the tokens, whether the callers still wait or already got an error."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -158,7 +160,7 @@ def test_closing_without_a_database_hands_the_tokens_over(row: Row, url: str, ke
                 assert pair(record) == pair(by_calling.value.record) == pair(issued)
                 assert checked_out(store) == 0
                 assert await load(scene.direct, old["user_id"]) == old
-                # What the record is for.
+                # The caller can store the tokens from the error's record.
                 times = record["access_token_expires_at"], record["refresh_token_expires_at"]
                 await scene.direct.store_tokens("github", old["user_id"], *pair(record), *times)
                 await scene.check(old, record)

@@ -1,4 +1,4 @@
-"""Event loops that end while a refresh is under way: the refresh gives up its lease, or comes to its end."""
+"""Event loops that end during a refresh: the refresh either releases its lease, or finishes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ each_way = pytest.mark.parametrize("at_every_turn", [False, True], ids=["once", 
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
 @each_way
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before", "after"])
-async def test_a_claim_is_released_again(world: World, carried_out: bool, at_every_turn: bool) -> None:
-    """The provider is not called, and the next job need not wait for the lease of one that is gone."""
+async def test_a_lease_claimed_as_the_event_loop_ends_is_released(
+    world: World, carried_out: bool, at_every_turn: bool
+) -> None:
+    """The provider is not called, and the next job does not have to wait for a dead holder's lease."""
     script = Script()
     store, interceptor = await world.intercepted(script)
     await world.expired(store)
@@ -60,7 +62,7 @@ async def test_a_claim_is_released_again(world: World, carried_out: bool, at_eve
 
 
 @on_memory
-async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
+async def test_a_claim_that_is_not_answered_does_not_keep_the_event_loop_from_ending(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_end, "_LEASE_GRACE", 0.05)
@@ -78,8 +80,10 @@ async def test_a_claim_without_an_answer_does_not_keep_the_loop_from_ending(
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
 @each_way
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before", "after"])
-async def test_a_refusal_is_left_in_the_row(world: World, carried_out: bool, at_every_turn: bool) -> None:
-    """No other process asks the provider again. Whoever has to ask the user for a new login is told."""
+async def test_the_provider_s_refusal_is_stored_in_the_row(
+    world: World, carried_out: bool, at_every_turn: bool
+) -> None:
+    """No other process calls the provider again, and the listener for new logins is called."""
     told: list[ReauthorizationRequiredError] = []
     store, interceptor = await world.intercepted(
         Script(ReauthorizationRequiredError("no such grant")), on_reauthorization_required=told.append
@@ -99,7 +103,7 @@ async def test_a_refusal_is_left_in_the_row(world: World, carried_out: bool, at_
 @on_memory
 @each_way
 async def test_callers_that_still_wait_get_the_new_pair(world: World, at_every_turn: bool) -> None:
-    """A handler that cancels the refresh's task alone: the callers get what was stored, and the listener is told."""
+    """A handler cancels only the refresh's task: the callers get the stored pair, and the listener is called."""
     news: list[TokenRecord] = []
 
     async def tell(record: TokenRecord) -> None:
@@ -127,7 +131,7 @@ async def test_callers_that_still_wait_get_the_new_pair(world: World, at_every_t
 async def test_a_refresher_that_ignores_its_timeout_is_cancelled_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of the event loop came before the timeout, and is not lost."""
+    """The cancellation by the end of the event loop came before the timeout, and takes effect after it."""
     monkeypatch.setattr(loop_end, "_CALL_GRACE", 0.05)
     called = asyncio.Event()
 
@@ -165,7 +169,7 @@ async def test_a_refresher_that_cancels_its_own_task_has_failed(world: World) ->
 @on_rows("memory", "sqlite")
 @pytest.mark.parametrize("late", ["at once", "later"])
 async def test_a_refresher_that_leaves_a_cancellation_behind_loses_no_pair(world: World, late: str) -> None:
-    """A timer that it did not stop, or a cancellation that comes with the response."""
+    """The refresher did not stop a timer, or a cancellation comes together with the response."""
 
     async def careless(record: TokenRecord) -> Any:
         task = asyncio.current_task()
@@ -185,7 +189,7 @@ async def test_a_refresher_that_leaves_a_cancellation_behind_loses_no_pair(world
 
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
 @each_way
-async def test_what_the_provider_may_have_revoked_is_deleted(world: World, at_every_turn: bool) -> None:
+async def test_tokens_that_the_provider_may_have_revoked_are_deleted(world: World, at_every_turn: bool) -> None:
     revoker = Revoker()
     revoker.hold()
     store = await world.store(refreshers={"github": revoker})
@@ -201,7 +205,7 @@ async def test_what_the_provider_may_have_revoked_is_deleted(world: World, at_ev
 @on_memory
 @each_way
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before", "after"])
-async def test_a_revocation_that_has_not_begun_is_given_up(
+async def test_a_revocation_that_has_not_begun_is_cancelled(
     world: World, carried_out: bool, at_every_turn: bool
 ) -> None:
     revoker = Revoker()
@@ -219,8 +223,8 @@ async def test_a_revocation_that_has_not_begun_is_given_up(
 
 
 @on_memory
-async def test_tokens_that_a_cancelled_close_could_not_store_are_handed_over_by_the_next(world: World) -> None:
-    """The error of the first close had no caller any more."""
+async def test_tokens_that_a_cancelled_close_could_not_store_are_in_the_error_of_the_next(world: World) -> None:
+    """The caller of the first ``aclose()`` was cancelled and got no error."""
     store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     await world.expired(store)
     interceptor.before["complete_lease"] = failing()
@@ -237,12 +241,12 @@ async def test_tokens_that_a_cancelled_close_could_not_store_are_handed_over_by_
     assert [pair(record) for record in caught.value.records] == [NEW_PAIR]
 
 
-# -- at every turn -------------------------------------------------------------------------------------------
+# -- at every step of the event loop -------------------------------------------------------------------------
 
 
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
-async def test_all_tasks_are_cancelled_from_any_turn_on(world: World) -> None:
-    """The refresh has not begun and leaves nothing behind, or it comes to its end."""
+async def test_a_refresh_finishes_or_leaves_no_lease_if_all_tasks_are_cancelled_at_any_step(world: World) -> None:
+    """From some step of the event loop on, all tasks are cancelled at every step."""
     at, calls = 0, set[int]()
     while True:
         script = Script()
@@ -263,7 +267,7 @@ async def test_all_tasks_are_cancelled_from_any_turn_on(world: World) -> None:
 
 
 async def _ended_at(world: World, at: int) -> bool:
-    """Cancel all tasks but this one at the n-th wait of a refresh. Returns whether it had so many."""
+    """Cancel all tasks but this one at the n-th suspension of a refresh. Returns whether there were so many."""
     test, steps = asyncio.current_task(), 0
 
     def cancel_all() -> None:
@@ -273,7 +277,7 @@ async def _ended_at(world: World, at: int) -> bool:
     def step() -> None:
         nonlocal steps
         steps += 1
-        if steps == at:  # in a context of its own: it is not the refresh that cancels
+        if steps == at:  # in a new context, so that this does not count as a cancellation by the refresh itself
             asyncio.get_running_loop().call_soon(cancel_all, context=Context())
 
     script = Script()
@@ -289,8 +293,8 @@ async def _ended_at(world: World, at: int) -> bool:
 
 
 @on_rows("sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
-async def test_the_event_loop_ends_at_any_wait_of_the_refresh(world: World) -> None:
-    """The same, one wait after another of the refresh itself."""
+async def test_a_refresh_finishes_or_leaves_no_lease_if_the_event_loop_ends_at_any_suspension(world: World) -> None:
+    """The event loop ends at each suspension of the refresh in turn."""
     at = 1
     while await _ended_at(world, at):
         at += 1
@@ -302,8 +306,8 @@ async def test_the_event_loop_ends_at_any_wait_of_the_refresh(world: World) -> N
 
 @on_rows("memory", "sqlite")
 @pytest.mark.parametrize("carried_out", [False, True])
-async def test_a_loop_that_ends_saves_what_was_issued(world: World, carried_out: bool) -> None:
-    """With a new pair in hand, the cancellation of all tasks is no reason to lose it."""
+async def test_issued_tokens_are_stored_although_the_event_loop_ends(world: World, carried_out: bool) -> None:
+    """The provider has issued a new pair when all tasks are cancelled."""
     store, interceptor = await world.intercepted(Script())
     await world.expired(store)
     stop = Stop()
@@ -316,8 +320,8 @@ async def test_a_loop_that_ends_saves_what_was_issued(world: World, carried_out:
 
 
 @on_memory
-async def test_a_loop_that_ends_without_a_database_ends(world: World) -> None:
-    """Tokens in hand are tried to be written for as long as ever, not for ever: Ctrl-C ends the program."""
+async def test_an_event_loop_without_a_database_can_end(world: World) -> None:
+    """Storing the tokens is retried only for the usual time, so that Ctrl-C ends the program."""
     store, interceptor = await world.intercepted(Script(), refresh_timeout=0.05)
     await world.expired(store)
     interceptor.before["complete_lease"] = failing()
@@ -326,14 +330,14 @@ async def test_a_loop_that_ends_without_a_database_ends(world: World) -> None:
     left = await end_event_loop(within=3)
     interceptor.before.clear()
     await asyncio.gather(caller, *left, return_exceptions=True)
-    assert not left, "the program would not have ended"
+    assert not left, "a task is still running, so the program would not end"
     with suppress(TokensNotStoredError):
         await store.aclose()
 
 
 @on_memory
-async def test_a_loop_that_ends_during_the_call_waits_for_the_new_pair(world: World) -> None:
-    """The caller ends at once. The refresh ends when the provider has answered and the pair is stored."""
+async def test_an_event_loop_that_ends_during_the_call_waits_for_the_new_pair(world: World) -> None:
+    """The caller ends at once; the refresh ends after the provider has answered and the pair is stored."""
     script = Script()
     script.hold()
     store = await world.store(refreshers={"github": script})

@@ -1,4 +1,4 @@
-"""Failures are left in the row, shared, and hold for as long as they should."""
+"""Failures are stored in the row, shared by all callers, and expire at their retry time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KEY = TokenKey("github", "u1")
 
 
 @on_every_row
-async def test_a_dead_refresh_token_is_tried_once(world: World) -> None:
-    """Of many callers of two stores one finds out; new tokens work at once."""
+async def test_a_dead_refresh_token_is_sent_once(world: World) -> None:
+    """Of many callers of two stores, one calls the provider; new tokens work at once."""
     told_of: list[ReauthorizationRequiredError] = []
     one = await world.store(on_reauthorization_required=told_of.append)
     two = await world.store(on_reauthorization_required=told_of.append)
@@ -45,10 +45,10 @@ async def test_a_dead_refresh_token_is_tried_once(world: World) -> None:
     ],
     ids=["unavailable", "an outage with a code of a refusal", "invalid_client", "a code of its own", "a long code"],
 )
-async def test_a_failure_holds_for_as_long_as_was_asked(
+async def test_a_failure_holds_until_the_retry_time_of_the_error(
     world: World, error: ProviderUnavailableError | ProviderRefusedError
 ) -> None:
-    """No call before, in neither store; one after. Every caller gets the same kind of error with the same code."""
+    """Neither store calls the provider before that time. Every caller gets the same class of error and the same code."""
     script = Script(error, NEW)
     one, two = (await world.store(refreshers={"github": script}), await world.store(refreshers={"github": script}))
     await world.expired(one)
@@ -97,8 +97,10 @@ async def test_a_refusal_stays_one_for_later_callers(world: World) -> None:
     ],
     ids=["unavailable", "anything", "refused", "negative", "long", "inf", "nan", "text", "timedelta"],
 )
-async def test_a_failure_holds_for_a_while_unless_told(world: World, error: Exception, low: float, high: float) -> None:
-    """Seconds for an outage, a minute where an operator has to act, an hour at most; nonsense says nothing."""
+async def test_without_a_retry_time_a_failure_holds_for_a_default_time(
+    world: World, error: Exception, low: float, high: float
+) -> None:
+    """Seconds for an outage, a minute if an operator has to act, at most an hour; invalid retry times are ignored."""
     store = await world.store(refreshers={"github": Script(error)})
     await world.expired(store)
     with pytest.raises(type(error) if isinstance(error, RefreshError) else ProviderUnavailableError) as caught:
@@ -115,8 +117,8 @@ async def test_a_failure_holds_for_a_while_unless_told(world: World, error: Exce
 
 @on_memory
 @pytest.mark.parametrize("kind", ["none", "expired"])
-async def test_without_a_good_refresh_token_nobody_is_called(world: World, kind: str) -> None:
-    """Where none was issued, or where it has expired on the database's clock."""
+async def test_without_a_valid_refresh_token_the_provider_is_not_called(world: World, kind: str) -> None:
+    """No refresh token was issued, or it has expired by the database's clock."""
     script = Script()
     store = await world.store(refreshers={"github": script})
     if kind == "none":

@@ -1,4 +1,4 @@
-"""`force` and the generation that a 401 refused."""
+"""`force`, with and without the generation whose token a provider refused with 401."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = 3600.0
 
 @on_memory
 async def test_force_refreshes_a_valid_token_once(world: World) -> None:
-    """Callers at the same time share one refresh; those who come later make another."""
+    """Concurrent callers share one refresh; later callers start another one."""
     store = await world.store()
     old = await world.log_in(store, expires_in=HOUR)
     with world.provider.hold():
@@ -31,7 +31,7 @@ async def test_force_refreshes_a_valid_token_once(world: World) -> None:
 
 @on_every_row
 async def test_after_a_401_the_generation_is_refreshed_once(world: World) -> None:
-    """A hundred callers of two stores found the same token refused: one call, whether they come together or later."""
+    """A hundred callers of two stores pass the same generation: the provider is called once, also for later callers."""
     one, two = await world.store(), await world.store()
     old = await world.log_in(one, expires_in=HOUR)
     records = await many(25, one, two, force=True, generation=old["generation"])
@@ -42,7 +42,7 @@ async def test_after_a_401_the_generation_is_refreshed_once(world: World) -> Non
 
 @on_memory
 async def test_an_old_generation_does_not_hide_a_newer_one(world: World) -> None:
-    """Of two callers at once, one comes with a token that was replaced long ago, the other with the present one."""
+    """Of two concurrent callers, one passes an old generation and the other the present one."""
     for order in (1, -1):
         script = Script()
         store = await world.store(refreshers={"github": script})
@@ -50,13 +50,13 @@ async def test_an_old_generation_does_not_hide_a_newer_one(world: World) -> None
         present = (await world.expired(store, expires_in=HOUR))["generation"]
         generations = [old, present][::order]
         records = await asyncio.gather(*(fresh(store, force=True, generation=one) for one in generations))
-        assert present < records[generations.index(present)]["generation"], "the caller got back what it found refused"
+        assert present < records[generations.index(present)]["generation"], "the caller got the token that was refused"
         assert script.calls == 1
 
 
 @on_memory
-async def test_force_asks_nobody_where_a_failure_holds(world: World) -> None:
-    """The provider has said no, or not yet; a valid token does not change that."""
+async def test_force_does_not_call_the_provider_while_a_failure_holds(world: World) -> None:
+    """The row has a failure, for good or until a retry time, although its access token is valid."""
     script = Script(ProviderUnavailableError("down", retry_after=60))
     store = await world.store(refreshers={"github": script})
     await world.expired(store, expires_in=HOUR)

@@ -1,4 +1,4 @@
-"""An expired token: one call of the provider for all tasks and all stores."""
+"""An expired token is refreshed with one call of the provider, for all tasks and all stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = TokenKey("github", "u1")
 
 @on_every_row
 async def test_tasks_join_one_refresh(world: World) -> None:
-    """One call for fifty; each gets a record of its own; while the provider is slow, others go about their business."""
+    """Fifty tasks cause one call, and each gets its own record; other rows can be used while the provider is slow."""
     store = await world.store()
     old = await world.log_in(store)
     with world.provider.hold():
@@ -46,7 +46,7 @@ async def test_tasks_join_one_refresh(world: World) -> None:
 
 @on_every_row
 async def test_two_stores_make_one_call(world: World) -> None:
-    """The one that comes second waits, and reads what the first one stored."""
+    """The second store waits, and reads the tokens that the first one stored."""
     one, two = await world.store(), await world.store()
     await world.log_in(one)
     with world.provider.hold():
@@ -61,7 +61,7 @@ async def test_two_stores_make_one_call(world: World) -> None:
 
 @on_every_row
 async def test_many_stores_at_once_make_one_call(world: World) -> None:
-    """Nobody is first: all claim at the same moment, beside some who lock the row by hand."""
+    """All stores claim at the same time, while other callers lock the row in a transaction."""
     stores = [await world.store() for _ in range(3)]
     await world.log_in(stores[0])
 
@@ -83,8 +83,8 @@ async def test_many_stores_at_once_make_one_call(world: World) -> None:
 
 
 @on_every_row
-async def test_a_dead_holder_is_survived(world: World) -> None:
-    """Its lease ends by itself, on the database's clock; then somebody else makes the call."""
+async def test_after_a_dead_holder_s_lease_has_expired_another_caller_refreshes(world: World) -> None:
+    """The lease expires by the database's clock."""
     store = await world.store()
     old = await world.log_in(store)
     backend = store._backend
@@ -95,8 +95,8 @@ async def test_a_dead_holder_is_survived(world: World) -> None:
 
 
 @on_memory
-async def test_waiting_for_others_has_an_end(world: World) -> None:
-    """Three times the longest call; the row is left as it is, and a later caller may have better luck."""
+async def test_waiting_for_another_refresh_is_limited(world: World) -> None:
+    """After three times ``refresh_timeout`` the caller gets an error; the row is unchanged, and callers can retry."""
     script = Script()
     store, interceptor = await world.intercepted(script, refresh_timeout=0.05)
     old = await world.expired(store)

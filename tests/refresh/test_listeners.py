@@ -1,4 +1,4 @@
-"""Listeners are told once, and cannot stop anybody."""
+"""Listeners are called once, and their errors and delays affect no caller."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KEY = TokenKey("github", "u1")
 
 @on_memory
 @pytest.mark.parametrize("kind", ["plain", "coroutine", "raising", "raising coroutine"])
-async def test_listeners_are_told_once(world: World, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Of new tokens, and of a dead refresh token; what they raise is logged without its text, and is nobody's error."""
+async def test_listeners_are_called_once(world: World, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They are called for new tokens and for a dead refresh token. Their errors are logged without text, not raised."""
     told_of: list[Any] = []
 
     def plain(news: Any) -> None:
@@ -54,8 +54,8 @@ async def test_listeners_are_told_once(world: World, kind: str, caplog: pytest.L
 
 
 @on_memory
-async def test_only_the_store_that_refreshed_tells(world: World) -> None:
-    """Others read what it stored."""
+async def test_only_the_store_that_refreshed_calls_its_listener(world: World) -> None:
+    """Other stores read the tokens that it stored, and call no listener."""
     news: dict[str, list[TokenRecord]] = {"one": [], "two": []}
     script = Script()
     script.hold()
@@ -74,7 +74,7 @@ async def test_only_the_store_that_refreshed_tells(world: World) -> None:
 
 @on_memory
 async def test_a_listener_may_use_the_store(world: World) -> None:
-    """The refresh that it is told of has ended."""
+    """The refresh has ended when the listener is called."""
     found: list[object] = []
 
     async def listener(record: TokenRecord) -> None:
@@ -88,8 +88,8 @@ async def test_a_listener_may_use_the_store(world: World) -> None:
 
 
 @on_memory
-async def test_a_listener_that_does_not_end_stops_nobody(world: World) -> None:
-    """Closing waits for it as long as for a provider; and a listener that closes the store does not wait for itself."""
+async def test_a_listener_that_does_not_end_delays_only_closing(world: World) -> None:
+    """Closing waits for it at most ``refresh_timeout``; a listener that closes the store does not wait for itself."""
     stores: list[AuthTokenStore] = []
 
     async def hang(record: TokenRecord) -> None:

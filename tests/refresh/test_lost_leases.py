@@ -1,4 +1,4 @@
-"""The lease is lost while the provider is asked."""
+"""The lease expires during the provider's call, and another refresh gets the lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = TokenKey("github", "u1")
 
 
 class Overtaken:
-    """A refresh whose lease runs out while the provider is slow, and another one that has taken over."""
+    """A refresh whose lease expired while the provider was slow, and another one that got the lease."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -39,8 +39,8 @@ OTHER = {"access_token": "other-access", "refresh_token": "other-refresh", "expi
 
 
 @on_memory
-async def test_late_tokens_are_saved_if_the_other_gave_up(world: World) -> None:
-    """What the row holds is still what they were issued for, and they may be the only live pair."""
+async def test_late_tokens_are_stored_if_the_other_refresh_failed(world: World) -> None:
+    """The row still has the generation that was refreshed, and the late tokens may be the only valid pair."""
     race = Overtaken(world)
     await race.begin(Script(ProviderUnavailableError("down", retry_after=HOUR)))
     with pytest.raises(ProviderUnavailableError):
@@ -50,8 +50,8 @@ async def test_late_tokens_are_saved_if_the_other_gave_up(world: World) -> None:
 
 
 @on_memory
-async def test_late_tokens_are_saved_if_the_other_died(world: World) -> None:
-    """Its lease has run out as well, or runs out in the end."""
+async def test_late_tokens_are_stored_if_the_other_refresh_died(world: World) -> None:
+    """The other refresh's lease has expired too, or expires later."""
     for left in (-1, 0.05):
         race = Overtaken(world)
         await race.begin(Script())
@@ -65,8 +65,8 @@ async def test_late_tokens_are_saved_if_the_other_died(world: World) -> None:
 
 
 @on_memory
-async def test_late_tokens_wait_for_the_other(world: World) -> None:
-    """Beside a live lease nothing is written: saved when the other fails."""
+async def test_late_tokens_are_not_stored_while_another_lease_is_live(world: World) -> None:
+    """They are stored once the other refresh has failed."""
     race = Overtaken(world)
     quick = Script(ProviderUnavailableError("down"))
     quick.hold()
@@ -83,8 +83,8 @@ async def test_late_tokens_wait_for_the_other(world: World) -> None:
 
 
 @on_memory
-async def test_late_tokens_are_dropped_if_there_are_newer_ones(world: World) -> None:
-    """The caller gets the newer ones, without an error."""
+async def test_late_tokens_are_dropped_if_the_row_has_newer_ones(world: World) -> None:
+    """The caller gets the newer tokens without an error."""
     race = Overtaken(world)
     await race.begin(Script(OTHER))
     assert pair(await fresh(race.two)) == pair(OTHER)
@@ -94,8 +94,8 @@ async def test_late_tokens_are_dropped_if_there_are_newer_ones(world: World) -> 
 
 
 @on_memory
-async def test_a_late_failure_is_no_verdict_on_newer_tokens(world: World) -> None:
-    """A refusal of the refresh token that the other one has used: the caller gets the other's tokens."""
+async def test_a_late_failure_is_not_stored_for_newer_tokens(world: World) -> None:
+    """The provider refuses the refresh token because the other refresh used it; the caller gets the newer tokens."""
     race = Overtaken(world)
     race.slow = Script(ReauthorizationRequiredError("used"))
     await race.begin(Script(OTHER))

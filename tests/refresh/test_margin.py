@@ -1,4 +1,4 @@
-"""The refresh margin: nobody waits within it, and refreshes are spread over it."""
+"""The refresh margin: within it callers do not wait, and refreshes are spread over it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ HOUR = 3600.0
 
 
 @on_every_row
-async def test_within_the_margin_nobody_waits(world: World) -> None:
-    """Callers of two stores get the token that is valid still, at once; one of them refreshes behind their backs."""
+async def test_within_the_margin_callers_get_the_valid_token_at_once(world: World) -> None:
+    """Of the callers of two stores, one starts a refresh in the background."""
     one, two = await world.store(refresh_margin=600), await world.store(refresh_margin=600)
     old = await world.log_in(one, expires_in=90)
     with world.provider.hold():
@@ -39,8 +39,8 @@ async def test_within_the_margin_nobody_waits(world: World) -> None:
 
 
 @on_memory
-async def test_an_outage_within_the_margin_is_nobodys_error(world: World) -> None:
-    """Nor is there a second call before the time that the provider asked for."""
+async def test_an_outage_within_the_margin_raises_no_error(world: World) -> None:
+    """The provider is not called again before the retry time that it named."""
     script = Script(ProviderUnavailableError("down", retry_after=20), NEW)
     one = await world.store(refreshers={"github": script}, refresh_margin=600)
     two = await world.store(refreshers={"github": script}, refresh_margin=600)
@@ -57,8 +57,8 @@ async def test_an_outage_within_the_margin_is_nobodys_error(world: World) -> Non
 
 
 @on_memory
-async def test_a_dead_refresh_token_within_the_margin_serves_to_the_end(world: World) -> None:
-    """The access token is still good: callers get it, without a call; and the error when it is not good any more."""
+async def test_with_a_dead_refresh_token_callers_get_the_access_token_until_it_expires(world: World) -> None:
+    """Until then the provider is not called again; afterwards callers get the error."""
     script = Script(ReauthorizationRequiredError("revoked"))
     told_of: list[ReauthorizationRequiredError] = []
     store = await world.store(
@@ -77,8 +77,8 @@ async def test_a_dead_refresh_token_within_the_margin_serves_to_the_end(world: W
 
 
 @on_memory
-async def test_a_caller_in_need_joins_the_background(world: World) -> None:
-    """A refresh that nobody waited for is waited for once the token has expired, or is refused."""
+async def test_a_caller_whose_token_has_expired_joins_the_background_refresh(world: World) -> None:
+    """So does a caller whose token was refused."""
     script = Script()
     script.hold()
     store = await world.store(refreshers={"github": script}, refresh_margin=600)
@@ -94,8 +94,8 @@ async def test_a_caller_in_need_joins_the_background(world: World) -> None:
     assert script.calls == 1
 
 
-def test_the_skew_is_the_last_moment(keyring: Keyring) -> None:
-    """With a margin no larger than the skew, a token is refreshed from when `is_access_token_valid` says no."""
+def test_with_a_margin_up_to_the_skew_a_token_is_refreshed_once_it_is_not_valid(keyring: Keyring) -> None:
+    """Validity is what `is_access_token_valid` returns."""
 
     async def refreshed(remaining: float, margin: float) -> tuple[bool, bool]:
         now = datetime(2030, 1, 1, tzinfo=UTC)
@@ -167,8 +167,8 @@ async def test_refresh_due_knows_short_lived_tokens(world: World) -> None:
 
 
 @on_memory
-async def test_a_token_that_lasts_less_than_the_skew_is_served(world: World) -> None:
-    """It is as new as it gets: all who waited for it get it, in both stores, from one call."""
+async def test_a_new_token_with_a_lifetime_below_the_skew_is_returned(world: World) -> None:
+    """No newer token can be had, so all waiting callers of both stores get it, from one call of the provider."""
     world.provider.access_token_lifetime = 30
     one, two = await world.store(), await world.store()
     await world.log_in(one)
@@ -204,7 +204,7 @@ def _validity(settings: Settings, row: SealedRecord, lifetime: float | None) -> 
 def test_the_margin_of_a_row_has_bounds(
     keyring: Keyring, margin: float, lifetime: float | None, user: str, generation: int, remaining_us: int
 ) -> None:
-    """Between half and all of ``refresh_margin`` beyond the skew, and at most the last quarter of a usable life."""
+    """It is between half and all of ``refresh_margin`` plus the skew, and at most a quarter of the usable lifetime."""
     settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=margin, timeout=20)
     found = _validity(settings, _row(user, generation, remaining_us), lifetime)
     remaining = remaining_us / 1e6
@@ -220,7 +220,7 @@ def test_the_margin_of_a_row_has_bounds(
 
 
 def test_margins_are_spread(keyring: Keyring) -> None:
-    """Tokens that were issued together are not refreshed together: not those of many users, nor of one for ever."""
+    """Tokens of many users that were issued at the same time are refreshed at different times."""
     settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=300, timeout=20)
     rows = {
         "users": [_row(f"user-{n}", 7, 240_000_000) for n in range(400)],
