@@ -48,7 +48,7 @@ async def test_a_dead_refresh_token_is_sent_once(world: World) -> None:
 async def test_a_failure_holds_until_the_retry_time_of_the_error(
     world: World, error: ProviderUnavailableError | ProviderRefusedError
 ) -> None:
-    """Neither store calls the provider before that time. Every caller gets the same class of error and the same code."""
+    """Neither store calls the provider before that time. Every caller gets the same class of error and code."""
     script = Script(error, NEW)
     one, two = (await world.store(refreshers={"github": script}), await world.store(refreshers={"github": script}))
     await world.expired(one)
