@@ -446,10 +446,10 @@ def test_protection_can_be_prolonged_after_a_cancellation_was_refused(run: Run) 
         protection = Protection()
 
         async def work() -> None:
-            protection.guard(limit=0.01)
+            protection.guard(limit=0.25)
             await loop_steps(5)
             protection.guard()
-            await asyncio.sleep(0.05)  # longer than the first duration of the protection
+            await asyncio.sleep(0.3)  # longer than the first duration of the protection
             done.append("work")
 
         main.task = protection.start(work())  # type: ignore[attr-defined]

@@ -105,7 +105,7 @@ async def test_an_exception_of_a_library(world: World, raised: Exception, kind: 
 
     first, second, calls = await calls_of(world, fail)
     assert (type(first), first.code) == (type(second), second.code) == (kind, code)
-    assert first.__cause__ is raised
+    assert first.__cause__ is None  # it may hold a token
     assert calls == 1
 
 

@@ -111,7 +111,7 @@ def test_cancelling_a_waiting_call_also_ends_its_statement_in_the_server(
                 waiter.cancel()
                 await asyncio.wait([waiter])
                 assert waiter.cancelled()
-                assert time.monotonic() - started < 1
+                assert time.monotonic() - started < 4  # lock_timeout, after which it would end by itself, is 5 s
                 await until(lambda: place.waiting() == 0)
             assert await load_tag(other) == "old"
             await store_tag(other, "next")

@@ -207,7 +207,7 @@ def test_a_lease_claimed_just_before_the_lock_is_a_conflict_in_the_caller_s_tran
                 async with holder.connect() as connection:
                     if place.row.mark == "sqlite":
                         await connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
-                    claim = f"UPDATE {place.table} SET lease_holder = 'engine', lease_expires_at = 4000000000000000"
+                    claim = f"UPDATE {place.table} SET lease_holder = 'engine', lease_expires_at = 2400000000000000"
                     await connection.execute(text(claim))
                     user = asyncio.create_task(use())
                     await place.until_waiting(open_store(engine, keyring=keyring, **place.options))

@@ -41,7 +41,7 @@ class SQLiteConnection(OneTripConnection):
     def _check_file(self) -> None:
         """Refuse to acknowledge a write, or to begin one, in a file that nothing else can see."""
         if self._has_moved():
-            raise FileMovedError
+            raise FileMovedError("the database file has been moved")
 
     def socket(self) -> None:
         """None: there is no server."""

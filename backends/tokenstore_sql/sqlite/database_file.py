@@ -26,9 +26,6 @@ class FileMovedError(sqlite3.OperationalError):
 
     sqlite_errorname = "SQLITE_READONLY_DBMOVED"  # SQLite's own name for this
 
-    def __init__(self) -> None:
-        super().__init__("the database file has been moved")
-
 
 class DatabaseFile:
     """The database file of one store.

@@ -82,7 +82,7 @@ def test_if_begin_fails_on_a_new_connection_the_connection_is_discarded() -> Non
         server = FakeServer()
         pool = server.pool()
         server.failing = {"BEGIN"}
-        with pytest.raises(ConnectionLostError, match="gone"):
+        with pytest.raises(ConnectionLostError, match="connection lost"):
             await acquired(pool, transactional=True)
         server.failing = set()
         assert (await acquired(pool, transactional=True)).number == 2

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from support.database import Place, connection_of
 from support.tagged_tokens import load_tag, set_up, store_tag
-from tokenstore import BackendUnavailableError, Keyring, LockTimeoutError, open_store
+from tokenstore import Keyring, LockTimeoutError, TableMissingError, open_store
 
 pytestmark = pytest.mark.sqlite
 ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope"))
@@ -46,7 +46,7 @@ def test_a_file_that_a_link_leads_to_is_private(tmp_path: Path, keyring: Keyring
     old = os.umask(0)
     try:
         asyncio.run(_modes(tmp_path / "link.db", keyring))
-        with pytest.raises(BackendUnavailableError):
+        with pytest.raises(TableMissingError, match="check the path"):
             asyncio.run(_modes(tmp_path / "loop.db", keyring))
     finally:
         os.umask(old)
