@@ -1,4 +1,4 @@
-"""The stores that the tests of the command line use."""
+"""The stores of the tests of the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenstore.store import AuthTokenStore
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> str:
-    """The URL of a store that is set up and empty."""
+    """The URL of an empty store on which setup has run."""
     url = f"sqlite:///{tmp_path}/tokens.db"
     on_store(url, lambda store: store.setup())
     return url

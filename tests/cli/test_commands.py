@@ -1,4 +1,4 @@
-"""A row's life on every database, from `init` to `delete`."""
+"""The commands from `init` to `delete`, on every database."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokenstore import generate_key
 
 
 @shared_rows
-def test_a_row_from_init_to_delete(row: Row, url: str) -> None:
-    """Each command does its work in text and in JSON, and shows no token unless told to."""
+def test_each_command_works_on_every_database(row: Row, url: str) -> None:
+    """Each command prints text or JSON, and prints tokens only with the option for it."""
     assert cli("init", url=url, keys=None) == (0, "the token table is ready\n", "")
     assert cli("init", "--json", url=url).rows == [{"ready": True}]
     stored = cli("put", "github", "u1", "--json", url=url, stdin=json.dumps(RESPONSE))
@@ -71,7 +71,7 @@ def test_a_row_from_init_to_delete(row: Row, url: str) -> None:
 
 
 @shared_rows
-def test_a_table_that_is_missing_is_a_database_error_that_names_init(row: Row, url: str) -> None:
+def test_the_error_for_a_missing_table_names_init(row: Row, url: str) -> None:
     done = cli("list", url=url)
     assert (done.code, done.out) == (3, "")
     assert re.fullmatch(r"error: .*tokenstore init.*\n", done.err)
@@ -82,7 +82,7 @@ def test_init_list_and_delete_need_no_keys_put_and_show_do(row: Row, url: str) -
     assert cli("init", url=url, keys=None).code == 0
     assert cli("put", "github", "u1", url=url, stdin=json.dumps(RESPONSE)).code == 0
     [entry] = cli("list", "--json", url=url, keys=None).rows
-    assert entry["needs_reseal"] is None  # nobody can tell
+    assert entry["needs_reseal"] is None  # unknown without keys
     for command in (["show", "github", "u1"], ["put", "github", "u1"]):
         done = cli(*command, url=url, keys=None, stdin=json.dumps(RESPONSE))
         assert done.code == 2
@@ -91,7 +91,7 @@ def test_init_list_and_delete_need_no_keys_put_and_show_do(row: Row, url: str) -
 
 
 @shared_rows
-def test_a_row_that_does_not_open_has_an_exit_code_of_its_own(row: Row, url: str) -> None:
+def test_a_row_that_cannot_be_opened_has_its_own_exit_code(row: Row, url: str) -> None:
     cli("init", url=url)
     cli("put", "github", "u1", url=url, stdin=json.dumps(RESPONSE))
     unknown = cli("show", "github", "u1", url=url, keys=generate_key("other"))

@@ -1,4 +1,4 @@
-"""`delete` asks first."""
+"""`delete` asks for confirmation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.terminal import Terminal
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
-def test_delete_at_a_terminal_asks_first(sqlite: str, answer: str, code: int) -> None:
+def test_delete_at_a_terminal_asks_for_confirmation(sqlite: str, answer: str, code: int) -> None:
     cli("put", "github", "u1", url=sqlite, stdin=json.dumps(RESPONSE))
     terminal = Terminal("delete", "github", "u1", url=sqlite)
     terminal.answer("[y/N]", answer)
@@ -19,7 +19,7 @@ def test_delete_at_a_terminal_asks_first(sqlite: str, answer: str, code: int) ->
     assert (load(sqlite) is None) is (code == 0)
 
 
-def test_delete_without_a_terminal_wants_yes(sqlite: str) -> None:
+def test_delete_without_a_terminal_needs_yes(sqlite: str) -> None:
     cli("put", "github", "u1", url=sqlite, stdin=json.dumps(RESPONSE))
     done = cli("delete", "github", "u1", url=sqlite, stdin="y\n")
     assert done.code == 2

@@ -1,4 +1,4 @@
-"""``tokenstore demo``: what it proves, on every database, and that it leaves nothing behind."""
+"""``tokenstore demo``: its results on every database, and that it leaves no table, process or file behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = ["--processes", "3", "--tasks", "8"]
 
 
 def run_demo(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the demo with a folder of its own for temporary files."""
+    """Run the demo with a new folder for temporary files."""
     return subprocess.run(
         [*COMMAND, *options],
         env=os.environ | {"TMPDIR": str(folder), "TOKENSTORE_URL": "postgresql://nobody@127.0.0.1:1/nothing"},
@@ -35,7 +35,7 @@ def run_demo(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def tables(place: Place) -> set[str]:
-    """The tables of a database."""
+    """Return the tables of a database."""
 
     async def read() -> set[str]:
         async with app_engine(place) as engine, engine.connect() as connection:
@@ -45,7 +45,7 @@ def tables(place: Place) -> set[str]:
 
 
 def check(report: dict[str, Any], total: int) -> None:
-    """What every report must say."""
+    """Check the values that every report must have."""
     fresh, row_lock, neither = report["fresh"], report["row_lock"], report["neither"]
     assert report["passed"]
     assert fresh.pop("connections") == 0
@@ -72,11 +72,13 @@ def check(report: dict[str, Any], total: int) -> None:
     assert neither["refreshed"] + neither["waited"] + sum(neither["errors"].values()) == total
 
 
-@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+aiomysql"]))  # one a database
+@pytest.mark.parametrize(
+    "row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+aiomysql"])
+)  # one driver for each database
 def test_one_refresh_with_lease_or_lock_a_lost_grant_with_neither_and_no_table_left(
     row: Row, url: str, tmp_path: Path, keyring: Keyring
 ) -> None:
-    """The URL names a table that is in use: the demo neither reads nor changes nor drops it."""
+    """The URL names a table with rows; the demo neither reads nor changes nor drops that table."""
 
     async def in_use(*, store_one: bool) -> list[str]:
         async with open_store(url, keyring=keyring) as store:
@@ -94,8 +96,8 @@ def test_one_refresh_with_lease_or_lock_a_lost_grant_with_neither_and_no_table_l
     assert asyncio.run(in_use(store_one=False)) == ["mine"]
 
 
-def test_without_a_url_it_needs_nothing_and_explains_itself(tmp_path: Path) -> None:
-    """The README's first command: a temporary SQLite file, whatever TOKENSTORE_URL says."""
+def test_without_a_url_the_demo_uses_a_temporary_file_and_explains_its_result(tmp_path: Path) -> None:
+    """This is the README's first command. It uses a temporary SQLite file, also if TOKENSTORE_URL is set."""
     done = run_demo(folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +112,7 @@ def test_without_a_url_it_needs_nothing_and_explains_itself(tmp_path: Path) -> N
         assert words in done.stdout
 
 
-def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
+def test_the_demo_prints_no_token_and_no_key(tmp_path: Path) -> None:
     done = run_demo(*SMALL, folder=tmp_path)
     assert not [mark for mark in ("at_", "rt_", "demo-secret", "demo:") if mark in done.stdout + done.stderr]
 
@@ -121,7 +123,7 @@ def test_no_token_and_no_key_in_what_it_shows(tmp_path: Path) -> None:
     ids=["early-SIGINT", "between-rounds-SIGINT", "between-rounds-SIGTERM"],
 )
 @sqlite_row
-def test_interrupted_it_leaves_no_table_and_no_process(
+def test_an_interrupted_demo_leaves_no_table_and_no_process(
     row: Row, url: str, tmp_path: Path, after: str, ending: signal.Signals
 ) -> None:
     before = tables(Place(row, url))
@@ -138,10 +140,10 @@ def test_interrupted_it_leaves_no_table_and_no_process(
         while after not in (line := running.stdout.readline()):
             assert line, running.stderr.read()
         if ending is signal.SIGINT:
-            os.killpg(running.pid, ending)  # as a terminal does
+            os.killpg(running.pid, ending)  # a terminal also sends the signal to the whole process group
         else:
             running.terminate()
-        # Its processes write to the same pipes, which end only when the last of them has.
+        # The demo's processes share the pipes, so reading ends only when the last process has ended.
         _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (128 + ending, "")
     assert tables(Place(row, url)) == before

@@ -1,4 +1,4 @@
-"""`list`: filters, ids as they are, and readers that go away."""
+"""`list`: filters, unchanged ids, and an output pipe that is closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_list_filters(sqlite: str) -> None:
     assert keys("--user", "u2", "--provider", "gitlab") == []
 
 
-def test_no_width_cuts_an_id(sqlite: str) -> None:
+def test_ids_are_not_truncated_at_any_terminal_width(sqlite: str) -> None:
     user = "u" * 500
     cli("put", "github", user, url=sqlite, stdin=json.dumps(RESPONSE))
     assert cli("list", "--json", url=sqlite, COLUMNS="20").rows[0]["user_id"] == user
@@ -32,8 +32,8 @@ def test_no_width_cuts_an_id(sqlite: str) -> None:
     assert user in cli("show", "github", user, url=sqlite, COLUMNS="20").out
 
 
-def test_an_id_cannot_steer_the_terminal(sqlite: str) -> None:
-    """An id is whatever a provider or user made it: colours, markup and reversed text come out as text."""
+def test_an_id_cannot_control_the_terminal(sqlite: str) -> None:
+    """An id can contain anything; escape sequences, markup and reversed text are printed as plain text."""
     user = "\x1b[2J\u202e[red]\n"
     cli("put", "github", user, url=sqlite, stdin=json.dumps(RESPONSE))
     for arguments in (["list"], ["list", "--json"], ["show", "github", user], ["show", "github", user + "?"]):
@@ -42,18 +42,18 @@ def test_an_id_cannot_steer_the_terminal(sqlite: str) -> None:
         assert "[red]" in done.out + done.err
 
 
-def test_list_of_nothing_is_no_json_at_all(sqlite: str) -> None:
+def test_list_of_an_empty_store_prints_no_json(sqlite: str) -> None:
     assert cli("list", "--json", url=sqlite) == (0, "", "")
 
 
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
-def test_a_reader_that_goes_away_ends_the_list_quietly(filled: str, options: list[str]) -> None:
+def test_a_closed_output_pipe_ends_the_list_without_an_error(filled: str, options: list[str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "tokenstore", "list", *options],
         env=environment(filled, KEYS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Without a buffer: Python 3.15's is 128 KiB, and would read the whole list ahead.
+        # Unbuffered, because the buffer of Python 3.15 has 128 KiB and would read the whole list.
         bufsize=0,
     ) as running:
         assert running.stdout is not None

@@ -1,4 +1,4 @@
-"""No command repeats the password of a URL."""
+"""No command prints the password of a URL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SECRET_URL = f"postgresql://someone:{PASSWORD}@127.0.0.1:1/db"
     ],
     ids=" ".join,
 )
-def test_no_mistake_and_no_help_page_repeats_the_password(arguments: list[str]) -> None:
+def test_no_usage_error_and_no_help_page_prints_the_password(arguments: list[str]) -> None:
     done = process(*arguments, url=SECRET_URL)
     assert done.code in ({0} if "--help" in arguments else {2, 3})
     assert PASSWORD not in done.out + done.err
@@ -45,7 +45,7 @@ def test_no_mistake_and_no_help_page_repeats_the_password(arguments: list[str]) 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_s_help_repeats_the_password(command: str) -> None:
+def test_no_command_s_help_prints_the_password(command: str) -> None:
     done = cli(command, "--help", url=SECRET_URL)
     assert done.code == 0
     assert PASSWORD not in done.out + done.err
@@ -57,9 +57,7 @@ _on_servers = [pytest.param(row, id=row.name, marks=getattr(pytest.mark, row.mar
 
 @pytest.mark.parametrize("wrong", ["password", "host", "port", "database"])
 @pytest.mark.parametrize("row", _on_servers)
-def test_a_server_that_refuses_or_cannot_be_found_is_exit_3_without_its_password(
-    row: Row, url: str, wrong: str
-) -> None:
+def test_the_error_for_an_unreachable_server_has_exit_code_3_and_no_password(row: Row, url: str, wrong: str) -> None:
     parts = make_url(url)
     changes: dict[str, dict[str, Any]] = {
         "password": {"password": PASSWORD},

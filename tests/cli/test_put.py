@@ -1,4 +1,4 @@
-"""`put`: expiries, what is no token response, and a terminal."""
+"""`put`: expiries, input that is not a token response, and a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from support.terminal import Terminal
         ),
     ],
 )
-def test_put_understands_an_expiry(
+def test_put_reads_the_expiry_from_the_response_or_the_option(
     sqlite: str, fields: dict[str, Any], options: list[str], expected: float | datetime | None
 ) -> None:
     before = datetime.now(UTC)
@@ -81,7 +81,7 @@ def test_put_understands_an_expiry(
         pytest.param(json.dumps(RESPONSE), ["--refresh-expires-in", "0"], id="refresh-option-zero"),
     ],
 )
-def test_put_refuses_what_is_no_token_response_without_repeating_it(
+def test_put_refuses_input_that_is_not_a_token_response_without_printing_it(
     sqlite: str, document: str, options: list[str]
 ) -> None:
     done = cli("put", "github", "u1", *options, url=sqlite, stdin=document)

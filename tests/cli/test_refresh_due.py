@@ -1,4 +1,4 @@
-"""`refresh-due`: what it refreshes, and what it says."""
+"""`refresh-due`: the rows that it refreshes, its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ empty = {{}}
 
 @pytest.fixture
 def due(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a store with three rows that are due and three that are not; the folder has the refreshers."""
+    """The URL of a store with three due rows and three others; the current folder has the module of refreshers."""
 
     async def fill(store: AuthTokenStore) -> None:
         soon, later = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (5, 60))
@@ -46,12 +46,12 @@ def due(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     module = tmp_path / "my_refreshers.py"
     module.write_text(REFRESHERS, "utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the folder
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the folder to sys.path
     return sqlite
 
 
 def test_refresh_due_refreshes_what_expires_soon(due: str) -> None:
-    """What has a refresher and a refresh token and expires in time, once; nothing else."""
+    """Each row with a refresher, a refresh token and an expiry within the time is refreshed once, and no other row."""
     done = cli("refresh-due", "--within", "10m", "--refreshers", "my_refreshers:refreshers", url=due)
     assert (done.code, done.err) == (0, "")
     assert done.out == "3 refreshed, 1 of gitlab, which has no refresher\n"
@@ -74,7 +74,7 @@ def test_an_altered_row_does_not_keep_refresh_due_from_the_others(due: str) -> N
     assert "user 'u1': access_token_expires_at has a value that no store has written" in done.err
 
 
-def test_refresh_due_tells_of_each_row_in_json_and_of_failures_by_exit_code(due: str) -> None:
+def test_refresh_due_prints_each_row_as_json_and_reports_failures_by_exit_code(due: str) -> None:
     async def fill(store: AuthTokenStore) -> None:
         await store.store_tokens("github", "u-unlucky", "old", "ghr", datetime.now(UTC))
 
@@ -138,7 +138,7 @@ def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp
         (["--refreshers", "my_refreshers:refreshers", "--provider", "gitlab"], "no refresher for provider 'gitlab'"),
     ],
 )
-def test_refresh_due_says_what_is_missing(due: str, arguments: list[str], message: str) -> None:
+def test_the_error_of_refresh_due_names_the_option_to_correct(due: str, arguments: list[str], message: str) -> None:
     done = cli("refresh-due", *arguments, url=due)
     assert (done.code, done.out) == (2, "")
     assert message in done.err

@@ -1,4 +1,4 @@
-"""Usage errors, help, `keygen`, and extras that are missing."""
+"""Usage errors, help, `keygen`, and missing extras."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.command_line import COMMANDS, RESPONSE, cli, process
 from tokenstore import Keyring
 
 
-def test_keygen_prints_an_entry_and_needs_nothing() -> None:
+def test_keygen_prints_an_entry_and_needs_no_url_and_no_keys() -> None:
     done = cli("keygen", keys=None)
     assert Keyring.from_string(done.out).names == ("k1",)
     assert cli("keygen", keys=None).out != done.out
@@ -25,7 +25,7 @@ def test_keygen_prints_an_entry_and_needs_nothing() -> None:
     assert cli("keygen", "no spaces", keys=None).code == 2
 
 
-def test_options_before_the_command_count_too(sqlite: str) -> None:
+def test_options_before_the_command_are_used(sqlite: str) -> None:
     assert cli("--url", sqlite, "--json", "init").rows == [{"ready": True}]
     assert cli("--url", "sqlite:///nowhere/at/all.db", "init", "--url", sqlite, url="no URL").code == 0
 
@@ -57,14 +57,14 @@ def test_usage_errors_are_one_line_and_exit_2(
     assert all(re.fullmatch(r"try: .+ --help", line) for line in more)
 
 
-def test_without_a_command_it_explains_itself() -> None:
+def test_without_a_command_the_help_is_printed() -> None:
     done = cli()
     assert done.code == 2
     assert "Usage:" in done.out
     assert all(command in done.out for command in COMMANDS)
 
 
-def test_version() -> None:
+def test_version_prints_the_version() -> None:
     done = cli("--version")
     assert done.code == 0
     assert re.fullmatch(r"tokenstore \S.*\n", done.out)
@@ -78,14 +78,14 @@ def test_plain_output_has_no_colour_codes(sqlite: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_the_extra_there_is_one_line_that_names_it(missing: str) -> None:
+def test_without_the_extra_the_error_is_one_line_that_names_it(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from tokenstore.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f'error: the command line needs {missing}: pip install "tokenstore[cli]"\n'
 
 
-def test_the_demo_without_httpx_names_the_extra_and_starts_nothing() -> None:
+def test_without_httpx_the_demo_s_error_names_the_extra_and_no_process_is_started() -> None:
     script = (
         "import sys; sys.argv = ['tokenstore', 'demo']; sys.modules['httpx'] = None; "
         "from tokenstore.cli import main; sys.exit(main())"
@@ -95,7 +95,7 @@ def test_the_demo_without_httpx_names_the_extra_and_starts_nothing() -> None:
     assert done.stderr == 'error: the demo needs httpx: pip install "tokenstore[cli]"\n'
 
 
-def test_help_loads_nothing_that_it_does_not_need() -> None:
+def test_help_loads_no_module_that_it_does_not_need() -> None:
     script = (
         "import sys; sys.argv = ['tokenstore', '--help']\n"
         "from tokenstore.cli import main; code = main()\n"

@@ -120,7 +120,7 @@ def test_the_row_lock_of_a_killed_process_is_released(ready: str, team: Team) ->
     waiter.go_on()
     killed_at = time.monotonic()
     holder.signal(SIGKILL)
-    team.dismiss(holder)
+    team.remove(holder)
     assert waiter.result() == before
     assert time.monotonic() - killed_at < _PROMPTLY
 
@@ -132,7 +132,7 @@ def test_the_lease_of_a_killed_process_can_be_claimed_once_after_it_expires(read
     dead.start(store_jobs.hold_lease, ready, "dead", _LEASE)
     lost: Grant = dead.met()
     dead.signal(SIGKILL)
-    team.dismiss(dead)
+    team.remove(dead)
     names = ["a", "b", "c", "d"]
     grants = team.together([(store_jobs.take_over, ready, name, lost) for name in names])
     [grant] = [grant for grant in grants if grant is not None]

@@ -1,4 +1,4 @@
-"""What the tests of the integrations share."""
+"""Fixtures of the tests of the integrations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[Endpoint]:
-    """One endpoint for all examples of a property."""
+    """One endpoint for all generated answers of a property test."""
     endpoint = Endpoint()
     yield endpoint
     endpoint.stop()

@@ -1,4 +1,4 @@
-"""What an answer means: tokens, or one of three errors."""
+"""An answer of the token endpoint is either tokens or one of three errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenstore.integrations import _answers
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.providers import PROVIDERS, Rotation
 
-# -- what an answer means --------------------------------------------------------------------------
+# -- kinds of answers ------------------------------------------------------------------------------
 
 REAUTHORIZE, UNAVAILABLE, REFUSED = ReauthorizationRequiredError, ProviderUnavailableError, ProviderRefusedError
 
@@ -89,10 +89,10 @@ REAUTHORIZE, UNAVAILABLE, REFUSED = ReauthorizationRequiredError, ProviderUnavai
         ),
     ],
 )
-def test_every_answer_has_its_error(
+def test_each_kind_of_answer_raises_its_error(
     endpoint: Endpoint, preset: str, status: int, body: object, kind: type[RefreshError], code: str
 ) -> None:
-    """By the error code whatever the status, then by the status; only a harmless code is shown, never a description."""
+    """The error code decides, then the status. The error contains only a harmless code, never a description."""
     endpoint.script(answer(body, status))
     error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET, provider=PROVIDERS.get(preset)))
     assert type(error) is kind
@@ -101,8 +101,8 @@ def test_every_answer_has_its_error(
     assert (PROVIDERS[preset].name if preset else "127.0.0.1") in str(error)
 
 
-def test_slack_may_wrap_a_users_tokens(endpoint: Endpoint) -> None:
-    """What is in `authed_user` counts where the top level has no tokens; the rest is kept."""
+def test_slack_s_tokens_can_be_inside_authed_user(endpoint: Endpoint) -> None:
+    """The tokens in `authed_user` are used if the top level has none; the other fields are kept."""
     endpoint.script(answer({"ok": True, "team": {"id": "T1"}, "authed_user": {"id": "U1", **GOOD}}))
     tokens = refresh(OAuth2Refresher(endpoint.url, ID, SECRET, provider=PROVIDERS["slack"]))
     assert tokens.items() >= {"access_token": "gho_new", "refresh_token": "ghr_next", "id": "U1"}.items()
@@ -112,8 +112,8 @@ def test_slack_may_wrap_a_users_tokens(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("media_type", [FORM, f"{FORM.upper()} ; charset=utf-8"])
-def test_a_form_is_understood(endpoint: Endpoint, media_type: str) -> None:
-    """GitHub answers with one unless asked for JSON; errors too."""
+def test_an_answer_can_be_form_encoded(endpoint: Endpoint, media_type: str) -> None:
+    """GitHub encodes its answers and errors as a form unless the request asks for JSON."""
     endpoint.script(answer(b"access_token=gho%2Bnew&expires_in=28800&scope=&x=%C3%BC+y", 200, Content_Type=media_type))
     tokens = refresh(OAuth2Refresher(endpoint.url, ID, SECRET))
     assert tokens == {"access_token": "gho+new", "expires_in": "28800", "x": "ü y"}
@@ -123,7 +123,7 @@ def test_a_form_is_understood(endpoint: Endpoint, media_type: str) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(endpoint: Endpoint, status: int) -> None:
-    """It would take the secret elsewhere; not even with a client that follows redirects."""
+    """It would send the secret to another server. Also with a client that otherwise follows redirects."""
     endpoint.script(answer(GOOD, status, Location=endpoint.url))
 
     async def main() -> None:
@@ -166,8 +166,8 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
         ("Mon, 23 Nov 2026 12:01:00 +9999", NOW, None),
     ],
 )
-def test_retry_after(value: str, date: datetime | None, expected: float | None) -> None:
-    """RFC 9110 section 10.2.3: seconds, or a date by the server's own clock; at most an hour, never negative."""
+def test_retry_after_is_read_as_seconds_or_a_date(value: str, date: datetime | None, expected: float | None) -> None:
+    """A date is compared with the server's clock (RFC 9110 section 10.2.3). The time is between zero and an hour."""
     headers = [
         (b"Retry-After", value.encode()),
         (b"Date", format_datetime(date, usegmt=True).encode() if date else b""),
@@ -175,8 +175,8 @@ def test_retry_after(value: str, date: datetime | None, expected: float | None) 
     assert _answers.retry_after(httpx.Headers(headers)) == expected
 
 
-def test_retry_after_without_the_servers_clock() -> None:
-    """This machine's clock has to do."""
+def test_without_a_date_header_retry_after_is_compared_with_this_machine_s_clock() -> None:
+    """The server's clock is not known."""
     soon = datetime.now(UTC) + timedelta(seconds=100)
     wait = _answers.retry_after(httpx.Headers({"Retry-After": format_datetime(soon, usegmt=True), "Date": "today"}))
     assert wait is not None
@@ -185,10 +185,10 @@ def test_retry_after_without_the_servers_clock() -> None:
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize(("status", "kind"), [(429, UNAVAILABLE), (503, UNAVAILABLE), (403, REFUSED)])
-def test_a_wait_is_passed_on_and_kept(
+def test_retry_after_is_passed_on_and_prevents_a_second_attempt(
     endpoint: Endpoint, status: int, kind: type[RefreshError], rotation: Rotation
 ) -> None:
-    """Whoever says when to come back is not asked again before, whatever the rotation."""
+    """A provider that names a retry time is not called again before it, with any kind of rotation."""
     endpoint.script(answer({}, status, Retry_After="30"))
     error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET, rotation=rotation))
     assert isinstance(error, kind)
@@ -197,7 +197,7 @@ def test_a_wait_is_passed_on_and_kept(
     assert len(endpoint.received) == 1
 
 
-# -- anything at all -------------------------------------------------------------------------------
+# -- generated answers -----------------------------------------------------------------------------
 
 BODIES = st.binary(max_size=200) | st.builds(
     lambda value: json.dumps(value).encode(),
@@ -230,7 +230,7 @@ def test_any_answer_is_tokens_or_one_of_three_errors(
     retry_after: str | None,
     preset: str | None,
 ) -> None:
-    """Whatever comes; and no error shows a secret."""
+    """This is true for every generated answer, and no error contains a secret."""
     length = "" if status in (204, 304) else str(len(body))
     headers = {"Retry-After": retry_after or "", "Content-Type": media_type, "Content-Encoding": coding}
     sent = b"" if status in (204, 304) else body
@@ -240,7 +240,7 @@ def test_any_answer_is_tokens_or_one_of_three_errors(
     try:
         tokens = asyncio.run(refresher(record()))
     except (ReauthorizationRequiredError, ProviderUnavailableError, ProviderRefusedError) as error:
-        assert re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", error.code)  # noqa: PT017 - either outcome is good
+        assert re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", error.code)  # noqa: PT017 - both outcomes are allowed
         wait = getattr(error, "retry_after", None)
         assert wait is None or 0 <= wait <= 3600
         text = f"{error}{error.code}{error!r}{error.__cause__}{error.__context__}"

@@ -1,4 +1,4 @@
-"""What a refresher cannot be made of, and that it shows no secret."""
+"""Arguments with which no refresher can be made, and no secret in any repr or log."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _short_rsa(bits: int) -> bytes:
     ],
 )
 def test_an_unsafe_url_is_refused(url: str, why: str) -> None:
-    """What goes there are secrets. The error does not show the URL, which may hold one, too."""
+    """Secrets would be sent there. The error does not contain the URL, which may contain a secret too."""
     for token_url, revocation_url in ((url, None), ("https://example.com", url)):
         with pytest.raises(ConfigurationError, match=why) as caught:
             OAuth2Refresher(token_url, ID, revocation_url=revocation_url)
@@ -64,8 +64,8 @@ def test_an_unsafe_url_is_refused(url: str, why: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://example.com/token?x=1", "http://localhost:8080/", "http://127.9.9.9/", "http://[::1]:80/token"]
 )
-def test_a_safe_url_is_taken(url: str) -> None:
-    """With https anywhere, and http on this machine."""
+def test_a_safe_url_is_accepted(url: str) -> None:
+    """A URL with https is safe for any host, and one with http for this machine."""
     assert not OAuth2Refresher(url, ID).can_revoke
 
 
@@ -110,8 +110,8 @@ def test_a_safe_url_is_taken(url: str) -> None:
         ({"scope": ""}, "scope must not be empty"),
     ],
 )
-def test_what_does_not_go_together_is_refused(arguments: Mapping[str, Any], why: str) -> None:
-    """At once, not at the first refresh; no key is shown."""
+def test_invalid_or_conflicting_arguments_are_refused(arguments: Mapping[str, Any], why: str) -> None:
+    """They are refused when the refresher is made, not at the first refresh; the error contains no key."""
     with pytest.raises(ConfigurationError, match=why) as caught:
         OAuth2Refresher("https://example.com/token", **{"client_id": ID, **arguments})
     show_no_secret(caught.value)
@@ -123,8 +123,10 @@ def test_the_timeout_is_a_positive_number_of_seconds(timeout: Any) -> None:
         OAuth2Refresher("https://example.com/token", ID, timeout=timeout)
 
 
-def test_unloadable_certificates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """When the refresher is made."""
+def test_the_error_for_certificates_that_cannot_be_loaded_names_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error is raised when the refresher is made."""
     (tmp_path / "bad.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bad.pem"))
     oauth2._tls_context.cache_clear()
@@ -133,8 +135,8 @@ def test_unloadable_certificates_are_named(monkeypatch: pytest.MonkeyPatch, tmp_
     OAuth2Refresher("https://example.com/token", ID, trust_env=False)
 
 
-def test_nothing_shows_a_secret(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither its repr, nor what anybody logs on the way."""
+def test_no_repr_or_log_line_contains_a_secret(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """The log lines include those of httpx."""
     endpoint.script(answer({}, 500), answer(GOOD))
     basic = b64encode(f"{quote_plus(ID)}:{quote_plus(SECRET)}".encode()).decode()
     with caplog.at_level(logging.DEBUG):
@@ -149,8 +151,8 @@ def test_nothing_shows_a_secret(endpoint: Endpoint, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("missing", ["authlib", "httpx", "joserfc"])
-def test_without_the_extra(missing: str) -> None:
-    """The modules can be imported; to make a refresher says what to install."""
+def test_without_the_extra_the_error_says_what_to_install(missing: str) -> None:
+    """The modules can be imported; making a refresher raises the error."""
     code = f"""
 import sys
 sys.modules[{missing!r}] = None

@@ -20,7 +20,7 @@ from tokenstore.integrations.oauth2 import OAuth2Refresher
 
 
 def flood(connection: socket.socket) -> None:
-    """Chunks without end."""
+    """Send chunks without end."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     with suppress(OSError):
         while True:
@@ -32,8 +32,8 @@ def flood(connection: socket.socket) -> None:
     [answer(b" " * (_answers.MAX_BYTES + 1)), answer(b" " * 2_000_000, 400), flood],
     ids=["one byte too many", "an error", "without end"],
 )
-def test_a_long_answer_is_cut_off(endpoint: Endpoint, step: Step) -> None:
-    """Whatever its length is said to be; it is not asked for again."""
+def test_an_answer_over_the_limit_is_not_read_to_its_end(endpoint: Endpoint, step: Step) -> None:
+    """The Content-Length does not matter, and the request is not repeated."""
 
     def send(connection: socket.socket) -> None:
         with suppress(OSError):
@@ -46,8 +46,8 @@ def test_a_long_answer_is_cut_off(endpoint: Endpoint, step: Step) -> None:
     assert len(endpoint.received) == 1
 
 
-def test_the_longest_answer_is_read(endpoint: Endpoint) -> None:
-    """The limit itself is within it."""
+def test_an_answer_of_exactly_the_limit_is_read(endpoint: Endpoint) -> None:
+    """Only longer answers are refused."""
     body = json.dumps(GOOD).encode().ljust(_answers.MAX_BYTES)
     endpoint.script(answer(body))
     assert refresh(OAuth2Refresher(endpoint.url, ID, SECRET)) == GOOD
@@ -57,13 +57,13 @@ def test_the_longest_answer_is_read(endpoint: Endpoint) -> None:
     ("coding", "compress"), [("gzip", gzip.compress), ("X-GZip ", gzip.compress), ("deflate", zlib.compress)]
 )
 def test_a_compressed_answer_is_read(endpoint: Endpoint, coding: str, compress: Callable[[bytes], bytes]) -> None:
-    """It was not asked for, but the tokens in it may be the only ones."""
+    """The request did not ask for compression, but the answer may contain the only copy of the tokens."""
     endpoint.script(answer(compress(json.dumps(GOOD).encode()), 200, Content_Encoding=coding))
     assert refresh(OAuth2Refresher(endpoint.url, ID, SECRET)) == GOOD
 
 
-def test_a_compressed_answer_is_not_blown_up(endpoint: Endpoint) -> None:
-    """What counts is the size that it would have; no more than that is made of it."""
+def test_a_compressed_answer_is_not_decompressed_beyond_the_limit(endpoint: Endpoint) -> None:
+    """The limit applies to the decompressed size, and decompression stops there."""
     bomb = gzip.compress(bytes(64 * 1024 * 1024))
     assert len(bomb) < _answers.MAX_BYTES
     endpoint.script(answer(bomb, 200, Content_Encoding="gzip"))
@@ -77,6 +77,6 @@ def test_a_compressed_answer_is_not_blown_up(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(("coding", "body"), [("gzip", b"no gzip"), ("br", b"{}"), ("gzip, gzip", b"{}")])
-def test_an_unreadable_coding_is_no_sensible_answer(endpoint: Endpoint, coding: str, body: bytes) -> None:
+def test_an_answer_with_an_unreadable_content_coding_is_an_outage(endpoint: Endpoint, coding: str, body: bytes) -> None:
     endpoint.script(answer(body, 200, Content_Encoding=coding))
     assert refusal(OAuth2Refresher(endpoint.url, ID, SECRET)).code == "invalid_response"

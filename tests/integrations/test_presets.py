@@ -25,7 +25,7 @@ REAUTHORIZE, UNAVAILABLE, REFUSED = ReauthorizationRequiredError, ProviderUnavai
 
 @pytest.mark.parametrize("preset", sorted(PROVIDERS))
 def test_a_preset_makes_a_refresher(preset: str) -> None:
-    """With nothing but the client's id and secret; what the vendor documents is what it does."""
+    """Only the client's id and secret are needed; the refresher does what the provider documents."""
     found = PROVIDERS[preset]
     refresher = OAuth2Refresher.for_provider(preset, client_id=ID, client_secret=SECRET, timeout=5)
     assert repr(refresher) == f"<OAuth2Refresher {found.name} {found.auth_method} rotation={found.rotation}>"
@@ -35,8 +35,8 @@ def test_a_preset_makes_a_refresher(preset: str) -> None:
     assert "client_secret" not in repr(OAuth2Refresher.for_provider(preset, client_id=ID))
 
 
-def test_where_a_preset_runs_can_be_told(endpoint: Endpoint) -> None:
-    """Self-hosted GitHub and GitLab, and the tenants of Microsoft; nowhere else."""
+def test_base_url_and_tenant_are_accepted_only_where_they_apply(endpoint: Endpoint) -> None:
+    """GitHub and GitLab accept `base_url` for self-hosted servers, and Microsoft accepts `tenant`."""
     assert PROVIDERS["gitlab"].urls({"base_url": "https://git.example.com/gitlab/"}) == (
         "https://git.example.com/gitlab/oauth/token",
         "https://git.example.com/gitlab/oauth/revoke",
@@ -55,8 +55,8 @@ def test_where_a_preset_runs_can_be_told(endpoint: Endpoint) -> None:
         OAuth2Refresher.for_provider("gitea", client_id=ID)
 
 
-def test_options_win_over_a_preset(endpoint: Endpoint) -> None:
-    """Of the table or of one's own."""
+def test_options_have_priority_over_a_preset(endpoint: Endpoint) -> None:
+    """The preset can be from the table or the application's own."""
     own = Provider("Acme", endpoint.url, auth_method="client_secret_post", invalid_grant=frozenset({"no_more"}))
     endpoint.script(answer(GOOD))
     options: dict[str, Any] = {"rotation": "none", "auth_method": "client_secret_basic", "scope": "x"}
@@ -68,8 +68,8 @@ def test_options_win_over_a_preset(endpoint: Endpoint) -> None:
     assert type(refusal(refresher)) is REAUTHORIZE
 
 
-def test_linear_names_the_field_by_the_token(endpoint: Endpoint) -> None:
-    """Its revocation endpoint differs from RFC 7009."""
+def test_linear_s_revocation_request_names_the_field_by_the_kind_of_token(endpoint: Endpoint) -> None:
+    """Linear's revocation endpoint differs from RFC 7009."""
     linear = replace(PROVIDERS["linear"], token_url=endpoint.url, revocation_url=endpoint.url)
     refresher = OAuth2Refresher.for_provider(linear, client_id=ID, client_secret=SECRET)
     endpoint.script(answer(b""))
@@ -81,8 +81,8 @@ def test_linear_names_the_field_by_the_token(endpoint: Endpoint) -> None:
     ]
 
 
-def test_the_documented_table_is_the_data() -> None:
-    """docs/providers.md shows every preset, as it is."""
+def test_the_documented_table_matches_the_presets() -> None:
+    """The table in docs/providers.md has every preset with its data."""
     text = PAGE.read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
     presets = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in PROVIDERS}

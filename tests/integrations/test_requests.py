@@ -1,4 +1,4 @@
-"""What is sent: the request, the client's authentication, the proxy."""
+"""The refresh request: its form, the client authentication, and proxies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tokenstore.integrations.oauth2 import OAuth2Refresher
 RSA = RSAKey.generate_key(2048)
 
 
-def test_the_request(endpoint: Endpoint) -> None:
-    """RFC 6749 section 6: a POST with a form; nothing in the URL; JSON wanted, uncompressed."""
+def test_the_refresh_request(endpoint: Endpoint) -> None:
+    """It is a POST with a form (RFC 6749 section 6), has no parameter in the URL, and asks for uncompressed JSON."""
     endpoint.script(answer(GOOD))
     refresher = OAuth2Refresher(
         endpoint.url, ID, SECRET, scope="a b", extra_parameters={"redirect_uri": "https://example.com/?a=b&c"}
@@ -41,7 +41,7 @@ def test_the_request(endpoint: Endpoint) -> None:
 
 
 def test_client_secret_basic_encodes_both_parts(endpoint: Endpoint) -> None:
-    """RFC 6749 section 2.3.1: as in a form, then Base64; the body has neither."""
+    """Id and secret are form-encoded, then Base64-encoded (RFC 6749 section 2.3.1); the body contains neither."""
     endpoint.script(answer(GOOD))
     refresh(OAuth2Refresher(endpoint.url, ID, SECRET))
     [request] = endpoint.received
@@ -52,7 +52,7 @@ def test_client_secret_basic_encodes_both_parts(endpoint: Endpoint) -> None:
 
 
 def test_client_secret_post_sends_both_in_the_body(endpoint: Endpoint) -> None:
-    """And nothing in a header."""
+    """No header contains the id or the secret."""
     endpoint.script(answer(GOOD))
     refresh(OAuth2Refresher(endpoint.url, ID, SECRET, auth_method="client_secret_post"))
     [request] = endpoint.received
@@ -62,7 +62,7 @@ def test_client_secret_post_sends_both_in_the_body(endpoint: Endpoint) -> None:
 
 
 def test_a_public_client_sends_its_id(endpoint: Endpoint) -> None:
-    """RFC 6749 section 3.2.1: without a secret and a key, that is the default."""
+    """Without a secret and a key, this is the default (RFC 6749 section 3.2.1)."""
     endpoint.script(answer(GOOD))
     refresh(OAuth2Refresher(endpoint.url, ID))
     [request] = endpoint.received
@@ -82,14 +82,14 @@ def test_a_public_client_sends_its_id(endpoint: Endpoint) -> None:
     ids=["RSA", "P-256", "P-384", "P-521", "Ed25519"],
 )
 def test_private_key_jwt(endpoint: Endpoint, key: RSAKey | ECKey | OKPKey, algorithm: str) -> None:
-    """RFC 7523 section 3: signed, about and for this client and endpoint, short-lived, and new for each request."""
+    """The assertion names client and endpoint, is signed and short-lived, and new for each request (RFC 7523)."""
     endpoint.script(answer({}, 500), answer(GOOD))
     before = int(datetime.now(UTC).timestamp())
     for form in (key.as_pem(private=True).decode(), key.as_pem(private=True), key.as_dict(private=True)):
         refresher = OAuth2Refresher(
             endpoint.url, ID, private_key=form, rotation="none", jwt_headers={"kid": "k1", "x5t#S256": "abc"}
         )
-        refresh(refresher)  # the very first one takes two attempts
+        refresh(refresher)  # the first refresh takes two attempts
     seen = set()
     for request in endpoint.received:
         assert request.form["client_assertion_type"] == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -106,7 +106,7 @@ def test_private_key_jwt(endpoint: Endpoint, key: RSAKey | ECKey | OKPKey, algor
     assert len(seen) == len(endpoint.received) == 4
 
 
-def test_another_algorithm_can_be_asked_for(endpoint: Endpoint) -> None:
+def test_another_jwt_algorithm_can_be_chosen(endpoint: Endpoint) -> None:
     """Microsoft prefers PS256 to RS256, which is the default of RSA keys."""
     endpoint.script(answer(GOOD))
     refresh(OAuth2Refresher(endpoint.url, ID, private_key=RSA.as_pem(private=True), jwt_algorithm="PS256"))
@@ -114,15 +114,15 @@ def test_another_algorithm_can_be_asked_for(endpoint: Endpoint) -> None:
     assert jwt.decode(request.form["client_assertion"], RSA, algorithms=["PS256"]).header["alg"] == "PS256"
 
 
-def test_without_a_refresh_token_nothing_is_sent(endpoint: Endpoint) -> None:
-    """Only a login helps."""
+def test_without_a_refresh_token_no_request_is_sent(endpoint: Endpoint) -> None:
+    """The error says that the user has to log in again."""
     with pytest.raises(ReauthorizationRequiredError, match="log in again"):
         refresh(OAuth2Refresher(endpoint.url, ID, SECRET), None)
     assert not endpoint.received
 
 
-def test_a_client_of_the_caller_is_used_and_left_open(endpoint: Endpoint) -> None:
-    """Its connection serves both calls; its own credentials are not sent."""
+def test_a_passed_http_client_is_used_and_not_closed(endpoint: Endpoint) -> None:
+    """Both calls use its connection; its own credentials are not sent."""
     endpoint.script(answer(GOOD, Connection="keep-alive"))
 
     async def main() -> None:
@@ -139,10 +139,10 @@ def test_a_client_of_the_caller_is_used_and_left_open(endpoint: Endpoint) -> Non
     assert not [request for request in endpoint.received if "authorization" in request.headers]
 
 
-def test_the_environments_proxy_is_used_but_not_on_loopback(
+def test_the_environment_s_proxy_is_used_but_not_for_loopback_addresses(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody else's machine sees what goes to this one. A proxy that refuses has passed nothing on."""
+    """Requests to this machine are not sent to another one. A proxy that refuses has not passed the request on."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://{endpoint.address}")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -157,8 +157,8 @@ def test_the_environments_proxy_is_used_but_not_on_loopback(
     assert [request.line for request in endpoint.received] == ["POST /token HTTP/1.1"]
 
 
-def test_unusable_proxy_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What httpx says of them may hold the proxy's password."""
+def test_the_error_for_unusable_proxy_settings_does_not_contain_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of httpx's own error may contain the proxy's password."""
     monkeypatch.setenv("HTTPS_PROXY", f"gopher://user:{SECRET}@proxy.example.com")
     error = refusal(OAuth2Refresher("https://login.example.com/token", ID, SECRET))
     assert error.code == "http_client"

@@ -1,4 +1,4 @@
-"""Revocation, as RFC 7009 has it and as providers do it."""
+"""Revocation, as in RFC 7009 and as providers implement it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def revoker(endpoint: Endpoint, **options: Any) -> OAuth2Refresher:
 
 
 def test_the_revocation_request(endpoint: Endpoint) -> None:
-    """RFC 7009 section 2.1: the refresh token, as it ends the grant; without one the access token."""
+    """It contains the refresh token, which ends the grant, or else the access token (RFC 7009 section 2.1)."""
     endpoint.script(answer(b"", 200))
     asyncio.run(revoker(endpoint).revoke(record()))
     asyncio.run(revoker(endpoint).revoke(record(None)))
@@ -38,14 +38,14 @@ def test_the_revocation_request(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", {"error": "invalid_grant"}, {}])
-def test_a_revocation_that_succeeds_says_nothing(endpoint: Endpoint, body: object) -> None:
-    """RFC 7009 section 2.2: the status is all."""
+def test_the_body_of_a_successful_revocation_is_ignored(endpoint: Endpoint, body: object) -> None:
+    """Only the status counts (RFC 7009 section 2.2)."""
     endpoint.script(answer(body))
     asyncio.run(revoker(endpoint).revoke(record()))
 
 
-def test_an_unknown_token_is_revoked(endpoint: Endpoint) -> None:
-    """Also where the provider, against the RFC, makes an error of it."""
+def test_revoking_an_unknown_token_succeeds(endpoint: Endpoint) -> None:
+    """Also if the provider answers with an error, against the RFC."""
     endpoint.script(answer({"error": "invalid_token"}, 400))
     asyncio.run(revoker(endpoint).revoke(record()))
 
@@ -61,10 +61,10 @@ def test_an_unknown_token_is_revoked(endpoint: Endpoint) -> None:
         (429, b"", UNAVAILABLE, "http_429"),
     ],
 )
-def test_a_revocation_that_fails(
+def test_a_failed_revocation_raises_the_same_errors_as_a_refresh(
     endpoint: Endpoint, status: int, body: object, kind: type[RefreshError], code: str
 ) -> None:
-    """As with a refresh."""
+    """The error names the revocation endpoint."""
     endpoint.script(answer(body, status))
     error = refusal(revoker(endpoint), revoke=True)
     assert (type(error), error.code) == (kind, code)
@@ -72,15 +72,15 @@ def test_a_revocation_that_fails(
 
 
 def test_a_revocation_may_always_be_repeated(endpoint: Endpoint) -> None:
-    """To revoke twice is to revoke, under a strict rotation, too."""
+    """Revoking a token twice does no harm, also with strict rotation."""
     endpoint.script(hang_up, answer(b""))
     asyncio.run(revoker(endpoint, rotation="strict").revoke(record()))
     assert len(endpoint.received) == 2
 
 
 @pytest.mark.parametrize("preset", sorted(name for name, found in PROVIDERS.items() if not found.revocation_url))
-def test_without_a_revocation_endpoint(preset: str) -> None:
-    """The error says what can be done instead, here and at the vendor."""
+def test_without_a_revocation_endpoint_the_error_says_what_to_do(preset: str) -> None:
+    """It says what can be done instead, in the store and at the provider."""
     refresher = OAuth2Refresher.for_provider(preset, client_id=ID, client_secret=SECRET)
     assert not refresher.can_revoke
     with pytest.raises(UnsupportedOperationError, match="delete_tokens") as caught:

@@ -1,4 +1,4 @@
-"""The ready-made refresher at a strict provider, over real HTTP."""
+"""`OAuth2Refresher` with a strict provider, over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenstore.testing.provider import StrictRotatingProvider
 
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
 def test_refreshes_at_the_strict_provider(provider: StrictRotatingProvider, method: AuthMethod) -> None:
-    """Time and again, with either way of sending the secret; the answer is passed on as it is."""
+    """It refreshes several times, with each way of sending the secret, and returns the response unchanged."""
     refresher = OAuth2Refresher(provider.token_url, ID, SECRET, auth_method=method)
     tokens = provider.new_grant("alice")
     for _ in range(3):
@@ -28,7 +28,7 @@ def test_refreshes_at_the_strict_provider(provider: StrictRotatingProvider, meth
 
 
 def test_a_used_refresh_token_needs_a_new_login(provider: StrictRotatingProvider) -> None:
-    """The provider's invalid_grant says so."""
+    """The provider answers with invalid_grant."""
     refresher = OAuth2Refresher(provider.token_url, ID, SECRET)
     used = provider.new_grant("alice")["refresh_token"]
     refresh(refresher, used)
@@ -37,15 +37,15 @@ def test_a_used_refresh_token_needs_a_new_login(provider: StrictRotatingProvider
     assert caught.value.code == "invalid_grant"
 
 
-def test_a_wrong_secret_is_for_an_operator(provider: StrictRotatingProvider) -> None:
-    """invalid_client is nothing that a user can mend."""
+def test_a_wrong_client_secret_raises_provider_refused_error(provider: StrictRotatingProvider) -> None:
+    """Only an operator can correct invalid_client, not a user."""
     with pytest.raises(ProviderRefusedError, match="invalid_client") as caught:
         refresh(OAuth2Refresher(provider.token_url, ID, "wrong"), provider.new_grant("alice")["refresh_token"])
     assert caught.value.code == "invalid_client"
 
 
-def test_a_scope_is_asked_for(provider: StrictRotatingProvider) -> None:
-    """A part of what was granted; more than that is refused."""
+def test_the_scope_is_sent(provider: StrictRotatingProvider) -> None:
+    """A part of the granted scope is accepted; a larger scope is refused."""
     granted = provider.new_grant("alice")["refresh_token"]
     narrow = refresh(OAuth2Refresher(provider.token_url, ID, SECRET, scope="read"), granted)
     assert narrow["scope"] == "read"
@@ -53,8 +53,10 @@ def test_a_scope_is_asked_for(provider: StrictRotatingProvider) -> None:
         refresh(OAuth2Refresher(provider.token_url, ID, SECRET, scope="admin"), narrow["refresh_token"])
 
 
-def test_a_lost_answer_is_repeated_only_where_it_is_forgiven(provider: StrictRotatingProvider) -> None:
-    """A strict provider would revoke the grant; one with a grace gives the same tokens again."""
+def test_a_request_whose_response_was_lost_is_repeated_only_with_a_grace_period(
+    provider: StrictRotatingProvider,
+) -> None:
+    """A strict provider would revoke the grant; one with a grace period sends the same tokens again."""
     token = provider.new_grant("alice")["refresh_token"]
     provider.drop_next_response()
     with pytest.raises(ProviderUnavailableError):
@@ -71,7 +73,7 @@ def test_a_lost_answer_is_repeated_only_where_it_is_forgiven(provider: StrictRot
 
 
 def test_revokes_at_the_strict_provider(provider: StrictRotatingProvider) -> None:
-    """The grant is gone; to do it again, or with an unknown token, is no error (RFC 7009 section 2.2)."""
+    """The grant is revoked. Revoking it again, or an unknown token, is no error (RFC 7009 section 2.2)."""
     revocation_url = f"{provider.base_url}/revoke"
     refresher = OAuth2Refresher(provider.token_url, ID, SECRET, revocation_url=revocation_url)
     assert refresher.can_revoke
@@ -85,7 +87,7 @@ def test_revokes_at_the_strict_provider(provider: StrictRotatingProvider) -> Non
 
 
 def test_works_from_any_event_loop(provider: StrictRotatingProvider) -> None:
-    """One refresher serves loops in several threads at once, and several tasks in each."""
+    """One refresher can be used in several threads with an event loop each, and in several tasks of each."""
     refresher = OAuth2Refresher(provider.token_url, ID, SECRET)
 
     async def some(user: str) -> None:

@@ -1,4 +1,4 @@
-"""No answer: what is repeated, and how long it is waited for."""
+"""Requests without an answer: which of them are repeated, and the time limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tokenstore.integrations.providers import Rotation
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("failure", ["5xx", "hang up", "half an answer", "hang"])
-def test_an_unclear_outcome_is_repeated_once_where_that_is_safe(
+def test_a_request_with_an_unknown_result_is_repeated_once_if_that_is_safe(
     endpoint: Endpoint, rotation: Rotation, failure: str
 ) -> None:
-    """Never under a strict rotation: the refresh token may be used."""
+    """It is never repeated with strict rotation, because the refresh token may have been consumed."""
     steps: dict[str, Step] = {
         "5xx": answer(b"", 502),
         "hang up": hang_up,
@@ -60,10 +60,10 @@ def test_an_unclear_outcome_is_repeated_once_where_that_is_safe(
         (httpx.RemoteProtocolError, False),
     ],
 )
-def test_what_was_never_sent_is_repeated_once_in_any_case(
+def test_a_request_that_was_never_sent_is_repeated_once_with_any_rotation(
     error: type[httpx.TransportError], unsent: bool, rotation: Rotation
 ) -> None:
-    """A second attempt is all there is."""
+    """There are at most two attempts."""
     calls = 0
 
     def fail(request: httpx.Request) -> httpx.Response:
@@ -78,8 +78,8 @@ def test_what_was_never_sent_is_repeated_once_in_any_case(
     assert calls == (2 if unsent or rotation != "strict" else 1)
 
 
-def test_a_second_attempt_has_its_own_outcome() -> None:
-    """What is told is not that nothing was sent, if it then was."""
+def test_the_error_describes_the_second_attempt() -> None:
+    """If the second attempt sent the request, the error must not say that no request was sent."""
     calls = 0
 
     async def fail_then_hang(request: httpx.Request) -> httpx.Response:
@@ -95,8 +95,8 @@ def test_a_second_attempt_has_its_own_outcome() -> None:
     assert (calls, error.code) == (2, "timeout")
 
 
-def test_nobody_listens() -> None:
-    """The port is closed, and nothing was sent."""
+def test_the_error_for_a_closed_port_says_that_the_endpoint_cannot_be_reached() -> None:
+    """No request was sent."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     error = refusal(OAuth2Refresher(f"http://127.0.0.1:{port}/token", ID, SECRET))
@@ -104,16 +104,16 @@ def test_nobody_listens() -> None:
     assert "cannot be reached" in str(error)
 
 
-def test_a_connection_that_ends_before_the_request_is_read(endpoint: Endpoint) -> None:
-    """Nobody can tell whether it was."""
+def test_a_connection_that_ends_before_the_request_is_read_has_an_unknown_result(endpoint: Endpoint) -> None:
+    """The client cannot know whether the endpoint has read the request."""
     endpoint.script(hang_up)
     endpoint.reads = False
     assert refusal(OAuth2Refresher(endpoint.url, ID, SECRET)).code == "network_error"
     assert endpoint.connections == 1
 
 
-def test_tls_comes_first(endpoint: Endpoint) -> None:
-    """An endpoint that does not speak it gets no request."""
+def test_no_request_is_sent_before_the_tls_handshake(endpoint: Endpoint) -> None:
+    """An endpoint without TLS gets no request."""
     endpoint.script(answer(GOOD))
     endpoint.reads = False
     error = refusal(OAuth2Refresher(endpoint.url.replace("http:", "https:"), ID, SECRET))
@@ -123,7 +123,7 @@ def test_tls_comes_first(endpoint: Endpoint) -> None:
 
 
 def test_a_tls_handshake_that_hangs_leaves_no_connection(endpoint: Endpoint) -> None:
-    """Neither when it takes too long nor when the caller gives up."""
+    """The connection is closed after a timeout, and after the caller's cancellation."""
     endpoint.script(until_the_client_gives_up)
     endpoint.reads = False
     refresher = OAuth2Refresher(endpoint.url.replace("http:", "https:"), ID, SECRET, timeout=0.4)
@@ -138,7 +138,7 @@ def test_a_tls_handshake_that_hangs_leaves_no_connection(endpoint: Endpoint) -> 
 
 
 def drip(connection: socket.socket) -> None:
-    """An answer without end, one byte at a time, until the client has enough."""
+    """Send an endless answer, one byte at a time, until the client closes the connection."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     connection.settimeout(0.05)
     with suppress(OSError):
@@ -149,8 +149,8 @@ def drip(connection: socket.socket) -> None:
                     return
 
 
-def test_the_time_is_limited_in_all(endpoint: Endpoint) -> None:
-    """An endpoint that sends a byte now and then does not hold the caller for ever."""
+def test_the_timeout_limits_the_whole_request(endpoint: Endpoint) -> None:
+    """An endpoint that sends a byte from time to time cannot delay the caller beyond the timeout."""
     endpoint.script(drip)
     error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET, timeout=0.3))
     assert isinstance(error, ProviderUnavailableError)
@@ -159,7 +159,7 @@ def test_the_time_is_limited_in_all(endpoint: Endpoint) -> None:
 
 
 def test_cancellation_passes_through(endpoint: Endpoint) -> None:
-    """It is no timeout of ours, and leaves no connection."""
+    """The caller gets CancelledError and not a timeout error, and the connection is closed."""
     endpoint.script(endpoint.hang)
 
     async def main() -> None:

@@ -220,7 +220,7 @@ def test_the_margin_of_a_row_has_bounds(
 
 
 def test_margins_are_spread(keyring: Keyring) -> None:
-    """Tokens of many users that were issued at the same time are refreshed at different times."""
+    """Tokens of many users that were issued together are refreshed at different times; each generation has another."""
     settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=300, timeout=20)
     rows = {
         "users": [_row(f"user-{n}", 7, 240_000_000) for n in range(400)],

@@ -1,6 +1,6 @@
-"""One call of the provider for all processes, over real HTTP; and what the death or sleep of the caller does to others.
+"""One call of the provider for all processes, over HTTP, also if the refreshing process is killed or suspended.
 
-The provider revokes a grant whose refresh token comes twice, so that every race of the store shows in its counters.
+The provider revokes a grant whose refresh token is used twice, so that a race in the store shows in its counters.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from support.workers import Team, Worker
 from tokenstore.testing.provider import StrictRotatingProvider
 
 _PROCESSES, _CALLERS = 16, 50
-# A busy machine takes its time from the claim to where a process is stopped.
+# Seconds; on a busy machine it takes some time from the claim to the point at which a process is stopped.
 _TIMEOUT = 4.0
 _LEASE = 1.5 * _TIMEOUT
-# SQLite's clock counts milliseconds, and a machine's clocks may be adjusted against each other.
+# Seconds; SQLite's clock has a resolution of milliseconds, and the system may adjust its clocks differently.
 _CLOCK_ERROR = 0.05
-# Beyond the lease's end; most of it is for a machine that is busy with other tests.
+# Seconds after the end of the lease; most of them are for a busy machine.
 _PROMPTLY = 1.0 + 5.0
 
 
@@ -42,7 +42,7 @@ def fleet() -> Iterator[Team]:
 @pytest.fixture
 def team(fleet: Team) -> Iterator[Team]:
     yield fleet
-    fleet.muster()
+    fleet.remove_busy_workers()
 
 
 @pytest.fixture
@@ -53,22 +53,24 @@ def provider() -> Iterator[StrictRotatingProvider]:
 
 @pytest.fixture
 def terms(row: Row, tmp_path: Path, team: Team, provider: StrictRotatingProvider) -> Terms:
-    """A store whose table holds one row of the provider, with an access token that has expired."""
+    """A store whose table has one row of the provider, with an expired access token."""
     terms = Terms.at(row.url_for(tmp_path), provider)
     team[0].call(jobs.grant, terms, {"user": provider.new_grant("user")["refresh_token"]})
     return terms
 
 
 def _tokens(answers: Sequence[Sequence[Answer | None]]) -> set[str | None]:
-    """The access tokens that the callers of all processes got; an error is an error of the test, too."""
+    """Return the access tokens that the callers of all processes got; an error of a caller fails the test."""
     given = [answer for process in answers for answer in process if answer is not None]
     assert {answer.error for answer in given} <= {None}
     return {answer.token for answer in given}
 
 
 @each_database
-def test_a_fleet_refreshes_an_expired_token_once(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
-    """Of 16 processes with 50 callers each, one calls the provider, and all 800 get the new token."""
+def test_sixteen_processes_refresh_an_expired_token_once(
+    terms: Terms, team: Team, provider: StrictRotatingProvider
+) -> None:
+    """Of 16 processes with 50 callers each, one calls the provider, and all 800 callers get the new token."""
     provider.latency = 0.2
     answers = team.all_at_once(jobs.ask, terms, _CALLERS, count=_PROCESSES)
     stats = provider.stats()
@@ -79,14 +81,16 @@ def test_a_fleet_refreshes_an_expired_token_once(terms: Terms, team: Team, provi
 
 
 @each_database
-def test_callers_come_and_go(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
-    """Callers are cancelled anywhere in a refresh, which goes on; who stays gets this round's token."""
+def test_cancelled_callers_do_not_cancel_refreshes(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
+    """Callers are cancelled at any point of a refresh; the others get the round's new token."""
     _rounds(terms, team, provider, rounds=5, callers=20)
 
 
 @pytest.mark.soak
 @each_database
-def test_callers_come_and_go_for_long(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
+def test_cancelled_callers_do_not_cancel_refreshes_in_many_rounds(
+    terms: Terms, team: Team, provider: StrictRotatingProvider
+) -> None:
     _rounds(terms, team, provider, rounds=200, callers=_CALLERS)
 
 
@@ -95,7 +99,7 @@ def _rounds(terms: Terms, team: Team, provider: StrictRotatingProvider, *, round
     workers = team.first(_PROCESSES)
     last = "expired"
     for number in range(1, rounds + 1):
-        # Every other round, everybody leaves as soon as the provider has the request.
+        # In every second round, all callers are cancelled as soon as the provider has the request.
         all_leave = number % 2 == 0
         for worker in workers:
             stays = [None if all_leave or random.random() < 0.5 else _steps(random) for _ in range(callers)]
@@ -128,16 +132,16 @@ def _steps(random: Random) -> int:
 
 @dataclass
 class _Case:
-    """A refresh that is interrupted, of a row of its own, and what becomes of it.
+    """A refresh of one row that is interrupted.
 
     Attributes:
-        at: Where the refreshing process is interrupted; None: while the provider keeps back its answer.
-        provider: Its provider.
-        terms: How the others open the store.
+        at: Where the refreshing process is interrupted; None: while the provider delays its response.
+        provider: The provider.
+        terms: How the other processes open the store.
         worker: The refreshing process.
-        other: A process that has found the row leased.
-        began: When the lease had not been claimed yet, by the machine's clock.
-        stood: When it had been.
+        other: A process that waits for the lease.
+        began: A time before the lease was claimed, by the machine's monotonic clock.
+        stood: A time after the lease was claimed.
     """
 
     at: Stop | None
@@ -150,17 +154,17 @@ class _Case:
     held: ExitStack = field(default_factory=ExitStack)
 
     def begin(self) -> None:
-        """Begin a refresh for three callers."""
+        """Begin a refresh with three callers."""
         if self.at is None:
             self.held.enter_context(self.provider.hold())
-        # The lease is this process's affair alone; the others have all the time that a busy machine takes.
+        # Only this process has a short lease; the others have the usual time limits, for a busy machine.
         self.worker.start(jobs.ask, replace(self.terms, stop=self.at, timeout=_TIMEOUT), 3)
         self.worker.met()
         self.began = time.monotonic()
         self.worker.go_on()
 
     def freeze(self) -> None:
-        """Freeze the process where it is to be interrupted; an answer of the provider that was kept back is sent."""
+        """Suspend the process where it is to be interrupted; if the provider delayed its response, it is sent now."""
         if self.at is None:
             self.provider.wait_for_requests(1)
         else:
@@ -170,7 +174,7 @@ class _Case:
         self.held.close()
 
     def wake(self) -> None:
-        """End the process's sleep."""
+        """Let the suspended process continue."""
         self.worker.signal(SIGCONT)
         if self.at is not None:
             self.worker.go_on()
@@ -185,13 +189,13 @@ class _Case:
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
-        """The provider's requests, refreshes, replays and reuses."""
+        """Return the provider's counts of requests, refreshes, replays and reuses."""
         stats = self.provider.stats()
         return stats.requests, stats.refreshes, stats.replays, stats.reuses
 
 
 def _all(cases: Sequence[_Case], *steps: Callable[[_Case], None]) -> None:
-    """Take each step for all cases, so that they wait together."""
+    """Take each step for all cases, so that the cases wait at the same time."""
     for step in steps:
         for case in cases:
             step(case)
@@ -202,7 +206,7 @@ Cases = Callable[..., list[_Case]]
 
 @pytest.fixture
 def cases(row: Row, tmp_path: Path, team: Team) -> Iterator[Cases]:
-    """Cases with a provider, a row and two processes each, so that they can wait for their leases together."""
+    """Make cases, each with its own provider, row and two processes, so that they can wait at the same time."""
     with ExitStack() as providers:
 
         def cases(*wanted: tuple[Stop | None, StrictRotatingProvider]) -> list[_Case]:
@@ -214,7 +218,7 @@ def cases(row: Row, tmp_path: Path, team: Team) -> Iterator[Cases]:
                 terms = Terms.at(url, provider, user_id=user_id)
                 case = _Case(at, provider, terms, next(workers), next(workers))
                 case.other.call(jobs.grant, terms, {user_id: provider.new_grant(user_id)["refresh_token"]})
-                case.worker.call(jobs.stored, replace(terms, stop=at, timeout=_TIMEOUT))  # connects
+                case.worker.call(jobs.stored, replace(terms, stop=at, timeout=_TIMEOUT))  # opens the connection
                 made.append(case)
             return made
 
@@ -222,10 +226,12 @@ def cases(row: Row, tmp_path: Path, team: Team) -> Iterator[Cases]:
 
 
 @each_database
-def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, request: pytest.FixtureRequest) -> None:
-    """When its lease has expired, one other caller tries again, with what the provider makes of that.
+def test_after_the_refreshing_process_was_killed_a_waiting_caller_refreshes(
+    cases: Cases, team: Team, request: pytest.FixtureRequest
+) -> None:
+    """After the lease has expired, one other caller calls the provider.
 
-    The user has to log in again only where the provider had issued tokens that went down with the process.
+    The user has to log in again only if the killed process had the only copy of newly issued tokens.
     """
     untouched, lost, replayed, done = "untouched", "lost", "replayed", "done"
     expected: dict[tuple[Stop | None, float], str] = {
@@ -241,7 +247,7 @@ def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, req
     _all(killed, _Case.begin, _Case.freeze, _Case.let_another_wait)
     for case in killed:
         case.worker.signal(SIGKILL)
-        team.dismiss(case.worker)
+        team.remove(case.worker)
     for case, fate in zip(killed, expected.values(), strict=True):
         answers: list[Answer] = case.other.result()
         fresh: list[Answer] = team[0].call(jobs.ask, case.terms, 2)
@@ -258,16 +264,16 @@ def test_who_waits_for_a_killed_refresher_recovers(cases: Cases, team: Team, req
             assert first - case.began > _LEASE - _CLOCK_ERROR
         assert first - case.stood < _LEASE + _PROMPTLY
         where = case.at.name.lower() if case.at else "during_the_call"
-        # As `record_property` does, which warns about pytest's own default of JUnit files.
+        # Not `record_property`, which warns about pytest's default format of JUnit files.
         request.node.user_properties.append((f"{where} ({fate}), seconds to recover", round(first - case.stood, 3)))
 
 
 @each_database
-def test_a_refresher_that_sleeps_through_its_lease_overwrites_nothing(cases: Cases, team: Team) -> None:
-    """Another process takes over and stores; the sleeper sends nothing late, and its callers get the newer tokens."""
+def test_a_process_suspended_during_its_lease_overwrites_no_newer_tokens(cases: Cases, team: Team) -> None:
+    """Another process refreshes meanwhile. The suspended process's callers get the newer tokens."""
     asleep = cases(
         (Stop.BEFORE_THE_CALL, StrictRotatingProvider()),
-        # Where both have consumed a refresh token, it has to be one that stays good.
+        # If both processes send the same refresh token, the provider must not revoke the grant for it.
         (None, StrictRotatingProvider(rotate=False)),
         (Stop.AFTER_THE_RESPONSE, StrictRotatingProvider(rotate=False)),
         (Stop.BEFORE_THE_WRITE, StrictRotatingProvider(rotate=False)),
@@ -283,8 +289,8 @@ def test_a_refresher_that_sleeps_through_its_lease_overwrites_nothing(cases: Cas
 
 
 @each_database
-def test_tokens_of_a_sleeper_that_nobody_replaced_are_not_lost(cases: Cases, team: Team) -> None:
-    """Its lease has expired, but the row is as it was: the late write counts, and nobody asks again."""
+def test_late_tokens_of_a_suspended_process_are_stored_if_the_row_is_unchanged(cases: Cases, team: Team) -> None:
+    """Its lease has expired, but no other process refreshed: the late write succeeds, and there is no second call."""
     asleep = cases(
         (Stop.AFTER_THE_RESPONSE, StrictRotatingProvider()), (Stop.BEFORE_THE_WRITE, StrictRotatingProvider())
     )
@@ -298,8 +304,8 @@ def test_tokens_of_a_sleeper_that_nobody_replaced_are_not_lost(cases: Cases, tea
 
 
 @each_database
-def test_a_sleeper_does_not_undo_a_login(cases: Cases) -> None:
-    """The user logs in again while the refresher is frozen, its lease still live: what it brings is void."""
+def test_a_suspended_process_does_not_overwrite_the_tokens_of_a_new_login(cases: Cases) -> None:
+    """The user logs in again while the process is suspended with a live lease; its own tokens are dropped."""
     [case] = cases((Stop.BEFORE_THE_WRITE, StrictRotatingProvider()))
     _all([case], _Case.begin, _Case.freeze)
     login = case.provider.new_grant("user")
@@ -310,10 +316,10 @@ def test_a_sleeper_does_not_undo_a_login(cases: Cases) -> None:
 
 
 @each_database
-def test_clocks_that_differ_by_hours_make_no_further_call(
+def test_clocks_that_differ_by_hours_cause_no_further_call(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
-    """Whether a token has expired is judged by the database's clock, whatever the machines' clocks say."""
+    """The database's clock decides whether a token has expired, not the clocks of the machines."""
     hour = 3600.0
     terms_by_clock = [replace(terms, clock_error=error) for error in (-hour, 0.0, hour, -2 * hour)]
     for _ in range(2):
@@ -323,10 +329,10 @@ def test_clocks_that_differ_by_hours_make_no_further_call(
 
 
 @each_database
-def test_a_refused_grant_is_asked_for_once_and_a_new_login_works_at_once(
+def test_a_refused_refresh_token_is_sent_once_and_a_new_login_works_at_once(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
-    """400 callers in 8 processes learn from one call that the user has to log in again, and later ones from none."""
+    """400 callers in 8 processes get "log in again" after one call of the provider; later callers cause no call."""
     team[0].call(jobs.grant, terms, {"user": "unknown to the provider"})
     for _ in range(2):
         answers = team.all_at_once(jobs.ask, terms, 50, count=8)
@@ -343,9 +349,9 @@ def test_a_refused_grant_is_asked_for_once_and_a_new_login_works_at_once(
 
 @each_database
 def test_row_locks_and_leases_exclude_each_other(terms: Terms, team: Team, provider: StrictRotatingProvider) -> None:
-    """Callers that lock the row, as the contract says, and callers of the engine make one call between them.
+    """Callers that refresh under the row lock and callers of `load_fresh_tokens` together make one call.
 
-    In turn all begin at once, or the second half when the provider has the first half's request.
+    All callers begin at once, or the second half begins when the provider has the first half's request.
     """
     provider.latency = 0.1
     workers = team.first(8)
@@ -367,10 +373,10 @@ def test_row_locks_and_leases_exclude_each_other(terms: Terms, team: Team, provi
 
 
 @each_database
-def test_processes_that_refresh_what_is_due_share_the_work(
+def test_each_row_is_refreshed_by_one_of_the_processes_that_call_refresh_due(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
-    """Each of 60 rows is refreshed by one of four processes, and the others leave it alone."""
+    """Four processes call `refresh_due`; each of 60 rows is refreshed once."""
     users = [f"user {number}" for number in range(60)]
     team[0].call(jobs.grant, terms, {user: provider.new_grant(user)["refresh_token"] for user in users})
     outcomes = [outcome for process in team.all_at_once(jobs.refresh_due, terms, count=4) for outcome in process]
@@ -386,7 +392,7 @@ def test_processes_that_refresh_what_is_due_share_the_work(
 def test_tokens_are_revoked_once_and_not_refreshed_meanwhile(
     terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
-    """Of all who revoke a row's tokens one does; who wants a token gets one from before that, or none."""
+    """Of many callers one revokes the tokens; callers that load a token get the earlier one, or none."""
     for number in range(1, 4):
         answers = team.together([(jobs.revoke, terms, 3)] * 3 + [(jobs.ask, terms, 5)] * 3)
         assert sum(map(sum, answers[:3])) == 1
@@ -399,14 +405,14 @@ def test_tokens_are_revoked_once_and_not_refreshed_meanwhile(
 
 @pytest.mark.seeded
 @each_database
-def test_a_lease_that_is_no_compare_and_set_is_found(
+def test_a_seeded_fault_in_claiming_leases_is_found(
     row: Row, terms: Terms, team: Team, provider: StrictRotatingProvider
 ) -> None:
-    """With a seeded fault in the backend, the provider gets a refresh token twice."""
+    """With a backend that claims leases without compare-and-set, the provider gets a refresh token twice."""
     broken = replace(terms, fault=fault_named("lease checked, then taken", row.mark))
     for _ in range(50):
         team.all_at_once(jobs.ask, broken, 5, count=4)
         if provider.stats().reuses:
             return
         team[0].call(jobs.grant, terms, {"user": provider.new_grant("user")["refresh_token"]})
-    pytest.fail("the fault was not found")
+    pytest.fail("the seeded fault was not found")

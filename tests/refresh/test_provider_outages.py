@@ -1,4 +1,4 @@
-"""The provider is slow, or away."""
+"""The provider is slow or unavailable."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tokenstore import Keyring
 from tokenstore.records import TokenKey
 
 HOUR = 3600.0
-# When the provider wants to be asked again, in seconds.
+# Seconds after which the provider wants to be called again.
 RETRY = 0.2
 
 
 @each_database
 def test_while_the_provider_is_slow_the_database_is_free(row: Row, url: str, keyring: Keyring) -> None:
-    """Two hundred callers wait for one answer without a connection; others read and write meanwhile."""
+    """Two hundred callers wait for one response and hold no connection; other callers read and write meanwhile."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -54,7 +54,7 @@ def test_while_the_provider_is_slow_the_database_is_free(row: Row, url: str, key
 
 
 async def outage(scene: Scene, seconds: float) -> None:
-    """The provider is away for so long, and until it has been asked three times; callers keep coming."""
+    """Make the provider unavailable for so many seconds, and until it was called three times."""
     old = await scene.log_in(DUE)
     user = old["user_id"]
     async with scene.store(old, scene.url) as store:
@@ -69,14 +69,16 @@ async def outage(scene: Scene, seconds: float) -> None:
         scene.provider.outage = False
         while pair(record := await fresh(store, user)) == pair(old):
             pass
-        assert scene.provider.stats().requests <= asked + 2, "one that was on its way, and the one that worked"
+        assert scene.provider.stats().requests <= asked + 2, (
+            "more requests than one that was already sent and one that succeeded"
+        )
         await settled(store)
         await scene.check(old, record)
 
 
 @each_database
-def test_an_outage_of_the_provider_within_the_margin(row: Row, url: str, keyring: Keyring) -> None:
-    """No caller sees it: all get the token that is valid still. The provider is asked no sooner than it has told."""
+def test_an_outage_of_the_provider_within_the_margin_raises_no_error(row: Row, url: str, keyring: Keyring) -> None:
+    """All callers get the token that is still valid. The provider is not called before its retry time."""
 
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
@@ -87,7 +89,7 @@ def test_an_outage_of_the_provider_within_the_margin(row: Row, url: str, keyring
 
 @pytest.mark.soak
 @each_database
-def test_an_outage_of_ten_seconds_within_the_margin(row: Row, url: str, keyring: Keyring) -> None:
+def test_an_outage_of_ten_seconds_within_the_margin_raises_no_error(row: Row, url: str, keyring: Keyring) -> None:
     async def main() -> None:
         async with scene_of(url, keyring) as scene:
             await outage(scene, 10)

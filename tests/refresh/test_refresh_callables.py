@@ -1,4 +1,4 @@
-"""What a refresh callable may return, raise, keep, and how long it may take."""
+"""Refresh callables: what they may return, raise and keep, and how long they may take."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ HOUR = 3600.0
 
 
 @on_memory
-async def test_a_plain_function_will_do(world: World) -> None:
-    """It has made its call by the time it returns."""
+async def test_a_refresh_callable_can_be_a_plain_function(world: World) -> None:
+    """It returns the response itself instead of an awaitable."""
     store = await world.store(refreshers={"github": lambda record: NEW})
     await world.expired(store)
     assert pair(await fresh(store)) == NEW_PAIR
@@ -36,8 +36,8 @@ async def test_a_plain_function_will_do(world: World) -> None:
 
 
 @on_memory
-async def test_a_provider_that_does_not_rotate(world: World) -> None:
-    """Its answer has no refresh token, and the old one stays (RFC 6749 section 6)."""
+async def test_without_a_refresh_token_in_the_response_the_old_one_is_kept(world: World) -> None:
+    """A provider that does not rotate refresh tokens sends none (RFC 6749 section 6)."""
     world.provider.rotate = False
     store = await world.store()
     old = await world.log_in(store)
@@ -53,8 +53,8 @@ async def test_a_provider_that_does_not_rotate(world: World) -> None:
     "answer",
     [None, [], "at", {}, {"access_token": ""}, {"access_token": None}, {"access_token": b"at"}, {"error": "x"}],
 )
-async def test_what_is_no_token_response_changes_nothing(world: World, answer: Any) -> None:
-    """It counts as an outage; the row keeps its tokens, and nobody's lease."""
+async def test_an_answer_that_is_not_a_token_response_changes_no_tokens(world: World, answer: Any) -> None:
+    """It is treated as an outage; the row keeps its tokens and has no lease."""
     store = await world.store(refreshers={"github": lambda record: answer})
     await world.expired(store)
     with pytest.raises(ProviderUnavailableError) as caught:
@@ -85,8 +85,10 @@ async def test_what_is_no_token_response_changes_nothing(world: World, answer: A
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
 )
-async def test_what_a_callable_raises(world: World, raised: Exception, expected: type[RefreshError], code: str) -> None:
-    """One of three errors, which names the row and the exception's type; each caller gets its own, without a cause."""
+async def test_an_exception_of_a_callable_becomes_one_of_three_errors(
+    world: World, raised: Exception, expected: type[RefreshError], code: str
+) -> None:
+    """The error names the row and the exception's type; each caller gets its own error object, without a cause."""
     script = Script(raised)
     store = await world.store(refreshers={"github": script})
     await world.expired(store)
@@ -145,10 +147,10 @@ LEAKS: dict[str, Callable[[str], BaseException]] = {
 
 @on_memory
 @pytest.mark.parametrize("leak", LEAKS)
-async def test_what_a_callable_raises_may_hold_tokens(
+async def test_an_exception_that_contains_a_token_is_not_chained(
     world: World, leak: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then it is not chained: neither the error nor a log says it, and no later caller of the row. Its class stays."""
+    """Neither the error nor a log line contains the token, nor do errors of later callers; the error's class stays."""
     caplog.set_level(logging.DEBUG)
     told_of: list[BaseException] = []
     for token in OLD:
@@ -167,8 +169,8 @@ async def test_what_a_callable_raises_may_hold_tokens(
 
 
 @on_memory
-async def test_a_call_that_hangs_is_ended(world: World) -> None:
-    """After ``refresh_timeout``; others need not wait for the lease's end."""
+async def test_a_call_that_hangs_is_cancelled_after_refresh_timeout(world: World) -> None:
+    """Other callers do not have to wait until the lease expires."""
     script = Script()
     script.hold()
     store = await world.store(refreshers={"github": script}, refresh_timeout=0.05)
@@ -183,8 +185,8 @@ async def test_a_call_that_hangs_is_ended(world: World) -> None:
 
 @on_memory
 @pytest.mark.parametrize("end", ["answers", "fails"])
-async def test_a_call_that_does_not_end_when_told(world: World, end: str) -> None:
-    """What it brings in the end counts: it may be the only copy of a live pair."""
+async def test_the_tokens_of_a_call_that_ignores_its_cancellation_are_stored(world: World, end: str) -> None:
+    """They may be the only copy of a valid pair."""
 
     async def stubborn(record: TokenRecord) -> Mapping[str, Any]:
         with suppress(asyncio.CancelledError):
@@ -205,8 +207,8 @@ async def test_a_call_that_does_not_end_when_told(world: World, end: str) -> Non
 
 
 @on_memory
-async def test_a_call_that_was_cancelled_by_others(world: World) -> None:
-    """A callable that waits for a task of its own, which somebody cancels, has failed: nobody is closing anything."""
+async def test_a_call_whose_own_task_was_cancelled_has_failed(world: World) -> None:
+    """The callable waits for a task that the application cancels; this is a failure, not the closing of the store."""
 
     async def tricked(record: TokenRecord) -> Mapping[str, Any]:
         task = asyncio.create_task(asyncio.sleep(HOUR))
@@ -223,12 +225,12 @@ async def test_a_call_that_was_cancelled_by_others(world: World) -> None:
 
 
 class Outcome(BaseException):
-    """What pytest.fail raises is no Exception either."""
+    """Not an ``Exception``, like the error that pytest.fail raises."""
 
 
 @on_memory
 async def test_no_exception_leaves_callers_waiting(world: World) -> None:
-    """Whatever it is: they get it, and the row is not leased."""
+    """Callers also get an error that is not an ``Exception``, and the row has no lease afterwards."""
     store = await world.store(refreshers={"github": Script(Outcome("must not be called"))})
     await world.expired(store)
     async with asyncio.timeout(5):
@@ -240,8 +242,8 @@ async def test_no_exception_leaves_callers_waiting(world: World) -> None:
 
 
 @on_memory
-async def test_a_callable_may_keep_and_change_what_it_gets(world: World) -> None:
-    """The record is its own: what it does to it changes nothing about what is stored."""
+async def test_a_callable_may_keep_and_change_its_record(world: World) -> None:
+    """The record is a copy; changing it does not change what is stored."""
 
     async def careless(record: TokenRecord) -> Mapping[str, Any]:
         record["extra"]["scope"] = object()
@@ -256,8 +258,8 @@ async def test_a_callable_may_keep_and_change_what_it_gets(world: World) -> None
 
 
 @on_memory
-async def test_callers_share_the_first_ones_callable(world: World) -> None:
-    """What is passed wins over ``refreshers``; those who join get the tokens of the refresh that they joined."""
+async def test_joining_callers_share_the_first_caller_s_callable(world: World) -> None:
+    """A callable that is passed has priority over ``refreshers``; joining callers get the first refresh's tokens."""
     first, second, third = Script(), Script(), Script()
     first.hold()
     store = await world.store(refreshers={"github": third})

@@ -1,4 +1,4 @@
-"""`refresh_due`: what is due is refreshed once, within bounds, and each outcome is told."""
+"""`refresh_due`: each row that is due is refreshed once, with limited concurrency, and yields its outcome."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HOUR = 3600.0
 
 
 @on_every_row
-async def test_what_is_due_is_refreshed_once(world: World) -> None:
-    """By two machines at once, page by page; each of them tells what became of every due row, and of no other."""
+async def test_each_due_row_is_refreshed_once(world: World) -> None:
+    """Two machines run `refresh_due` at once, page by page; each one yields an outcome for exactly the due rows."""
     one, two = await world.store(), await world.store()
     for user in "aceg":
         await world.log_in(one, user, expires_in=500)
@@ -43,8 +43,8 @@ async def test_what_is_due_is_refreshed_once(world: World) -> None:
 
 
 @on_memory
-async def test_refresh_due_keeps_to_its_concurrency(world: World) -> None:
-    """As many as that at once, and never one more."""
+async def test_refresh_due_runs_as_many_refreshes_at_once_as_its_concurrency(world: World) -> None:
+    """It uses the full concurrency, and never exceeds it."""
     script = Script()
     script.hold()
     in_flight = most = 0
@@ -71,8 +71,8 @@ async def test_refresh_due_keeps_to_its_concurrency(world: World) -> None:
 
 
 @on_memory
-async def test_refresh_due_tells_of_failures(world: World) -> None:
-    """One row's error stops no other; it names the row."""
+async def test_refresh_due_yields_an_error_for_each_failed_row(world: World) -> None:
+    """The error names the row, and the other rows are refreshed."""
 
     async def moody(record: TokenRecord) -> Mapping[str, Any]:
         if record["user_id"] == "b":
@@ -119,7 +119,7 @@ async def test_refresh_due_tells_an_expired_refresh_token_from_a_failure(world: 
 
 @on_memory
 async def test_refresh_due_of_several_providers(world: World) -> None:
-    """All that have a refresher, in turn; or one, with a callable of the caller's."""
+    """Without `provider`, all providers with a refresher are refreshed; with it, one, also with a passed callable."""
     hub, lab, mine = Script(), Script(), Script()
     store = await world.store(refreshers={"github": hub, "gitlab": lab})
     for provider in ("github", "gitlab", "slack"):
@@ -137,8 +137,8 @@ async def test_refresh_due_of_several_providers(world: World) -> None:
 
 
 @on_memory
-async def test_refresh_due_says_busy_and_gone(world: World) -> None:
-    """A row that somebody is refreshing is left to them; one that was deleted since it was listed is gone."""
+async def test_refresh_due_yields_busy_for_a_leased_row_and_gone_for_a_deleted_one(world: World) -> None:
+    """Another process is refreshing the first row; the second one was deleted after it was listed."""
     script = Script()
     store, interceptor = await world.intercepted(script)
     busy = await world.expired(store, "a")
@@ -157,8 +157,8 @@ async def test_refresh_due_says_busy_and_gone(world: World) -> None:
 
 
 @on_memory
-async def test_an_iteration_that_ends_early_leaves_nothing_hanging(world: World) -> None:
-    """Refreshes that have begun come to their end; those that have not do not begin."""
+async def test_an_iteration_that_ends_early_starts_no_further_refresh(world: World) -> None:
+    """Refreshes that have begun are finished."""
     script = Script()
     store = await world.store(refreshers={"github": script})
     users = [f"u{n}" for n in range(8)]
@@ -178,8 +178,8 @@ async def test_an_iteration_that_ends_early_leaves_nothing_hanging(world: World)
 
 
 @on_memory
-async def test_a_row_that_is_needed_while_it_is_refreshed_ahead_of_time(world: World) -> None:
-    """A caller with an expired token joins what `refresh_due` has begun."""
+async def test_a_caller_joins_a_refresh_that_refresh_due_has_begun(world: World) -> None:
+    """The caller's token has expired."""
     script = Script()
     script.hold()
     store = await world.store(refreshers={"github": script})

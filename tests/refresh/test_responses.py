@@ -1,4 +1,4 @@
-"""What a token response means for the row that it renews: whatever is wrong with it, no token is lost."""
+"""Reading token responses: whatever is wrong with a response, its tokens are not lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN = {"access_token": "at-2"}
 
 
 def record(**fields: Any) -> TokenRecord:
-    """The row that is renewed."""
+    """The record that is refreshed."""
     return TokenRecord(
         {
             "access_token": "at-1",
@@ -53,8 +53,8 @@ def after(seconds: float) -> int:
 # -- tokens ------------------------------------------------------------------------------------------
 
 
-def test_a_whole_response() -> None:
-    """RFC 6749 section 5.1, with what several providers add."""
+def test_a_complete_response() -> None:
+    """The response has all fields of RFC 6749 section 5.1, and fields that several providers add."""
     response = {
         "access_token": "at-2",
         "token_type": "Bearer",
@@ -77,8 +77,8 @@ def test_a_whole_response() -> None:
 
 
 @pytest.mark.parametrize("given_token", [{}, {"refresh_token": None}, {"refresh_token": ""}, {"refresh_token": 7}])
-def test_without_a_refresh_token_the_old_one_stays(given_token: dict[str, Any]) -> None:
-    """With its expiry (RFC 6749 section 6), unless the response says something about that."""
+def test_without_a_refresh_token_the_old_one_is_kept(given_token: dict[str, Any]) -> None:
+    """Its expiry is kept too (RFC 6749 section 6), unless the response contains one."""
     new = read(TOKEN | given_token)
     assert (new.refresh_token, new.refresh_token_expires_at) == ("rt-1", OLD_EXPIRY)
     new = read(TOKEN | given_token | {"refresh_token_expires_in": 10})
@@ -87,20 +87,20 @@ def test_without_a_refresh_token_the_old_one_stays(given_token: dict[str, Any]) 
     assert (new.refresh_token, new.refresh_token_expires_at) == (None, None)
 
 
-def test_a_new_refresh_token_has_nothing_of_the_old_ones_expiry() -> None:
-    """Where nothing is said about it, it does not expire."""
+def test_a_new_refresh_token_does_not_keep_the_old_one_s_expiry() -> None:
+    """Without an expiry in the response, the new refresh token does not expire."""
     assert read(TOKEN | {"refresh_token": "rt-2"}).refresh_token_expires_at is None
 
 
 @pytest.mark.parametrize("response", [None, "at", 7, [], [("access_token", "at")], object(), NEW.items()])
-def test_what_is_no_mapping_is_no_response(response: object) -> None:
-    """The error tells the type alone."""
+def test_a_response_that_is_not_a_mapping_is_refused(response: object) -> None:
+    """The error contains only the type of the response."""
     with pytest.raises(InvalidInputError, match=f"not {type(response).__name__}$"):
         read(response)
 
 
 @pytest.mark.parametrize("token", [None, "", 7, b"at", "\ud800", "x" * (256 * 1024 + 1)], ids=lambda t: repr(t)[:9])
-def test_without_an_access_token_it_is_no_response(token: object) -> None:
+def test_a_response_without_an_access_token_is_refused(token: object) -> None:
     for response in ({"access_token": token, "refresh_token": "rt-2"}, {"refresh_token": "rt-2"}, {}):
         with pytest.raises(InvalidInputError, match="access_token"):
             read(response)
@@ -134,8 +134,8 @@ LIFETIMES: dict[str, tuple[object, float]] = {
 
 
 @pytest.mark.parametrize(("said", "seconds"), LIFETIMES.values(), ids=LIFETIMES)
-def test_a_lifetime(said: object, seconds: float) -> None:
-    """From when the provider was asked. What cannot be read, and zero above all, is "expired" and never "never"."""
+def test_a_lifetime_is_counted_from_the_request(said: object, seconds: float) -> None:
+    """A lifetime that cannot be read, or is zero, means that the token has expired, not that it never expires."""
     new = read(TOKEN | {"expires_in": said})
     assert new.access_token_expires_at == after(seconds)
     stored = json.loads(new.extra) if new.extra else {}
@@ -180,8 +180,8 @@ MOMENTS: dict[str, tuple[object, int]] = {
 
 
 @pytest.mark.parametrize(("said", "moment"), MOMENTS.values(), ids=MOMENTS)
-def test_a_moment(said: object, moment: int) -> None:
-    """A datetime, or a number since the epoch; what cannot be read has passed, for an access token."""
+def test_a_time_of_expiry_can_be_a_datetime_or_a_number_since_the_epoch(said: object, moment: int) -> None:
+    """For an access token, a time that cannot be read has passed."""
     for name in ("expires_at", "access_token_expires_at", "expires_on", "expiry_date", "expiry"):
         new = read(TOKEN | {"refresh_token": "rt-2", name: said, "refresh_token_expires_at": said})
         assert new.access_token_expires_at == moment, name
@@ -204,8 +204,8 @@ def test_the_first_readable_field_counts() -> None:
     assert read(TOKEN | {"refresh_token": "rt-2"} | later).refresh_token_expires_at == after(60)
 
 
-def test_a_lifetime_wins_over_a_moment() -> None:
-    """It needs no clock to agree with another. What is None is not there."""
+def test_a_lifetime_has_priority_over_a_time_of_expiry() -> None:
+    """A lifetime does not depend on the clocks of two machines. A field that is None counts as missing."""
     both = {"expires_in": 60, "expires_at": 0, "refresh_token_expires_in": 60, "refresh_token_expires_at": 0}
     new = read(TOKEN | both)
     assert new.access_token_expires_at == new.refresh_token_expires_at == after(60)
@@ -237,8 +237,8 @@ UNFIT: dict[str, dict[Any, Any]] = {
 
 
 @pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT)
-def test_what_cannot_be_stored_is_left_out(unfit: dict[Any, Any]) -> None:
-    """The tokens are stored all the same, with what was known before."""
+def test_fields_that_cannot_be_stored_are_left_out(unfit: dict[Any, Any]) -> None:
+    """The tokens are stored nevertheless, together with the extra fields that were stored before."""
     new = read(TOKEN | unfit | {"refresh_token": "rt-2", "expires_in": 60}, extra={"scope": "repo"})
     assert (new.access_token, new.refresh_token, new.access_token_expires_at) == ("at-2", "rt-2", after(60))
     assert json.loads(new.extra or "") == {"scope": "repo", "expires_in": 60}
@@ -271,7 +271,7 @@ def test_an_access_token_that_no_header_can_carry_is_none(token: str) -> None:
 
 
 def test_an_old_lifetime_is_not_kept() -> None:
-    """It was another token's."""
+    """The stored lifetime belongs to the old token."""
     assert read(TOKEN, extra={"expires_in": 60}).extra is None
 
 
@@ -281,13 +281,13 @@ def test_an_old_lifetime_is_not_kept() -> None:
     ids=lambda v: repr(v)[:9],
 )
 def test_a_lifetime_that_the_caller_stored(said: object, lifetime: float | None) -> None:
-    """What stands in ``extra`` may come from `store_tokens`: it is no reason to fail."""
+    """``extra`` may come from `store_tokens` with any value; a value that is not a lifetime raises no error."""
     assert lifetime_of(record(extra={"expires_in": said})) == lifetime
 
 
 @on_memory
-async def test_what_was_stored_as_extra_does_not_stop_a_refresh(world: World) -> None:
-    """Nor does what a refresh stores there stop the next reader."""
+async def test_any_stored_extra_fields_allow_a_refresh(world: World) -> None:
+    """The fields that the refresh stores in ``extra`` can be read afterwards."""
     deep: Any = "x"
     for _ in range(sys.getrecursionlimit() // 2):
         deep = [deep]
@@ -301,7 +301,7 @@ async def test_what_was_stored_as_extra_does_not_stop_a_refresh(world: World) ->
     assert loaded["access_token"] == NEW["access_token"]
 
 
-# -- anything at all ---------------------------------------------------------------------------------
+# -- generated responses -----------------------------------------------------------------------------
 
 _anything = st.recursive(
     st.none()
@@ -325,7 +325,7 @@ _names = st.sampled_from(
 
 
 class Lazy(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
@@ -345,7 +345,7 @@ class Lazy(Mapping[str, Any]):
     known=st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
 )
 def test_any_mapping_with_an_access_token_is_a_response(response: dict[str, Any], known: dict[str, Any]) -> None:
-    """All that comes out can be stored, and a refresh token that is acceptable is never dropped."""
+    """All values read from it can be stored, and a valid refresh token is never dropped."""
     response["access_token"] = "at-2"
     new = read(Lazy(response), extra=known)
     assert new == read(response, extra=known)
@@ -366,14 +366,14 @@ def test_any_mapping_with_an_access_token_is_a_response(response: dict[str, Any]
 
 
 @given(response=_anything)
-def test_anything_else_is_none(response: object) -> None:
+def test_any_other_object_is_refused(response: object) -> None:
     with pytest.raises(InvalidInputError):
         read(response if not isinstance(response, dict) else {**response, "access_token": 7})
 
 
 @on_memory
-async def test_the_moment_of_issue_is_when_the_provider_was_asked(world: World) -> None:
-    """A slow answer makes no token live longer than the provider said."""
+async def test_the_lifetime_begins_when_the_provider_was_called(world: World) -> None:
+    """So a slow response does not make a token valid for longer than the provider says."""
     asked: list[datetime] = []
 
     async def slow(record: TokenRecord) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`revoke_tokens`: at the provider first, then in the row."""
+"""`revoke_tokens`: tokens are revoked at the provider first, then the row is deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = TokenKey("github", "u1")
 
 
 async def _in_revocation(world: World) -> tuple[Revoker, AuthTokenStore, asyncio.Task[bool]]:
-    """A refresher that revokes an expired row's tokens until its ``answer`` is set; the store; the caller's task."""
+    """Start revoking an expired row; the refresher waits until its ``answer`` is set. Returns it, store and task."""
     revoker = Revoker()
     revoker.hold()
     store = await world.store(refreshers={"github": revoker})
@@ -40,8 +40,8 @@ async def _in_revocation(world: World) -> tuple[Revoker, AuthTokenStore, asyncio
 
 
 @on_every_row
-async def test_tokens_are_revoked_and_forgotten(world: World) -> None:
-    """At the provider first (RFC 7009), then here."""
+async def test_tokens_are_revoked_at_the_provider_and_deleted(world: World) -> None:
+    """They are revoked first (RFC 7009), and deleted after that."""
     store = await world.store()
     await world.log_in(store, expires_in=HOUR)
     assert await store.revoke_tokens("github", "u1")
@@ -51,8 +51,8 @@ async def test_tokens_are_revoked_and_forgotten(world: World) -> None:
 
 
 @on_rows("memory", "sqlite")
-async def test_an_outage_keeps_what_was_to_be_revoked(world: World) -> None:
-    """The row is as usable as before, at once."""
+async def test_an_outage_of_the_provider_keeps_the_row(world: World) -> None:
+    """The row has no lease and can be used at once."""
     store = await world.store()
     old = await world.log_in(store)
     world.provider.outage = True
@@ -65,7 +65,7 @@ async def test_an_outage_keeps_what_was_to_be_revoked(world: World) -> None:
 
 @on_rows("memory", "sqlite")
 async def test_revoking_waits_for_a_refresh(world: World) -> None:
-    """It is the new tokens that have to be revoked."""
+    """The new tokens are revoked, not those that the refresh replaced."""
     revoker = Revoker()
     revoker.hold()
     one, two = (await world.store(refreshers={"github": revoker}), await world.store(refreshers={"github": revoker}))
@@ -81,8 +81,8 @@ async def test_revoking_waits_for_a_refresh(world: World) -> None:
 
 
 @on_rows("memory", "sqlite")
-async def test_nobody_refreshes_what_is_being_revoked(world: World) -> None:
-    """A valid token is served until it is gone, an expired one is waited for; then there is none."""
+async def test_tokens_that_are_being_revoked_are_not_refreshed(world: World) -> None:
+    """A valid token is returned until it is deleted; for an expired one, callers wait and then get None."""
     revoker, store, revoking = await _in_revocation(world)
     caller = asyncio.create_task(store.load_fresh_tokens("github", "u1"))
     await until_waiting(store)
@@ -94,7 +94,7 @@ async def test_nobody_refreshes_what_is_being_revoked(world: World) -> None:
 
 @on_every_row
 async def test_a_new_login_is_not_revoked(world: World) -> None:
-    """It came while the old tokens were being revoked, and stays."""
+    """The user logged in while the old tokens were being revoked; the new tokens stay."""
     revoker, store, revoking = await _in_revocation(world)
     await store.store_tokens("github", "u1", "login-access", "login-refresh", world.at(HOUR))
     revoker.answer.set()
@@ -105,7 +105,7 @@ async def test_a_new_login_is_not_revoked(world: World) -> None:
 
 @on_memory
 async def test_a_cancelled_caller_does_not_stop_a_revocation(world: World) -> None:
-    """It has begun at the provider; closing waits for it."""
+    """The provider may have revoked the tokens already, so the revocation continues, and closing waits for it."""
     revoker, store, revoking = await _in_revocation(world)
     revoking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -122,8 +122,8 @@ async def test_a_cancelled_caller_does_not_stop_a_revocation(world: World) -> No
 @pytest.mark.parametrize(
     "failure", [ReauthorizationRequiredError("x"), ProviderUnavailableError("x", retry_after=HOUR)]
 )
-async def test_what_can_no_longer_be_refreshed_can_be_revoked(world: World, failure: Exception) -> None:
-    """The access token may be good still."""
+async def test_tokens_with_a_dead_refresh_token_can_be_revoked(world: World, failure: Exception) -> None:
+    """Their access token may still be valid."""
     store = await world.store(refreshers={"github": Script(failure)})
     await world.expired(store)
     with pytest.raises(type(failure)):
@@ -135,8 +135,8 @@ async def test_what_can_no_longer_be_refreshed_can_be_revoked(world: World, fail
 
 
 @on_memory
-async def test_what_was_refreshed_during_a_revocation_is_revoked_too(world: World) -> None:
-    """While a failure holds no lease can be claimed, and it may end meanwhile."""
+async def test_tokens_that_were_refreshed_during_a_revocation_are_revoked_too(world: World) -> None:
+    """The row had a failure, so the revocation has no lease; the failure expired meanwhile, and a caller refreshed."""
     script = Script(ProviderUnavailableError("x", retry_after=1), NEW)
     store = await world.store(refreshers={"github": script})
     await world.expired(store)
@@ -169,8 +169,10 @@ async def test_what_was_refreshed_during_a_revocation_is_revoked_too(world: Worl
     ],
     ids=["unavailable", "refused", "unsupported", "timeout", "anything", "anything with a token", "a token"],
 )
-async def test_a_revocation_that_fails(world: World, raised: Exception, expected: type[TokenStoreError]) -> None:
-    """One of the library's errors, which holds no token and names the row; the row stays, without lease or failure."""
+async def test_a_failed_revocation_keeps_the_row_and_raises_an_error_that_names_it(
+    world: World, raised: Exception, expected: type[TokenStoreError]
+) -> None:
+    """The error is one of tokenstore and contains no token; the row has neither lease nor failure."""
     store = await world.store()
     await world.expired(store)
     with pytest.raises(TokenStoreError) as caught:
@@ -183,7 +185,7 @@ async def test_a_revocation_that_fails(world: World, raised: Exception, expected
 
 
 @on_memory
-async def test_a_revocation_that_hangs_is_ended(world: World) -> None:
+async def test_a_revocation_that_hangs_is_cancelled_after_refresh_timeout(world: World) -> None:
     """After ``refresh_timeout``."""
     store = await world.store(refresh_timeout=0.05)
     await world.expired(store)
@@ -196,8 +198,8 @@ async def test_a_revocation_that_hangs_is_ended(world: World) -> None:
 
 
 @on_memory
-async def test_revoking_waits_for_others_within_bounds(world: World) -> None:
-    """As long as `load_fresh_tokens` does."""
+async def test_revoking_waits_for_another_refresh_for_a_limited_time(world: World) -> None:
+    """The limit is the same as for `load_fresh_tokens`."""
     store, interceptor = await world.intercepted(Revoker(), refresh_timeout=0.05)
     old = await world.expired(store)
     assert await interceptor.claim_lease(KEY, generation=old["generation"], holder="stuck", duration=HOUR)
@@ -206,8 +208,8 @@ async def test_revoking_waits_for_others_within_bounds(world: World) -> None:
 
 
 @on_memory
-async def test_a_callable_that_cannot_revoke(world: World) -> None:
-    """The error says what would do."""
+async def test_a_refresher_without_a_revoke_method_is_an_error(world: World) -> None:
+    """The error says what the refresher needs."""
     store = await world.store(refreshers={"github": Script()})
     await world.expired(store)
     with pytest.raises(ConfigurationError, match="delete_tokens"):

@@ -1,7 +1,7 @@
-"""Jobs, views and processes that end before their refresh does: the grant lives, and no pair is lost.
+"""Jobs, views and processes that end before their refresh does lose no tokens.
 
-The provider runs in a thread of its own and revokes a grant whose refresh token comes twice. A pair that the provider
-has issued to nobody therefore shows in its counters at the next refresh.
+The provider runs in another thread and revokes a grant whose refresh token is used twice. If new tokens were lost, the
+next refresh would use the old refresh token again, which shows in the provider's counters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenstore.testing.provider import StrictRotatingProvider
 
 _LATENCY = 0.1
 one_store_or_one_a_job = pytest.mark.parametrize("shared", [True, False], ids=["one store", "a store per job"])
-# A store that is left open leaves its connections open. If the warning of that is an error, uvloop does not close.
+# A store that is not closed leaves its connections open, which warns. If that warning is an error, uvloop cannot close.
 stores_may_be_left_open = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -33,7 +33,7 @@ def provider() -> Iterator[StrictRotatingProvider]:
 
 
 def check(provider: StrictRotatingProvider, received: int, at_least: int) -> None:
-    """Each response has been received, and no refresh token was sent twice."""
+    """Check that all responses were received, and that no refresh token was sent twice."""
     stats = provider.stats()
     assert (stats.reuses, stats.revoked_grants) == (0, 0)
     assert stats.refreshes == received
@@ -44,7 +44,7 @@ def check(provider: StrictRotatingProvider, received: int, at_least: int) -> Non
 @one_store_or_one_a_job
 @stores_may_be_left_open
 def test_jobs_that_end_before_their_refresh(row: Row, url: str, shared: bool, provider: StrictRotatingProvider) -> None:
-    """As with Celery or cron: each job is an `asyncio.run`, which ends while the provider has the request."""
+    """As with Celery or cron, each job calls `asyncio.run`, which ends while the provider handles the request."""
     received = Jobs(url, Client.of(provider), shared=shared).run(10, provider.new_grant("user"))
     check(provider, received, 10)
 
@@ -56,7 +56,7 @@ def test_jobs_that_end_before_their_refresh(row: Row, url: str, shared: bool, pr
 def test_two_hundred_jobs_that_end_before_their_refresh(
     row: Row, url: str, shared: bool, provider: StrictRotatingProvider
 ) -> None:
-    """Jobs that take a third of the time that the provider takes."""
+    """Each job takes a third of the time that the provider takes."""
     provider.latency = 0.3
     jobs = Jobs(url, Client.of(provider), shared=shared, work=lambda: asyncio.sleep(0.1))
     check(provider, jobs.run(200, provider.new_grant("user")), 100)
@@ -65,7 +65,9 @@ def test_two_hundred_jobs_that_end_before_their_refresh(
 @each_database
 @pytest.mark.parametrize("ending", ENDINGS)
 @stores_may_be_left_open
-def test_ways_in_which_a_job_can_end(row: Row, url: str, ending: str, provider: StrictRotatingProvider) -> None:
+def test_a_refresh_survives_each_kind_of_end_of_its_job(
+    row: Row, url: str, ending: str, provider: StrictRotatingProvider
+) -> None:
     jobs = Jobs(url, Client.of(provider), shared=ending != "closing", ending=ending)
     check(provider, jobs.run(2, provider.new_grant("user")), 2)
 
@@ -120,7 +122,7 @@ def test_calls_by_async_to_sync_that_end_before_their_refresh(
 def test_worker_processes_that_end_after_a_few_jobs(
     row: Row, url: str, shared: bool, provider: StrictRotatingProvider
 ) -> None:
-    """As a prefork server replaces its children."""
+    """A prefork server replaces its worker processes like that."""
     users = ["user 1", "user 2"]
     client = Client.of(provider)
     processes = [process_running(url, client, user, provider.new_grant(user), 3, shared) for user in users]

@@ -1,4 +1,4 @@
-"""What a refresh tells operators: records, counters and spans."""
+"""The log records, counters and spans of a refresh."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tokenstore.refresh.telemetry import OUTCOMES, RefreshReport, Telemetry
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_an_outcome(outcome: str, seen: Observer) -> None:
-    """One record at its level, one refresh counted, one span, which is an error from a warning on."""
+def test_each_outcome_has_one_log_record_one_count_and_one_span(outcome: str, seen: Observer) -> None:
+    """The record has the outcome's level; from WARNING on, the span has the status of an error."""
     ended(outcome, code="some_code", generation=7)
     [record] = seen.records
     level, text = OUTCOMES[outcome]
@@ -70,7 +70,7 @@ def test_an_outcome(outcome: str, seen: Observer) -> None:
         **({"error.type": "some_code"} if failed else {}),
     }
     assert span.context is not None
-    assert seen.span_ids == [span.context.span_id], "the record can carry the span's id"
+    assert seen.span_ids == [span.context.span_id], "the log record was not made inside the span"
 
 
 def test_a_failure_without_a_code_is_named_by_its_outcome(seen: Observer) -> None:
@@ -90,10 +90,10 @@ def test_a_failure_without_a_code_is_named_by_its_outcome(seen: Observer) -> Non
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
 )
-def test_what_is_raised_goes_on_and_names_the_outcome(
+def test_an_exception_is_passed_on_and_decides_the_outcome(
     error: BaseException, outcome: str, code: str, seen: Observer
 ) -> None:
-    """Where the engine has not said another one."""
+    """Unless the engine has set another outcome."""
     report = RefreshReport(KEY, background=True)
     with pytest.raises(type(error)) as caught, Telemetry().refresh(report):
         raise error
@@ -115,7 +115,7 @@ def test_waits_and_joined_callers_are_counted(seen: Observer) -> None:
 
 
 @pytest.mark.parametrize("code", ["invalid_grant", "temporarily_unavailable", "http_503", "slow-down", "x.y"])
-def test_a_code_is_shown(code: str, seen: Observer) -> None:
+def test_a_known_kind_of_code_is_logged(code: str, seen: Observer) -> None:
     ended("provider_unavailable", code=code)
     assert seen.record["tokenstore_code"] == code
 
@@ -123,7 +123,7 @@ def test_a_code_is_shown(code: str, seen: Observer) -> None:
 @pytest.mark.parametrize(
     "code", ["d41d8cd98f00b204", "gho_abcDEF", "a" * 25, "a\n", "two words", "_", "a_" * 32 + "a", "ü"]
 )
-def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
+def test_a_code_that_may_contain_anything_is_not_logged(code: str, seen: Observer) -> None:
     ended("provider_unavailable", code=code)
     with suppress(ProviderRefusedError), Telemetry().provider_call(RefreshReport(KEY, background=False)):
         raise ProviderRefusedError("no", code=code)
@@ -132,8 +132,8 @@ def test_a_code_that_may_be_anything_is_not(code: str, seen: Observer) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nERROR forged", "a\r", "\x1b[2J", "a\u2028b", "\u202egnp"])
-def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
-    """Neither in the message nor in a format that shows the fields."""
+def test_a_provider_or_user_id_cannot_start_a_new_log_line(text: str, seen: Observer) -> None:
+    """Neither in the message nor in a log format that contains the fields."""
     telemetry = Telemetry()
     with telemetry.refresh(RefreshReport(TokenKey(text, text), background=False)):
         pass
@@ -146,7 +146,7 @@ def test_no_key_writes_a_line_of_its_own(text: str, seen: Observer) -> None:
 # -- the provider ----------------------------------------------------------------------------------
 
 
-def test_a_call_of_the_provider_is_a_child_and_timed(seen: Observer) -> None:
+def test_a_call_of_the_provider_is_a_child_span_and_is_timed(seen: Observer) -> None:
     telemetry, report = Telemetry(), RefreshReport(KEY, background=False)
     with telemetry.refresh(report):
         with telemetry.provider_call(report):
@@ -178,7 +178,7 @@ def test_a_call_that_raises_is_timed_too(error: BaseException, code: str, seen: 
         with pytest.raises(type(error)), telemetry.provider_call(report):
             raise error
     [time] = seen.points("tokenstore.provider_time")
-    assert (time.count, time.sum) == (2, report.provider_time), "several calls add up"
+    assert (time.count, time.sum) == (2, report.provider_time), "the times of several calls are not added up"
     call = seen.spans["tokenstore.provider_call"]
     assert (call.status.status_code, call.status.description) == (StatusCode.ERROR, code)
     assert call.attributes is not None
@@ -186,7 +186,7 @@ def test_a_call_that_raises_is_timed_too(error: BaseException, code: str, seen: 
     assert not call.events
 
 
-def test_the_span_belongs_to_whoever_started_the_task(seen: Observer) -> None:
+def test_the_span_s_parent_is_the_span_in_which_the_task_was_started(seen: Observer) -> None:
     telemetry = Telemetry()
 
     async def refresh() -> None:
@@ -206,7 +206,7 @@ def test_the_span_belongs_to_whoever_started_the_task(seen: Observer) -> None:
 # -- problems --------------------------------------------------------------------------------------
 
 
-def test_a_problem(seen: Observer) -> None:
+def test_a_problem_is_logged_with_the_row_and_the_error_s_type(seen: Observer) -> None:
     Telemetry().problem(KEY, "on_refreshed", "the callback on_refreshed raised", Provided("gho_abc"))
     [record] = seen.records
     assert record.levelno == logging.WARNING
@@ -221,13 +221,13 @@ def test_a_problem(seen: Observer) -> None:
     }
 
 
-def test_a_problem_without_an_error(seen: Observer) -> None:
+def test_a_problem_without_an_error_is_logged_with_the_row(seen: Observer) -> None:
     Telemetry().problem(KEY, "event", "words")
     assert seen.records[0].getMessage() == "words: provider 'github', user 'user-123'"
 
 
 class Broken:
-    """A handler, meter, tracer or span that raises whatever is asked of it."""
+    """A handler, meter, tracer or span whose methods all raise an error."""
 
     level = 0
 
@@ -239,14 +239,16 @@ class Broken:
 
 
 class BreaksLater(Broken):
-    """Its instruments and spans are the broken ones."""
+    """A meter or tracer whose instruments and spans are broken."""
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         return lambda *args, **options: Broken()
 
 
 @pytest.mark.parametrize("tracer", [Broken(), BreaksLater()], ids=["tracer", "span"])
-def test_nothing_that_watches_costs_the_tokens(tracer: object, seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_logging_metrics_and_tracing_do_not_fail_a_refresh(
+    tracer: object, seen: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "get_meter", lambda name: BreaksLater())
     monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
     monkeypatch.setattr(seen, "emit", Broken().emit)

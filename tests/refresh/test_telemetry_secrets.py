@@ -1,4 +1,4 @@
-"""None of what a refresh tells is a token."""
+"""No log record, metric or span of a refresh contains a token."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def errors_with(token: str) -> list[BaseException]:
 
 
 @given(TOKENS, st.integers(0, 5), st.sampled_from([*OUTCOMES, "unheard of"]), st.booleans())
-def test_nothing_that_is_told_holds_a_token(token: str, which: int, outcome: str, in_code: bool) -> None:
-    """Whatever an error's text, arguments, notes, causes, records and code hold."""
+def test_no_telemetry_contains_a_token(token: str, which: int, outcome: str, in_code: bool) -> None:
+    """Also if the error's text, arguments, notes, causes, records or code contain one."""
     error = errors_with(token)[which]
     with observing() as seen:
         telemetry, report = Telemetry(), RefreshReport(KEY, background=False)

@@ -1,4 +1,4 @@
-"""Telemetry without OpenTelemetry, with its API alone, and with a log that is off."""
+"""Telemetry without OpenTelemetry, with only its API, and with logging turned off."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenstore.refresh.telemetry import _BUCKETS, RefreshReport, Telemetry
 
 
 @pytest.mark.parametrize("absent", ["opentelemetry", "opentelemetry.metrics", "opentelemetry.sdk"])
-def test_a_package_is_absent(absent: str) -> None:
-    """No OpenTelemetry; only its namespace; only its API. Nothing is printed by a library, either."""
+def test_telemetry_works_without_opentelemetry_or_a_part_of_it(absent: str) -> None:
+    """Missing are all of OpenTelemetry, or all but its namespace, or all but its API. No library prints anything."""
     assert run_program(f"import sys; sys.modules[{absent!r}] = None\n{REFRESH_PROGRAM}") == ""
 
 
@@ -25,8 +25,8 @@ def test_importing_the_store_loads_no_opentelemetry() -> None:
     assert not [name for name in loaded if name.startswith("opentelemetry")]
 
 
-def test_providers_that_are_set_up_later_are_used() -> None:
-    """A store may be opened before the application has configured OpenTelemetry."""
+def test_opentelemetry_providers_that_are_configured_later_are_used() -> None:
+    """A store may be opened before the application configures OpenTelemetry."""
     setup = """
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -48,7 +48,7 @@ def test_histograms_suggest_buckets_for_seconds(seen: Observer) -> None:
     assert seen.points("tokenstore.lease_wait")[0].explicit_bounds == _BUCKETS
 
 
-def test_an_api_without_suggestions_will_do(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_without_bucket_suggestions_works(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = seen.meters.get_meter("old")
     create = meter.create_histogram
 
@@ -61,8 +61,8 @@ def test_an_api_without_suggestions_will_do(seen: Observer, monkeypatch: pytest.
     assert seen.points("tokenstore.lease_wait")[0].count == 1
 
 
-def test_a_log_that_is_off_costs_nothing(seen: Observer) -> None:
-    """Not even the key is looked at."""
+def test_with_logging_turned_off_no_message_is_made(seen: Observer) -> None:
+    """Not even the key is formatted."""
 
     class Watched(str):
         __slots__ = ()

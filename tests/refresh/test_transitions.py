@@ -1,6 +1,6 @@
-"""The refresh protocol, searched in every interleaving.
+"""The refresh protocol keeps its invariants in every interleaving of its steps.
 
-``pytest tests/refresh/test_transitions.py -s`` shows how many states there were.
+``pytest tests/refresh/test_transitions.py -s`` prints the number of states.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from support.refresh_model_invariants import INVARIANTS
 from support.refresh_model_search import crash_points, search, told
 from tokenstore.refresh.steps import End, Outcome
 
-# What neither loses tokens nor keeps a holder from acting in time.
+# Faults that neither lose tokens nor delay a lease holder beyond its lease.
 GENTLE = FAULTS - LOSSES - {FREEZE}
 FORCED = replace(URGENT, force=True)
 TWO = (URGENT, URGENT)
-# Each is searched with a strict provider and with a lenient one, and has at least this many states.
+# Each scenario is searched with a strict and with a lenient provider, and has at least this many states.
 SCENARIOS = {
     "three refreshes, two faults": (6_000, Scenario(True)),
     "three refreshes, a fault, a login": (3_500, Scenario(True, faults=1, logins=1)),
@@ -62,7 +62,7 @@ def cases() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("name", "least", "scenario"), list(cases()))
-def test_every_interleaving_holds(name: str, least: int, scenario: Scenario) -> None:
+def test_the_invariants_hold_in_every_interleaving(name: str, least: int, scenario: Scenario) -> None:
     result = told(name, search(scenario))
     assert result.violation is None, str(result.violation)
     assert result.states >= least
@@ -70,17 +70,17 @@ def test_every_interleaving_holds(name: str, least: int, scenario: Scenario) -> 
     assert {Outcome.REFRESHED, Outcome.SERVED, Outcome.FAILED} <= outcomes
 
 
-def test_every_invariant_says_what_it_means() -> None:
+def test_every_invariant_has_a_docstring() -> None:
     assert all(invariant.__doc__ for invariant in INVARIANTS)
 
 
-# What a crash leaves behind, as docs/refresh.md tells it: how another refresh ends, and whether the grant lives then.
+# The consequence of a crash as in docs/refresh.md: how another refresh ends, and whether the grant is still valid then.
 LIVES, DIES = ("REFRESHED", True), ("FAILED", False)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "lenient"])
-def test_what_each_crash_point_leaves_behind(strict: bool) -> None:
-    """A request that arrives after its sender died may use the refresh token before another does, or after."""
+def test_a_crash_at_each_point_has_the_documented_consequence(strict: bool) -> None:
+    """A request that arrives after its sender's crash may use the refresh token before or after another process."""
     after = ("REFRESHED", not strict)
     assert crash_points(strict=strict) == {
         "before the claim": {LIVES},

@@ -1,4 +1,4 @@
-"""A new pair that cannot be written is written later, and its callers are told in time."""
+"""A new pair of tokens that cannot be stored is stored later, and callers get an error in time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokenstore import BackendError, LockTimeoutError, StoreClosedError, TokenRe
 
 
 @on_rows("memory", "sqlite")
-async def test_saving_is_tried_again(world: World) -> None:
-    """The new pair is written once the database is back; there is one call, and one notice."""
+async def test_storing_the_new_pair_is_retried(world: World) -> None:
+    """It succeeds once the database is available; the provider and the listener are called once."""
     news: list[TokenRecord] = []
     store, interceptor = await world.intercepted(world.refresher, on_refreshed=news.append)
     old = await world.log_in(store)
@@ -29,8 +29,8 @@ async def test_saving_is_tried_again(world: World) -> None:
 
 
 @on_every_row
-async def test_the_answer_to_saving_is_lost(world: World) -> None:
-    """The row tells that the tokens were written: they are not written twice, nor bought twice."""
+async def test_tokens_whose_write_s_result_was_lost_are_not_written_again(world: World) -> None:
+    """The row shows that they were stored, so there is no second write and no second call of the provider."""
     news: list[TokenRecord] = []
     store, interceptor = await world.intercepted(world.refresher, on_refreshed=news.append)
     old = await world.log_in(store)
@@ -45,8 +45,10 @@ async def test_the_answer_to_saving_is_lost(world: World) -> None:
 
 
 @on_memory
-async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The error carries the only copy, which shows nowhere; the same pair is written when the database is back."""
+async def test_callers_get_an_error_with_the_tokens_if_storing_takes_too_long(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No text or log contains the tokens; the same pair is stored once the database is available."""
     caplog.set_level(logging.DEBUG)
     news: list[TokenRecord] = []
     script = Script()
@@ -80,7 +82,7 @@ async def test_callers_are_told_when_saving_takes_too_long(world: World, caplog:
     ids=lambda error: type(error).__name__,
 )
 async def test_no_error_of_the_database_drops_tokens(world: World, error: Exception) -> None:
-    """Whatever its class, a failed write of the only copy is tried again."""
+    """A failed write of the only copy is retried after any class of error."""
     store, interceptor = await world.intercepted(Script())
     await world.expired(store)
     interceptor.before["complete_lease"] = failing(2, error)

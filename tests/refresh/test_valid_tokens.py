@@ -1,4 +1,4 @@
-"""A valid token costs one read; arguments, stores and sessions that cannot refresh are refused."""
+"""A valid token takes one read; calls with wrong arguments, or that cannot refresh, are refused."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HOUR = 3600.0
 
 
 @on_memory
-async def test_a_valid_token_costs_one_read(world: World) -> None:
-    """No lock, no lease, no call; where there is no row, the same."""
+async def test_a_valid_token_takes_one_read(world: World) -> None:
+    """There is no lock, no lease and no call of the provider; the same is true without a row."""
     script = Script()
     store, interceptor = await world.intercepted(script)
     await world.expired(store, expires_in=HOUR)
@@ -40,8 +40,8 @@ async def test_a_valid_token_costs_one_read(world: World) -> None:
 
 
 @on_memory
-async def test_without_anybody_to_refresh_nothing_is_read(world: World) -> None:
-    """It is an error while the token is valid still, rather than an hour later."""
+async def test_a_call_without_a_refresher_is_an_error_before_any_read(world: World) -> None:
+    """The error comes at once, not only when the token has expired."""
     store, interceptor = await world.intercepted()
     store = await world.store(interceptor, refreshers={})
     await world.expired(store, expires_in=HOUR)
@@ -59,7 +59,7 @@ async def test_without_anybody_to_refresh_nothing_is_read(world: World) -> None:
 
 @on_memory
 async def test_arguments_are_checked(world: World) -> None:
-    """Before anything is read, called or written."""
+    """Wrong arguments are refused before a row is read or written and before the provider is called."""
     script: Any = Script()
     store, interceptor = await world.intercepted(script)
     bad: list[Awaitable[Any]] = [
@@ -101,7 +101,7 @@ async def test_a_closed_store_refreshes_nothing(world: World) -> None:
 
 @on_rows("sqlite")
 async def test_a_borrowed_session_cannot_refresh(world: World) -> None:
-    """It ends with its caller, and a refresh does not."""
+    """A session ends with its caller, but a refresh may last longer."""
     async with app_engine(Place(world.row, world.url)) as engine, AsyncSession(engine) as session:
         store = AuthTokenStore(session, keyring=world.keyring, refreshers={"github": Script()})
         for call in (

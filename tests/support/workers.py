@@ -190,15 +190,15 @@ class Team:
                 raise value
         return [value for _, value in ends]
 
-    def dismiss(self, worker: Worker) -> None:
+    def remove(self, worker: Worker) -> None:
         """Remove a worker, for example one that was killed."""
         self._workers.remove(worker)
         worker.close()
 
-    def muster(self) -> None:
+    def remove_busy_workers(self) -> None:
         """Remove the workers that still run a job of a test that failed."""
         for worker in [worker for worker in self._workers if not worker.is_idle()]:
-            self.dismiss(worker)
+            self.remove(worker)
 
     def close(self) -> None:
         for worker in self._workers:
