@@ -28,7 +28,8 @@
 
 No message, cause or attribute contains a token, a key or a URL's password. One exception: ``TokensNotStoredError``
 carries records, whose ``repr`` shows no token. An exception of a driver or of a refresher may contain a row's data, so
-it is not chained: an error names its type, or its code. A pickled ``TokensNotStoredError`` contains the tokens.
+it is not chained: an error names its type, or its code. The local variables of tokenstore's frames in an error's
+traceback are cleared. A pickled ``TokensNotStoredError`` contains the tokens.
 """
 
 from __future__ import annotations

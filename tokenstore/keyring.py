@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from tokenstore.errors import ConfigurationError, SealingError, TamperedError, UnknownKeyError
 from tokenstore.records import TokenKey
+from tokenstore.tracebacks import clears_locals
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -82,6 +83,7 @@ class Keyring:
 
     __slots__ = ("_ciphers", "_header", "_names")
 
+    @clears_locals
     def __init__(self, keys: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
         pairs = cast(list[tuple[str, bytes]], list(keys.items() if isinstance(keys, Mapping) else keys))
         if not pairs:
@@ -114,6 +116,7 @@ class Keyring:
         self._header = _header(self.primary)
 
     @classmethod
+    @clears_locals
     def from_string(cls, text: str, *, source: str = "the key text") -> Keyring:
         """Read entries ``name:base64url``, separated by commas or line ends; ``#`` starts a comment line.
 
@@ -137,6 +140,7 @@ class Keyring:
         return cls(pairs)
 
     @classmethod
+    @clears_locals
     def from_env(cls, variable: str = KEYS_VARIABLE) -> Keyring:
         """Read the keys from an environment variable.
 
@@ -152,6 +156,7 @@ class Keyring:
         return cls.from_string(text, source=variable)
 
     @classmethod
+    @clears_locals
     def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
         """Read the keys from a file, one entry a line. On POSIX no other user may have access to it: mode 0600 or 0400.
 

@@ -11,6 +11,7 @@ from tokenstore.errors import InvalidInputError
 from tokenstore.keyring import Keyring
 from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.tracebacks import clears_locals
 from tokenstore.validation import extra_json, optional_epoch_us, seconds, token_key, token_text
 
 __all__ = ["Clock", "RowOperations", "TokenOperations"]
@@ -51,6 +52,7 @@ class TokenOperations(ABC):
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         """Lock and read a row. Raises an error where a lock cannot be held."""
 
+    @clears_locals
     async def store_tokens(
         self,
         provider: str,
@@ -98,6 +100,7 @@ class TokenOperations(ABC):
         )
         await self._rows().put(key, sealed)
 
+    @clears_locals
     async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
         """Read the tokens of one user at one provider.
 
@@ -127,6 +130,7 @@ class TokenOperations(ABC):
             row = await self._rows().get(key)
         return None if row is None else open_record(self._keyring, key, row)
 
+    @clears_locals
     async def delete_tokens(self, provider: str, user_id: str) -> bool:
         """Delete the tokens of one user at one provider.
 
@@ -139,6 +143,7 @@ class TokenOperations(ABC):
         """
         return await self._rows().delete(token_key(provider, user_id))
 
+    @clears_locals
     def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:
         """Whether the access token is valid: the time plus the skew is before its expiry.
 
@@ -157,6 +162,7 @@ class TokenOperations(ABC):
     def is_refresh_token_valid(self, token_record: TokenRecord) -> TypeGuard[RefreshableRecord]: ...
     @overload
     def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool: ...
+    @clears_locals
     def is_refresh_token_valid(self, token_record: Mapping[str, Any]) -> bool:
         """Whether there is a refresh token that has not expired. One without an expiry does not expire.
 
@@ -172,6 +178,7 @@ class TokenOperations(ABC):
         expires_at = optional_epoch_us("refresh_token_expires_at", _field(token_record, "refresh_token_expires_at"))
         return expires_at is None or self._clock() < expires_at / _US
 
+    @clears_locals
     def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
         """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key.
 

@@ -34,6 +34,7 @@ from tokenstore.records import (
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
 from tokenstore.results import RefreshResult
 from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.tracebacks import ClearedContext, clears_locals
 from tokenstore.transaction import RowsUntilFailure, Transaction
 from tokenstore.validation import extra_json, requested_row, seconds, token_key
 
@@ -83,6 +84,7 @@ class AuthTokenStore(TokenOperations):
         InvalidInputError: A refresh setting is not acceptable.
     """
 
+    @clears_locals
     def __init__(
         self,
         db_session: AsyncSession | None = None,
@@ -129,6 +131,7 @@ class AuthTokenStore(TokenOperations):
     ) -> None:
         await self.aclose()
 
+    @clears_locals
     async def aclose(self) -> None:
         """Wait for refreshes to end, then close what the store opened, but no borrowed session or engine. Idempotent.
 
@@ -166,6 +169,7 @@ class AuthTokenStore(TokenOperations):
             protection.guard(grace=_CLOSE_GRACE)
             await self._backend.aclose()
 
+    @clears_locals
     async def setup(self) -> None:
         """Create the token table if it is missing; many processes may call this at once.
 
@@ -182,7 +186,7 @@ class AuthTokenStore(TokenOperations):
             UnsupportedOperationError: The backend has no row locks, or the store has a borrowed session, whose
                 transaction the application begins.
         """
-        return self._transaction()
+        return ClearedContext(self._transaction())
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
@@ -198,6 +202,7 @@ class AuthTokenStore(TokenOperations):
             finally:
                 transaction._end()
 
+    @clears_locals
     async def load_fresh_tokens(
         self,
         provider: str,
@@ -251,6 +256,7 @@ class AuthTokenStore(TokenOperations):
             raise InvalidInputError("generation must be the `generation` of a record, and needs force=True")
         return await self._refreshes().load(key, refresh, force=force, generation=generation)
 
+    @clears_locals
     async def refresh_due(
         self,
         *,
@@ -291,6 +297,7 @@ class AuthTokenStore(TokenOperations):
             async for result in results:
                 yield result
 
+    @clears_locals
     async def revoke_tokens(self, provider: str, user_id: str, *, refresher: SupportsRevocation | None = None) -> bool:
         """Revoke a user's tokens at the provider (RFC 7009), then delete them. No process refreshes them meanwhile.
 
@@ -314,6 +321,7 @@ class AuthTokenStore(TokenOperations):
         """
         return await self._refreshes().revoke(token_key(provider, user_id), refresher)
 
+    @clears_locals
     async def list_tokens(
         self, *, provider: str | None = None, user_id: str | None = None, page_size: int = 500
     ) -> AsyncIterator[TokenEntry]:
@@ -365,6 +373,7 @@ class AuthTokenStore(TokenOperations):
             others = f" ({refused - 1} more rows were altered)" if refused > 1 else ""
             raise TamperedError(first_refused.problem + others)
 
+    @clears_locals
     async def reseal_tokens(self, provider: str, user_id: str) -> bool:
         """Seal a row's values with the keyring's primary key, if they are not sealed with it.
 
@@ -444,6 +453,7 @@ class AuthTokenStore(TokenOperations):
         )
 
 
+@clears_locals
 def open_store(
     target: str | AsyncEngine | Backend,
     *,

@@ -1,14 +1,34 @@
-"""What may be said of an exception whose text may contain a secret: its type, and the lines of code it went through."""
+"""Exceptions without secrets: what may be said of a foreign one, and frames without local variables.
+
+An exception keeps the frames that it went through, and with them their local variables: tokens, keys and URLs with
+passwords. Error trackers and rich tracebacks print these variables. So every public function and method clears them in
+the frames of tokenstore's own files before an exception leaves it (:func:`clears_locals`). The frames of an
+application, for example of a refresher, stay as they are.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
-from functools import partial
-from types import FrameType
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from functools import partial, wraps
+from types import FrameType, TracebackType
+from typing import Any, Final, Generic, TypeVar, cast
 
-__all__ = ["OWN_PACKAGES", "described", "is_own", "module_of"]
+__all__ = [
+    "OWN_PACKAGES",
+    "ClearedContext",
+    "Hidden",
+    "clear_locals",
+    "clears_locals",
+    "described",
+    "is_own",
+    "module_of",
+]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 OWN_PACKAGES: Final = frozenset({"tokenstore", "tokenstore_memory", "tokenstore_sql"})
 """The packages that a tokenstore distribution installs."""
@@ -37,8 +57,8 @@ def described(error: BaseException, module: str | None = None) -> str:
 
 def is_own(error: BaseException) -> bool:
     """Whether code of tokenstore raised the exception."""
-    modules = [_name_of(frame) for frame, _ in _lines(error)]
-    return bool(modules) and modules[-1].partition(".")[0] in OWN_PACKAGES
+    frames = [frame for frame, _ in _lines(error)]
+    return bool(frames) and _is_ours(frames[-1])
 
 
 def module_of(function: object) -> str | None:
@@ -47,6 +67,112 @@ def module_of(function: object) -> str | None:
         function = function.func
     module: object = getattr(function, "__module__", None)
     return module if isinstance(module, str) else None
+
+
+def clear_locals(error: BaseException) -> None:
+    """Clear the local variables of tokenstore's own frames in an exception's tracebacks, and those it chains.
+
+    A frame that is still running keeps its variables.
+    """
+    chain = [error]
+    for link in chain:  # the loop appends to this list
+        following = (link.__cause__, link.__context__, *getattr(link, "exceptions", ()))
+        chain += [one for one in following if one is not None and all(one is not known for known in chain)]
+        for frame, _ in _lines(link):
+            if _is_ours(frame):
+                with suppress(RuntimeError):  # it is still running
+                    frame.clear()
+
+
+def clears_locals(function: F) -> F:
+    """Decorate a function so that its exceptions show no local variable of it, nor of tokenstore's functions below it.
+
+    It may be a coroutine function, or an asynchronous generator function. The decorator's own frame, which stays in the
+    traceback, forgets the arguments.
+    """
+    decorated: Any
+    if inspect.isasyncgenfunction(function):
+
+        @wraps(function)
+        async def decorated(*args: Any, **kwargs: Any) -> Any:
+            item: Any = None
+            try:
+                async with aclosing(function(*args, **kwargs)) as items:
+                    del args, kwargs
+                    async for item in items:
+                        yield item
+            except BaseException as error:
+                clear_locals(error)
+                raise
+            finally:
+                del item
+
+    elif inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def decorated(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except BaseException as error:
+                clear_locals(error)
+                raise
+            finally:
+                del args, kwargs
+
+    else:
+
+        @wraps(function)
+        def decorated(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                clear_locals(error)
+                raise
+            finally:
+                del args, kwargs
+
+    return cast(F, decorated)
+
+
+class ClearedContext(AbstractAsyncContextManager[T]):
+    """A context manager around another one, of whose frames an exception shows no local variable.
+
+    Args:
+        inner: The other one.
+    """
+
+    def __init__(self, inner: AbstractAsyncContextManager[T]) -> None:
+        self._inner = inner
+
+    @clears_locals
+    async def __aenter__(self) -> T:
+        return await self._inner.__aenter__()
+
+    @clears_locals
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._inner.__aexit__(exc_type, exc, traceback)
+
+
+class Hidden(Generic[T]):
+    """Holds a secret that an object needs. Neither its ``repr`` nor its attributes show it.
+
+    Args:
+        value: The secret.
+    """
+
+    __slots__ = ("reveal",)
+
+    def __init__(self, value: T) -> None:
+        self.reveal: Callable[[], T] = lambda: value
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return _name_of(frame).partition(".")[0] in OWN_PACKAGES
 
 
 def _lines(error: BaseException) -> Iterator[tuple[FrameType, int]]:

@@ -97,11 +97,11 @@ class Dialect(ABC):
         """This user's connections to this database, as its server counts them; 1 if there is no server."""
         return 1
 
-    async def watch(self, url: URL, interval: Callable[[], Awaitable[float]]) -> None:
+    async def watch(self, database: str | None, interval: Callable[[], Awaitable[float]]) -> None:
         """Wait until a row may have changed.
 
         Args:
-            url: The database.
+            database: The database's name, or its file.
             interval: Returns the poll interval that the server can bear, in seconds.
         """
         await asyncio.sleep(jittered(await interval()))

@@ -34,7 +34,7 @@ class SQLOperations(ABC):
         self.dialect = dialect
         self.table = token_table(MetaData(), table, schema)
         self.statements = self._build_statements()
-        self._url = url
+        self._database = url.database  # and not the URL, which has the password
         self._poll_interval = PollInterval()
 
     def _build_statements(self) -> Statements:
@@ -95,7 +95,7 @@ class SQLOperations(ABC):
 
     async def watch(self, key: TokenKey) -> None:
         """See :class:`tokenstore.protocol.SupportsWatching`; :mod:`tokenstore_sql.polling` explains the intervals."""
-        await self.dialect.watch(self._url, lambda: self._poll_interval.current(self._count_clients))
+        await self.dialect.watch(self._database, lambda: self._poll_interval.current(self._count_clients))
 
     async def _count_clients(self) -> Clients:
         found = await self._run([], lambda rows: rows.count_clients(), write=False)

@@ -19,6 +19,7 @@ from tokenstore.cli.refreshing import refresh_due
 from tokenstore.cli.setup import init, keygen
 from tokenstore.cli.tokens import delete, list_tokens, put, show
 from tokenstore.errors import TokenStoreError
+from tokenstore.tracebacks import clears_locals
 
 __all__ = ["app", "run"]
 
@@ -29,6 +30,7 @@ _UsageError: Final = cast(type[Exception], typer.BadParameter.__base__)
 class _CommandGroup(TyperGroup):
     """Ends every command with at most one line on standard error, and with an exit code."""
 
+    @clears_locals
     def main(self, *args: Any, **kwargs: Any) -> Never:
         code: object = None
         try:
@@ -36,10 +38,7 @@ class _CommandGroup(TyperGroup):
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
         except _UsageError as error:
-            format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
-            print_error(re.sub(r"\S*(://|@)\S*", "***", format_message()))
-            context: typer.Context | None = getattr(error, "ctx", None)
-            print_error(f"try: {context.command_path if context else 'tokenstore'} --help", prefix="")
+            _explain(error)
             code = USAGE
         except typer.Abort:
             print_error("aborted", prefix="\n")
@@ -57,10 +56,19 @@ class _CommandGroup(TyperGroup):
             return result
         except TokenStoreError as error:
             print_error(str(error))
-            raise typer.Exit(exit_code_of(error)) from None
+            code = exit_code_of(error)
         except BrokenPipeError:
             _abandon_output()
-            raise typer.Exit(BROKEN_PIPE) from None
+            code = BROKEN_PIPE
+        raise typer.Exit(code)  # outside the handlers: the error's frames have tokens and URLs
+
+
+def _explain(error: Exception) -> None:
+    """Print what is wrong with the command line, without a wrong argument that may be a URL."""
+    format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
+    print_error(re.sub(r"\S*(://|@)\S*", "***", format_message()))
+    context: typer.Context | None = getattr(error, "ctx", None)
+    print_error(f"try: {context.command_path if context else 'tokenstore'} --help", prefix="")
 
 
 def _abandon_output() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -60,7 +60,7 @@ UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id
 class CommonOptions:
     """``--url`` and ``--json``, which may stand before or after the command's name."""
 
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     as_json: bool = False
 
 

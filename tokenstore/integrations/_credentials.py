@@ -13,6 +13,7 @@ from urllib.parse import quote_plus, urlencode
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._bodies import FORM
 from tokenstore.integrations.providers import AuthMethod
+from tokenstore.tracebacks import Hidden
 from tokenstore.validation import plain_text
 
 if TYPE_CHECKING:
@@ -60,18 +61,20 @@ class ClientCredentials:
         if jwt_algorithm is not None and private_key is None:
             raise ConfigurationError(f"auth_method {method} and jwt_algorithm do not go together")
         self.method: AuthMethod = method
-        self.secrets: tuple[str, ...] = ()
+        self.secrets: Hidden[tuple[str, ...]] = Hidden(())
         self._id = checked_text("client_id", client_id)
         self._audience = audience
-        self._proof: str | Key | None = None
+        self._proof: Hidden[str | Key | None] = Hidden(None)
         if client_secret is not None:
-            self._proof = checked_text("client_secret", client_secret)
+            self._proof = Hidden(checked_text("client_secret", client_secret))
             # Both parts are encoded as in a form first (RFC 6749 section 2.3.1), which Authlib leaves out.
             pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
-            self._basic = b64encode(pair.encode()).decode()
-            self.secrets = client_secret, quote_plus(client_secret), self._basic
+            basic = b64encode(pair.encode()).decode()
+            self._basic = Hidden(basic)
+            self.secrets = Hidden((client_secret, quote_plus(client_secret), basic))
         if private_key is not None:
-            self._proof = key = _imported(private_key)
+            key = _imported(private_key)
+            self._proof = Hidden(key)
             self._jwt_headers = {**jwt_headers, "alg": _algorithm(key, jwt_algorithm)}
             self._try_key()
 
@@ -81,14 +84,14 @@ class ClientCredentials:
 
         headers, body = {"Content-Type": FORM}, urlencode(form)
         if self.method == "client_secret_basic":
-            return {**headers, "Authorization": f"Basic {self._basic}"}, body
+            return {**headers, "Authorization": f"Basic {self._basic.reveal()}"}, body
         method: Any = self.method
         if self.method == "private_key_jwt":
             method = self._assertion()
             body = urlencode(
                 {**form, "client_id": self._id}
             )  # RFC 7521 section 4.2: optional, but some providers require it
-        _, headers, body = ClientAuth(self._id, self._proof, method).prepare("POST", url, headers, body)
+        _, headers, body = ClientAuth(self._id, self._proof.reveal(), method).prepare("POST", url, headers, body)
         return headers, body
 
     def _assertion(self) -> Any:

@@ -36,6 +36,7 @@ from tokenstore.integrations._credentials import ClientCredentials, checked_text
 from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
 from tokenstore.records import TokenRecord
 from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
+from tokenstore.tracebacks import clears_locals
 from tokenstore.validation import plain_text, seconds
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class OAuth2Refresher:
         MissingDependencyError: The extra ``oauth`` is not installed.
     """
 
+    @clears_locals
     def __init__(
         self,
         token_url: str,
@@ -161,6 +163,7 @@ class OAuth2Refresher:
         return f"<{type(self).__name__} {self._provider.name} {self._client.method} rotation={self._rotation}>"
 
     @classmethod
+    @clears_locals
     def for_provider(
         cls,
         provider: str | Provider,
@@ -199,6 +202,7 @@ class OAuth2Refresher:
         """Seconds that a call may take in all."""
         return self._timeout
 
+    @clears_locals
     async def __call__(self, record: TokenRecord) -> dict[str, Any]:
         """Refresh: the token response (RFC 6749 section 5.1), with every field that the provider sent.
 
@@ -224,6 +228,7 @@ class OAuth2Refresher:
             f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
         )
 
+    @clears_locals
     async def revoke(self, record: TokenRecord) -> None:
         """Revoke the refresh token, or the access token if there is none. An unknown token counts as revoked.
 
@@ -354,7 +359,8 @@ class OAuth2Refresher:
         # A provider might send a token back as the error code.
         tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
         hidden = any(
-            isinstance(secret, str) and secret and secret in shown for secret in (*self._client.secrets, *tokens)
+            isinstance(secret, str) and secret and secret in shown
+            for secret in (*self._client.secrets.reveal(), *tokens)
         )
         code = shown if _CODE.fullmatch(shown) and not hidden else f"http_{status}"
         if 300 <= status < 400:

@@ -57,6 +57,7 @@ from tokenstore.refresh.steps import (
 )
 from tokenstore.refresh.telemetry import RefreshReport
 from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.tracebacks import clear_locals
 
 __all__ = ["Attempt", "AttemptResult", "Refresh"]
 
@@ -168,6 +169,7 @@ class Attempt:
             self._publish(_failed(lambda: StoreClosedError(f"{self.key}: the event loop is closing")))
             raise
         except BaseException as error:  # noqa: BLE001 - the callers raise it
+            clear_locals(error)
             failure, place = error, error.__traceback__
             # All callers share this one object, as its type's constructor is unknown. Each raises it with the traceback
             # from here, so that the traceback does not grow.

@@ -97,5 +97,6 @@ async def _result_of(attempt: Attempt, join: Join) -> RefreshResult:
         if result.error is not None:
             raise result.error()
     except TokenStoreError as error:
-        return RefreshResult(*attempt.key, failed, error)
+        # Without its traceback, which would keep the attempt alive.
+        return RefreshResult(*attempt.key, failed, error.with_traceback(None))
     return RefreshResult(*attempt.key, _PUBLIC_OUTCOMES[result.outcome])

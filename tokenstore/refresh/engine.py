@@ -32,6 +32,7 @@ from tokenstore.refresh.settings import Settings
 from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.sealing import open_record
+from tokenstore.tracebacks import clear_locals, clears_locals
 
 __all__ = ["OnError", "OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
 
@@ -138,6 +139,7 @@ class RefreshEngine:
         revocation = Revocation(self._settings, key, found)
         return await asyncio.shield(self._own(revocation.protection, self._revoke(key, revocation)))
 
+    @clears_locals
     async def _revoke(self, key: TokenKey, revocation: Revocation) -> bool:
         try:
             return await revocation.run()
@@ -197,6 +199,7 @@ class RefreshEngine:
             running.join(attempt.goal)
         return await asyncio.shield(running.result)
 
+    @clears_locals
     async def _perform(self, attempt: Attempt) -> None:
         try:
             result = await attempt.run()
@@ -205,6 +208,7 @@ class RefreshEngine:
                 del self._attempts[attempt.key]
             if attempt.unsaved is not None:
                 self._unsaved.append(attempt.unsaved)
+                attempt.unsaved = None
         key, protection = attempt.key, attempt.protection
         self._tell_of_errors(key, "refresh", attempt.raised)
         if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
@@ -220,12 +224,13 @@ class RefreshEngine:
         self, key: TokenKey, operation: Literal["refresh", "revoke"], raised: list[BaseException]
     ) -> None:
         """Call ``on_error``, in tasks of its own: callers must not wait for it."""
-        if self._on_error is None:
-            return
-        for error in raised:
+        while raised and self._on_error is not None:
+            error = raised.pop(0)
+            clear_locals(error)  # those of the refresher's frames stay
             failure, protection = ProviderCallFailure(*key, operation, error), Protection()
             _ = self._own(protection, self._tell(key, "on_error", protection, self._on_error, failure))
 
+    @clears_locals
     async def _tell(
         self,
         key: TokenKey,

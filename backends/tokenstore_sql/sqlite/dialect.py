@@ -91,8 +91,8 @@ class SQLiteDialect(Dialect):
             if not connection.lost:
                 _ = await connection.run(sql(f"PRAGMA busy_timeout = {int(busy_timeout)}"))
 
-    async def watch(self, url: URL, interval: object) -> None:
-        await wait_for_change(str(url.database))
+    async def watch(self, database: str | None, interval: object) -> None:
+        await wait_for_change(str(database))
 
     async def may_look(self, connection: AsyncConnection) -> bool:
         # A read that begins a snapshot makes a later lock fail if another connection writes in between.
