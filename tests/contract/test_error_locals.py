@@ -26,11 +26,11 @@ import pytest
 from joserfc.jwk import RSAKey
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
-from support.meddler import Meddler, failing
 from typer.testing import CliRunner
 
 from support.database import Place, app_engine, password_of
 from support.frame_walk import Walk
+from support.interceptor import Interceptor, failing
 from support.matrix import Row, every_row, server_rows
 from support.refreshers import Gone, Revoker, Script
 from support.scripted_endpoint import Endpoint, Step, answer, hang_up
@@ -321,12 +321,12 @@ def test_new_tokens_that_cannot_be_stored(walk: Walk) -> None:
     """The error's records are the one place for them."""
 
     async def main() -> None:
-        meddler = Meddler(MemoryBackend())
+        interceptor = Interceptor(MemoryBackend())
         store = AuthTokenStore(
-            backend=meddler, keyring=_keyring(), refreshers={"github": Script(NEW)}, refresh_timeout=0.05
+            backend=interceptor, keyring=_keyring(), refreshers={"github": Script(NEW)}, refresh_timeout=0.05
         )
         await _fill(store)
-        meddler.before["complete_lease"] = failing()
+        interceptor.before["complete_lease"] = failing()
         await walk.wait("load_fresh_tokens", store.load_fresh_tokens("github", "u1"))
         await walk.wait("refresh_due", _due(store))
         await walk.wait("aclose", store.aclose())
