@@ -18,6 +18,7 @@
     │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within ``lock_timeout``
     │   ├── ConflictError                           a deadlock, or a serialization failure; repeat the transaction
     │   ├── LoginRefusedError                       a wrong password, user or database name
+    │   ├── RowTooLargeError                        the row exceeds a limit of the database
     │   └── BackendUnavailableError                 no connection, a lost one, or a read-only server
     └── RefreshError                                there is no valid access token
         ├── ReauthorizationRequiredError            the user has to log in again
@@ -52,6 +53,7 @@ __all__ = [
     "ReauthorizationRequiredError",
     "RefreshError",
     "RefreshTimeoutError",
+    "RowTooLargeError",
     "SealingError",
     "StoreClosedError",
     "TableMissingError",
@@ -159,6 +161,13 @@ class LoginRefusedError(BackendError):
     """The server refuses the login: the password, the user or the database's name is wrong, or a right is missing.
 
     The message says what to check. Nothing was sent to the table.
+    """
+
+
+class RowTooLargeError(BackendError):
+    """The row exceeds a limit of the database, such as MySQL's ``max_allowed_packet``: the same write fails again.
+
+    The message says which limit. Nothing was written.
     """
 
 

@@ -16,6 +16,7 @@ from tokenstore.errors import (
     ConflictError,
     LockTimeoutError,
     LoginRefusedError,
+    RowTooLargeError,
     TableMissingError,
     TamperedError,
     TokenStoreError,
@@ -32,6 +33,7 @@ EXPLANATIONS: Final[Mapping[type[BackendError], str]] = {
     LockTimeoutError: "the lock was not free in time: another transaction holds the row; repeat the call",
     ConflictError: "a concurrent transaction won: repeat this one from its start",
     LoginRefusedError: "the server refuses the login: check the user name and the password in the database's URL",
+    RowTooLargeError: "the row exceeds a limit of the database, and was not written",
     BackendUnavailableError: "the database cannot be reached, or went away, or accepts no writes",
 }
 

@@ -16,6 +16,7 @@ from tokenstore.errors import (
     ConflictError,
     LockTimeoutError,
     RefreshTimeoutError,
+    RowTooLargeError,
     StoreClosedError,
 )
 from tokenstore.records import Failure, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
@@ -344,6 +345,8 @@ class Attempt:
                 self._issued, step.generation, self.goal.holder, self._write_limit()
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, the new tokens may be the only copy
+            if isinstance(error, RowTooLargeError):
+                self._save_by = float("-inf")  # more time does not help; the callers can store the tokens elsewhere
             await self._retry_later(error, tried_at)
             return step
         return after_save(step, saved=saved)

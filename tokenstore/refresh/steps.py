@@ -188,7 +188,7 @@ def after_read(goal: Goal, row: View | None) -> tuple[Goal, Step]:
 
 
 def after_claim(step: Claim, *, granted: bool) -> Step:
-    """Call the provider if the claim was granted, which also proves that the database can be written.
+    """Call the provider if the claim was granted, which also shows that the database accepts small writes.
 
     Not granted means that another refresh was faster, or that the database's answer was lost.
     """

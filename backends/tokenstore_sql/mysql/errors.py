@@ -11,6 +11,7 @@ from tokenstore.errors import (
     ConflictError,
     LockTimeoutError,
     LoginRefusedError,
+    RowTooLargeError,
     TableMissingError,
 )
 from tokenstore_sql.errors import ErrorTable
@@ -38,7 +39,9 @@ class MySQLErrors(ErrorTable):
         "1020": ConflictError,  # MariaDB since 11.6.2: the row changed since this snapshot
         "1969": LockTimeoutError,  # MariaDB's max_statement_time, if an administrator set one
         "3024": LockTimeoutError,  # MySQL's max_execution_time
-        "1153": BackendError,  # the statement was too large, and the server has closed the connection
+        "1118": RowTooLargeError,
+        "1153": RowTooLargeError,  # the statement was too large, and the server has closed the connection
+        "1406": RowTooLargeError,  # a column of an application's own table is too small
         # The server does not let this user in: not from this host (1130), without a password (1698), with an expired
         # password (1862), or because the account is locked (3118, on MariaDB 4151).
         **dict.fromkeys(("1044", "1045", "1049", "1130", "1698", "1862", "3118", "4151"), LoginRefusedError),
@@ -71,7 +74,7 @@ class MySQLErrors(ErrorTable):
         "2026": BackendUnavailableError,  # no TLS
         "2055": BackendUnavailableError,
         "2059": BackendUnavailableError,  # a method of authentication that the driver lacks, or that is refused
-        "2020": BackendError,  # the statement was too large, and was not sent
+        "2020": RowTooLargeError,  # the statement was too large, and was not sent
     }
 
     explanations: ClassVar[Mapping[str, str]] = {

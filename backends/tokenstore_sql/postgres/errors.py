@@ -12,6 +12,7 @@ from tokenstore.errors import (
     ConflictError,
     LockTimeoutError,
     LoginRefusedError,
+    RowTooLargeError,
     TableMissingError,
 )
 from tokenstore_sql.errors import ErrorTable
@@ -42,6 +43,8 @@ class PostgresErrors(ErrorTable):
         "55P03": LockTimeoutError,
         "57014": LockTimeoutError,  # statement_timeout, if an administrator set one shorter than lock_timeout
         "40": ConflictError,
+        "22001": RowTooLargeError,  # a column of an application's own table is too small
+        "54": RowTooLargeError,
         "0A000": ConflictError,  # a cached plan that another process's DDL made void
         "25006": BackendUnavailableError,  # a primary that became a standby
         "25P03": BackendUnavailableError,

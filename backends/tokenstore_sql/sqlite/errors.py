@@ -10,6 +10,7 @@ from tokenstore.errors import (
     BackendUnavailableError,
     ConflictError,
     LockTimeoutError,
+    RowTooLargeError,
     TableMissingError,
 )
 from tokenstore_sql.errors import ErrorTable
@@ -31,6 +32,7 @@ class SQLiteErrors(ErrorTable):
         "SQLITE_FULL": BackendUnavailableError,
         "SQLITE_NOTADB": BackendUnavailableError,
         "SQLITE_CORRUPT": BackendUnavailableError,
+        "SQLITE_TOOBIG": RowTooLargeError,
     }
 
     explanations: ClassVar[Mapping[str, str]] = {

@@ -23,6 +23,8 @@ from tokenstore_sql.postgres.errors import PostgresErrors
         ("28000", "LoginRefusedError"),
         ("3D000", "LoginRefusedError"),
         ("42P01", "TableMissingError"),
+        ("54000", "RowTooLargeError"),
+        ("22001", "RowTooLargeError"),
         ("42501", "BackendError"),
         ("23505", "BackendError"),
     ],
