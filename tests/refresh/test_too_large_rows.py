@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.meddler import failing
 
+from support.interceptor import failing
 from support.refresh_world import World, on_memory
 from support.refreshers import NEW_PAIR, Script, pair
 from support.store_calls import fresh
@@ -14,12 +14,12 @@ from tokenstore import RowTooLargeError, TokensNotStoredError
 @on_memory
 async def test_tokens_that_are_too_large_are_handed_over_after_one_try(world: World) -> None:
     """More time does not help. The store goes on trying, in case the database's limit is raised."""
-    store, meddler = await world.meddled(Script())
+    store, interceptor = await world.intercepted(Script())
     await world.expired(store)
-    meddler.before["complete_lease"] = failing(error=RowTooLargeError("too large"))
+    interceptor.before["complete_lease"] = failing(error=RowTooLargeError("too large"))
     with pytest.raises(TokensNotStoredError) as caught:
         await fresh(store)
     assert pair(caught.value.record) == NEW_PAIR
-    assert meddler.calls["complete_lease"] == 1
-    del meddler.before["complete_lease"]
+    assert interceptor.calls["complete_lease"] == 1
+    del interceptor.before["complete_lease"]
     assert pair(await world.until_saved(store)) == NEW_PAIR
