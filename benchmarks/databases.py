@@ -136,5 +136,5 @@ def databases(urls: Sequence[str]) -> list[Database]:
 def private_urls(folder: str) -> list[str]:
     """Return URLs of SQLite in a folder, and of the tests' private servers, which stop when this process ends."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-    servers: Any = importlib.import_module("servers")
+    servers: Any = importlib.import_module("support.servers")
     return [f"sqlite:///{folder}/t.db", servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")]

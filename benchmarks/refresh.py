@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import math
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,13 +19,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from secrets import token_hex
 from statistics import median
 from typing import Any, NamedTuple
 
 from sqlalchemy import make_url
 
+from benchmarks.databases import private_urls
 from tokenstore import Keyring, open_store
 from tokenstore.records import RefreshableRecord
 from tokenstore.store import AuthTokenStore
@@ -391,11 +389,7 @@ def main() -> None:
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else Scale()
     with tempfile.TemporaryDirectory() as folder:
-        urls = arguments.urls
-        if not urls:
-            sys.path.append(str(Path(__file__).parents[1] / "tests"))
-            servers: Any = importlib.import_module("servers")
-            urls = [f"sqlite:///{folder}/t.db", servers.postgres().url("asyncpg"), servers.mariadb().url("asyncmy")]
+        urls = arguments.urls or private_urls(folder)
         for name in arguments.only or MEASUREMENTS:
             measure, columns = MEASUREMENTS[name]
             lines = [[make_url(url).drivername, *line] for url in urls for line in measure(url, scale)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,13 @@ def test_a_file_that_is_missing_or_has_another_format_is_refused(path: str, tmp_
     other.write_text('{"schema": 999}')
     for wrong in (other, tmp_path / "none.json"):
         benchmarks(path, "compare", wrong, wrong, code=1)
+
+
+@pytest.mark.postgres
+@pytest.mark.mysql
+def test_without_a_url_the_private_servers_are_measured(path: str) -> None:
+    printed = benchmarks(path, "--workload", "load", "--callers", "1", *SHORT)
+    assert {"sqlite", "postgresql+asyncpg", "mysql+asyncmy"} <= set(re.findall(r"[\w+]+", printed))
 
 
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg"]))
