@@ -170,6 +170,9 @@ class Hidden(Generic[T]):
     def __repr__(self) -> str:
         return "<hidden>"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.reveal(),)  # a pickle has the secret, as it has to
+
 
 def _is_ours(frame: FrameType) -> bool:
     return _name_of(frame).partition(".")[0] in OWN_PACKAGES

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
+import pickle
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -121,4 +123,5 @@ def test_a_context_manager_shows_no_variable() -> None:
 def test_a_hidden_value_is_shown_by_nothing() -> None:
     hidden = Hidden(SECRET)
     assert hidden.reveal() == SECRET
+    assert pickle.loads(pickle.dumps(hidden)).reveal() == copy.deepcopy(hidden).reveal() == SECRET
     assert SECRET not in f"{hidden!r}{hidden}{[getattr(hidden, name) for name in hidden.__slots__]}"
