@@ -141,14 +141,17 @@ def raw_deflate(data: bytes) -> bytes:
         ("gzip", JSON),
         ("deflate", JSON),
         ("deflate", b"access_token=gho_new&refresh_token=ghr_next"),
+        ("deflate", json.dumps(GOOD, indent=2).encode()),  # its first bytes look compressed
         ("deflate", zlib.compress(JSON)),
         ("deflate", raw_deflate(JSON)),
+        # Compressed, this one begins with a brace.
+        ("deflate", raw_deflate(b"\xef\xbb\xbfaccess_token=gho_new&refresh_token=ghr_next")),
         ("identity, gzip", gzip.compress(JSON)),
         ("gzip, gzip", gzip.compress(gzip.compress(JSON))),
         ("", gzip.compress(JSON)),
         ("br", gzip.compress(JSON)),
     ],
-    ids=map(str, range(12)),
+    ids=map(str, range(14)),
 )
 def test_the_body_counts_whatever_its_content_encoding_says(endpoint: Endpoint, coding: str, body: bytes) -> None:
     assert tokens(endpoint, body, Content_Encoding=coding).items() >= PAIR.items()

@@ -43,22 +43,23 @@ def decompressed(body: bytes, coding: str, limit: int) -> tuple[bytes, bool]:
         The body, of at most ``limit + 1`` bytes, and whether its end is there.
     """
     for _ in range(2):
-        if body.startswith(_GZIP):
-            kinds = [zlib.MAX_WBITS | 16]
-        elif "deflate" in coding.lower() and body[:1] not in (b"{", b"[", b"<"):
-            kinds = [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # servers disagree on whether deflate has zlib's header
-        else:
-            break
+        kinds = [zlib.MAX_WBITS | 16] if body.startswith(_GZIP) else []
+        if "deflate" in coding.lower():
+            kinds += [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # servers disagree on whether deflate has zlib's header
+        inflated, whole = None, True
         for kind in kinds:
             inflater = zlib.decompressobj(kind)
             with suppress(zlib.error):
                 inflated = inflater.decompress(body, limit + 1)
-                if not inflater.eof:
-                    return inflated, False
-                body = inflated
-                break
-        else:
+                whole = inflater.eof
+                if kind > 0 or (whole and not inflater.unused_data):
+                    break
+                inflated = None  # without a header, the first bytes of any body may look like a compressed one
+        if inflated is None:
             break
+        body = inflated
+        if not whole:
+            return body, False
     return body, True
 
 
