@@ -236,7 +236,10 @@ class ProviderRefusedError(RefreshError):
 
 
 class RefreshTimeoutError(RefreshError, TimeoutError):
-    """Another refresh of the row, in this or another process, did not end in time. It goes on; repeat the call."""
+    """Another refresh of the row did not end in time, or no place among the provider's calls became free.
+
+    The other refreshes go on; repeat the call.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="timeout")

@@ -72,6 +72,7 @@ class AuthTokenStore(TokenOperations):
         refresh_timeout: The longest call of a provider, in seconds. A lease, a refresh's claim on a row, lasts 1.5
             times as long. The write of new tokens is tried for 1.5 times as long before callers get an error.
             ``load_fresh_tokens`` waits 3 times as long for other processes.
+        provider_concurrency: The most calls of one provider at a time in this process; further refreshes wait.
         on_refreshed: Called with the new record, in the process that refreshed.
         on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable.
         on_error: Called with a :class:`ProviderCallFailure` for each exception of a refresher, after the row is free
@@ -95,6 +96,7 @@ class AuthTokenStore(TokenOperations):
         refreshers: Mapping[str, Refresh] | None = None,
         refresh_margin: float = 300.0,
         refresh_timeout: float = 20.0,
+        provider_concurrency: int = 32,
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
         on_error: OnError | None = None,
@@ -112,6 +114,7 @@ class AuthTokenStore(TokenOperations):
         self._clock = clock
         self._margin = seconds("refresh_margin", refresh_margin)
         self._timeout = seconds("refresh_timeout", refresh_timeout, positive=True)
+        self._provider_concurrency = positive_int("provider_concurrency", provider_concurrency)
         self._refreshers = refreshers or {}
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
@@ -243,7 +246,8 @@ class AuthTokenStore(TokenOperations):
             ReauthorizationRequiredError: There is no usable refresh token; the user has to log in again.
             ProviderUnavailableError: The provider failed; ``retry_after`` says when it is called again.
             ProviderRefusedError: The provider refuses this client.
-            RefreshTimeoutError: Another process held the row's lease or lock for three times ``refresh_timeout``.
+            RefreshTimeoutError: Another process held the row's lease or lock for three times ``refresh_timeout``, or no
+                place among the provider's ``provider_concurrency`` calls became free in that time.
             TokensNotStoredError: New tokens could not be written for 1.5 times ``refresh_timeout``; it carries them.
             ConfigurationError: There is no refresher for this provider.
             UnsupportedOperationError: The store has a borrowed session.
@@ -420,10 +424,18 @@ class AuthTokenStore(TokenOperations):
     @cached_property
     def _engine(self) -> RefreshEngine:
         from tokenstore.refresh.engine import RefreshEngine
+        from tokenstore.refresh.gates import ProviderGates
         from tokenstore.refresh.settings import Settings
         from tokenstore.refresh.telemetry import Telemetry
 
-        settings = Settings(self._backend, self._keyring, Telemetry(), margin=self._margin, timeout=self._timeout)
+        settings = Settings(
+            self._backend,
+            self._keyring,
+            Telemetry(),
+            margin=self._margin,
+            timeout=self._timeout,
+            gates=ProviderGates(self._provider_concurrency),
+        )
         return RefreshEngine(
             settings,
             refreshers=self._refreshers,
@@ -462,6 +474,7 @@ def open_store(
     refreshers: Mapping[str, Refresh] | None = None,
     refresh_margin: float = 300.0,
     refresh_timeout: float = 20.0,
+    provider_concurrency: int = 32,
     on_refreshed: OnRefreshed | None = None,
     on_reauthorization_required: OnReauthorizationRequired | None = None,
     on_error: OnError | None = None,
@@ -477,6 +490,7 @@ def open_store(
         refreshers: See :class:`AuthTokenStore`, also for the next five arguments.
         refresh_margin: In seconds; default: 300.
         refresh_timeout: In seconds; default: 20.
+        provider_concurrency: Default: 32.
         on_refreshed: Default: no callback.
         on_reauthorization_required: Default: no callback.
         on_error: Default: no callback.
@@ -507,6 +521,7 @@ def open_store(
         refreshers=refreshers,
         refresh_margin=refresh_margin,
         refresh_timeout=refresh_timeout,
+        provider_concurrency=provider_concurrency,
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
         on_error=on_error,

@@ -67,7 +67,7 @@ def test_the_table_of_events_matches_the_calls_in_the_code() -> None:
         for call in ast.walk(ast.parse(module.read_text("utf-8")))
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
-        and call.func.attr in {"problem", "_tell"}
+        and call.func.attr in {"problem", "paused", "_tell"}
         and isinstance(call.args[1], ast.Constant)
     }
     assert {event for cells in EVENTS for event in codes(cells[0])} == found
@@ -77,6 +77,7 @@ def test_the_table_of_metrics_and_spans_matches_the_code(seen: Observer) -> None
     telemetry, report = Telemetry(), RefreshReport(KEY, background=False, generation=1, waited=0.5, joined=1)
     with suppress(Provided), telemetry.refresh(report), telemetry.provider_call(report):
         raise Provided
+    telemetry.paused(KEY, "provider_paused", "timeout", 5.0)
     found = {}
     for name, metric in seen.metrics.items():
         kind = "histogram" if "explicit_bounds" in json.loads(metric.to_json())["data"]["data_points"][0] else "counter"

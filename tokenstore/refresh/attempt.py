@@ -141,6 +141,8 @@ class Attempt:
         self._sealed: SealedTokens | None = None
         self._save_by = float("inf")
         self._refresher_failure: RefresherFailure | None = None
+        self._gate = settings.gates.of(key.provider)
+        self._admitted = False
         self._closing = False
 
     def join(self, goal: Goal) -> None:
@@ -175,6 +177,8 @@ class Attempt:
             # All callers share this one object, as its type's constructor is unknown. Each raises it with the traceback
             # from here, so that the traceback does not grow.
             result = _failed(lambda: failure.with_traceback(place))
+        finally:
+            self._leave_gate()
         self._publish(result)
         return result
 
@@ -185,6 +189,8 @@ class Attempt:
                     await self._leave()
                 self._protect(self._step)
                 self._step = await self._take(self._step)
+                if isinstance(self._step, Wait | Save | Settle | End):  # the provider is not called next
+                    self._leave_gate()
             except asyncio.CancelledError:
                 if not isinstance(self._step, Save | Reread):
                     self.report.outcome = Outcome.LEFT.name.lower()
@@ -260,6 +266,8 @@ class Attempt:
 
     async def _claim(self, step: Claim) -> Step:
         self._check_time()
+        if not self._admitted and (pause := await self._enter_gate()):
+            return End(Outcome.FAILED, pause)
         # From before the statement is sent: the database grants the lease later, so it cannot end sooner.
         self._leased_until = time.monotonic() + self._settings.lease
         self._claimed = True  # until the database's answer says otherwise
@@ -274,6 +282,30 @@ class Attempt:
             self._claimed = granted
             self._claim_backoff.reset()
         return after_claim(step, granted=granted)
+
+    async def _enter_gate(self) -> Failure | None:
+        """Wait for a place among the calls of the provider, without a lease. Returns the failure if it is paused."""
+        if pause := self._gate.pause(self._last.now()):
+            return pause
+        self.protection.lift()
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                self._admitted = await self._gate.enter()
+        except TimeoutError:
+            raise RefreshTimeoutError(
+                f"{self.key}: {self._gate.in_flight} calls of the provider are in flight, and none ended within "
+                f"{self._settings.wait:g} s; repeat the call, or raise provider_concurrency"
+            ) from None
+        pause = self._gate.pause(self._last.now())
+        if pause is None:
+            self._check_time()
+            self._protect(Claim(self._last.row.generation))
+        return pause
+
+    def _leave_gate(self) -> None:
+        if self._admitted:
+            self._admitted = False
+            self._gate.leave(self.result.get_loop())
 
     async def _claim_anew(self) -> Step:
         """Replace a lease whose grant took so long that it could end before the call of the provider does."""
@@ -292,9 +324,10 @@ class Attempt:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
             # A CancelledError is the refresher's own: cancellations from outside are refused during the call.
             self.raised.append(error)
-            self._refresher_failure = failure_of(error, record, self._refresh)
-            self.report.raised = self._refresher_failure.raised
-            return self._refresher_failure.failure
+            self._refresher_failure = failed = failure_of(error, record, self._refresh)
+            self.report.raised = failed.raised
+            self._count(failed)
+            return failed.failure
         except BaseException:
             with suppress(BackendError):
                 await self._release(BRIEF_FAILURE)
@@ -302,6 +335,7 @@ class Attempt:
         finally:
             # Timers and tasks that the refresher left behind must not cancel the write of the new tokens.
             self.protection.disown()
+        self._gate.succeeded()
         self._sealed = seal_tokens(
             self._settings.keyring,
             self.key,
@@ -314,6 +348,16 @@ class Attempt:
         self._save_by = min(self._save_by, time.monotonic() + self._settings.save)
         self._backoff.reset()
         return None
+
+    def _count(self, failed: RefresherFailure) -> None:
+        """Tell the gate how the call ended; several outages begin a pause."""
+        if not failed.outage:
+            self._gate.succeeded()
+            return
+        code = failed.failure.code
+        length = self._gate.failed(self.key.user_id, code, self._last.now(), failed.requested)
+        if length is not None:
+            self._settings.telemetry.paused(self.key, "provider_paused", code, length)
 
     async def _run_refresher(self, record: TokenRecord, issued_at: int) -> NewTokens:
         with self._settings.telemetry.provider_call(self.report):

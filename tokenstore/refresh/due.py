@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from tokenstore.errors import TokenStoreError
@@ -50,27 +51,50 @@ async def refresh_due(
         concurrency: The most refreshes at a time.
         page_size: Rows in each query.
     """
-    pending: set[asyncio.Task[RefreshResult]] = set()
-    try:
-        for provider, refresh in refreshers.items():
-            async for key in _due_keys(settings.backend, provider, within, page_size):
-                if isinstance(key, RefusedRow):
-                    yield RefreshResult(*key.key, "failed", key.error())
-                    continue
-                goal = Goal(new_holder(settings.lease), urgent=False)
-                attempt = Attempt(settings, key, refresh, goal, Read(), margin=within)
-                pending.add(asyncio.create_task(_result_of(attempt, join)))
-                if len(pending) >= concurrency:
-                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        yield task.result()
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    finally:
-        for task in pending:
-            task.cancel()  # ends the wait for the refresh, not the refresh
+    pending: dict[asyncio.Task[RefreshResult], str] = {}
+    async with AsyncExitStack() as stack:
+        rows = {
+            provider: await stack.enter_async_context(
+                aclosing(_due_keys(settings.backend, provider, within, page_size))
+            )
+            for provider in refreshers
+        }
+        try:
+            while True:
+                while len(pending) < concurrency and (provider := _next_provider(rows, pending, concurrency)):
+                    key = await anext(rows[provider], None)
+                    if key is None:
+                        del rows[provider]
+                        continue
+                    if isinstance(key, RefusedRow):
+                        yield RefreshResult(*key.key, "failed", key.error())
+                        continue
+                    goal = Goal(new_holder(settings.lease), urgent=False)
+                    attempt = Attempt(settings, key, refreshers[provider], goal, Read(), margin=within)
+                    pending[asyncio.create_task(_result_of(attempt, join))] = provider
+                if not pending:
+                    break
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del pending[task]
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in pending:
+                task.cancel()  # ends the wait for the refresh, not the refresh
+
+
+def _next_provider(
+    rows: Collection[str], pending: Mapping[asyncio.Task[RefreshResult], str], concurrency: int
+) -> str | None:
+    """The provider with the fewest refreshes in progress among those that have rows left.
+
+    Each has its share of the concurrency, so that a provider that hangs does not keep the others waiting.
+    """
+    count = Counter(pending.values())
+    provider = min(rows, key=lambda name: count[name], default=None)
+    share = max(concurrency // len(rows), 1) if rows else 0
+    return provider if provider is not None and count[provider] < share else None
 
 
 async def _due_keys(

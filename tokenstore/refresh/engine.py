@@ -16,6 +16,7 @@ from tokenstore.errors import (
     ConfigurationError,
     InvalidInputError,
     ReauthorizationRequiredError,
+    RefreshTimeoutError,
     StoreClosedError,
     TokensNotStoredError,
 )
@@ -99,6 +100,8 @@ class RefreshEngine:
                     return record
                 due = view.validity is Validity.DUE
                 goal, step = after_read(Goal(new_holder(settings.lease), urgent=not due), view)
+                if isinstance(step, Claim) and (pause := settings.gates.of(key.provider).pause(seen.now())):
+                    step = End(Outcome.FAILED, pause)
                 if due:
                     if isinstance(step, Claim) and self._running(key) is None and not self._closing:
                         self._start(Attempt(settings, key, refresh, goal, step, seen))
@@ -141,9 +144,22 @@ class RefreshEngine:
 
     @clears_locals
     async def _revoke(self, key: TokenKey, revocation: Revocation) -> bool:
+        """Revoke, as one of the provider's limited number of calls. A pause does not delay it."""
+        gate, loop = self._settings.gates.of(key.provider), asyncio.get_running_loop()
+        revocation.protection.lift()
+        try:
+            async with asyncio.timeout(self._settings.wait):
+                while not await gate.enter():
+                    pass
+        except TimeoutError:
+            raise RefreshTimeoutError(
+                f"{key}: {gate.in_flight} calls of the provider are in flight, and none ended within "
+                f"{self._settings.wait:g} s; repeat the call, or raise provider_concurrency"
+            ) from None
         try:
             return await revocation.run()
         finally:
+            gate.leave(loop)
             if revocation.raised is not None:
                 self._tell_of_errors(key, "revoke", [revocation.raised])
 

@@ -53,6 +53,8 @@ _CODE_OF_TYPE: Final[Mapping[type[BaseException], str]] = {
     TimeoutError: "timeout",
     InvalidInputError: "invalid_response",
 }
+# Codes of ``OAuth2Refresher`` that ask every user to wait, although the provider named no time.
+_OVERLOADED: Final = frozenset({"http_429", "http_503"})
 _UNREADABLE_CODE: Final = "unreadable_code"
 
 BRIEF_FAILURE: Final = Failure("refresh_failed", _RETRY_UNAVAILABLE)
@@ -73,10 +75,14 @@ class RefresherFailure:
     Attributes:
         failure: What is stored with the row.
         raised: The exception's type and place, for the message of this process's callers.
+        outage: Whether the provider is down, as far as one call can tell.
+        requested: How long the provider asked not to be called by any user, in seconds; None: it did not ask.
     """
 
     failure: Failure
     raised: str | None = None
+    outage: bool = True
+    requested: float | None = None
 
 
 def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> RefresherFailure:
@@ -91,14 +97,15 @@ def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> 
     if isinstance(error, Exception) and not isinstance(error, TokenStoreError):
         error = error_for_codes(exceptions_codes(error)) or error
     if isinstance(error, ReauthorizationRequiredError):
-        return RefresherFailure(Failure(_code_of(error, record), None), raised)
+        return RefresherFailure(Failure(_code_of(error, record), None), raised, outage=False)
     if isinstance(error, ProviderUnavailableError):
-        retry_in = _retry_in(error.retry_after, _RETRY_UNAVAILABLE)
-        return RefresherFailure(Failure(_code_of(error, record), retry_in), raised)
+        retry_in, code = _retry_in(error.retry_after, _RETRY_UNAVAILABLE), _code_of(error, record)
+        asked = error.retry_after is not None or code in _OVERLOADED
+        return RefresherFailure(Failure(code, retry_in), raised, requested=retry_in if asked else None)
     if isinstance(error, ProviderRefusedError):
         retry_in = _retry_in(error.retry_after, _RETRY_REFUSED)
         code = _code_of(error, record, limit=_LONGEST_CODE - len(_REFUSED))
-        return RefresherFailure(Failure(_REFUSED + code, retry_in), raised)
+        return RefresherFailure(Failure(_REFUSED + code, retry_in), raised, outage=False)
     code = _CODE_OF_TYPE.get(type(error), "refresh_failed")
     return RefresherFailure(Failure(code, _retry_in(None, _RETRY_UNAVAILABLE)), raised)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenstore.keyring import Keyring
 from tokenstore.protocol import Backend
 from tokenstore.records import CLOCK_SKEW, SealedRecord, has_failed, is_leased
+from tokenstore.refresh.gates import ProviderGates
 from tokenstore.refresh.responses import lifetime_of
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
@@ -28,6 +29,7 @@ class Settings:
         telemetry: Logs, metrics and spans.
         margin: ``refresh_margin`` in seconds.
         timeout: ``refresh_timeout`` in seconds.
+        gates: Limit the calls of each provider.
     """
 
     backend: Backend
@@ -35,6 +37,7 @@ class Settings:
     telemetry: Telemetry
     margin: float
     timeout: float
+    gates: ProviderGates = field(default_factory=ProviderGates)
 
     @property
     def lease(self) -> float:

@@ -80,6 +80,14 @@ class Telemetry:
         with suppress(Exception):
             _log(logging.WARNING, event, message, key, {"code": type(error).__name__ if error else None})
 
+    def paused(self, key: TokenKey, event: str, code: str, length: float) -> None:
+        """Log and count that no call of the provider is made for so many seconds; ``key``: whose call came last."""
+        with suppress(Exception):
+            fields: dict[str, object] = {"code": _shown(code), "pause": length}
+            _log(logging.WARNING, event, "the provider is not called for a while", key, fields)
+            if self._otel:
+                self._otel.pauses.add(1, {"tokenstore.provider": key.provider})
+
     @contextmanager
     def _around(
         self,
@@ -140,6 +148,7 @@ class _OpenTelemetry:
 
         self.refreshes = meter.create_counter("tokenstore.refreshes", "{refresh}", "Refreshes that ended")
         self.joined = meter.create_counter("tokenstore.joined_callers", "{caller}", "Callers that joined a refresh")
+        self.pauses = meter.create_counter("tokenstore.provider_pauses", "{pause}", "Pauses of all calls of a provider")
         self.lease_wait = histogram("tokenstore.lease_wait", "How long a refresh waited for another process's lease")
         self.provider_time = histogram("tokenstore.provider_time", "How long a call of the provider took")
 
