@@ -119,7 +119,9 @@ _decoder: Final = json.JSONDecoder(strict=False, parse_int=_integer)
 
 def _decoded(body: bytes, charset: str) -> str:
     """The text: UTF-8, -16 or -32 if it can be, or else in the declared charset, or else with broken bytes replaced."""
-    unicode = json.detect_encoding(body)  # knows byte order marks
+    unicode = json.detect_encoding(body)  # by a byte order mark, or by the places of NUL bytes
+    if not body.decode(unicode, _AS_LATIN_1).strip(_AROUND)[:1].isascii():
+        unicode = "utf-8"  # a NUL byte in front of the body has misled the detection
     for name in (unicode, charset):
         if _CHARSET.fullmatch(name.lower()):
             with suppress(UnicodeError, LookupError):
