@@ -62,6 +62,31 @@ def test_an_unsafe_url_is_refused(url: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://keycloak:8080/token", "keycloak"),
+        ("http://Auth.corp.example/token", "auth.corp.example"),
+        ("http://10.0.0.1/token", "10.0.0.1"),
+        ("http://[fd00::1]:80/token", "fd00::1"),
+    ],
+)
+def test_http_on_a_private_host_has_to_be_asked_for(url: str, host: str) -> None:
+    """By the host's name; that opens no other host."""
+    for hosts in ((), ("other",), (host + ".example",)):
+        with pytest.raises(ConfigurationError, match="https"):
+            OAuth2Refresher(url, ID, SECRET, http_hosts=hosts)
+    OAuth2Refresher(url, ID, SECRET, revocation_url=url, http_hosts=[host])
+    with pytest.raises(ConfigurationError, match="https"):
+        OAuth2Refresher(url, ID, SECRET, revocation_url="http://elsewhere/", http_hosts=[host])
+
+
+@pytest.mark.parametrize(("hosts", "why"), [("keycloak", "collection"), (["8.8.8.8"], "public"), ([""], "empty")])
+def test_http_hosts_are_checked(hosts: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        OAuth2Refresher("https://example.com", ID, SECRET, http_hosts=hosts)
+
+
+@pytest.mark.parametrize(
     "url", ["https://example.com/token?x=1", "http://localhost:8080/", "http://127.9.9.9/", "http://[::1]:80/token"]
 )
 def test_a_safe_url_is_accepted(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from base64 import b64decode
 from datetime import UTC, datetime
 from urllib.parse import quote_plus
@@ -14,8 +15,9 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, record, refresh, refusal
 from support.scripted_endpoint import FORM, Endpoint, answer
-from tokenstore import ProviderUnavailableError, ReauthorizationRequiredError
+from tokenstore import ConfigurationError, ProviderUnavailableError, ReauthorizationRequiredError
 from tokenstore.integrations.oauth2 import OAuth2Refresher
+from tokenstore.integrations.providers import AuthMethod, Provider
 
 RSA = RSAKey.generate_key(2048)
 
@@ -49,6 +51,39 @@ def test_client_secret_basic_encodes_both_parts(endpoint: Endpoint) -> None:
     assert scheme == "Basic"
     assert b64decode(pair, validate=True).decode() == f"{quote_plus(ID)}:{quote_plus(SECRET)}"
     assert request.form.keys() == {"grant_type", "refresh_token"}
+
+
+def test_a_vendor_may_take_basic_without_encoding(endpoint: Endpoint) -> None:
+    """Many do not decode the id and the secret. A colon in the id could not be told from the one between them."""
+    vendor = Provider("Vendor", endpoint.url, raw_basic=True)
+    endpoint.script(answer(GOOD))
+    refresh(OAuth2Refresher(endpoint.url, "my client", SECRET, provider=vendor))
+    pair = endpoint.received[0].headers["authorization"].removeprefix("Basic ")
+    assert b64decode(pair, validate=True).decode() == f"my client:{SECRET}"
+    endpoint.script(answer({"error": pair}, 400))
+    assert refusal(OAuth2Refresher(endpoint.url, "my client", SECRET, provider=vendor)).code == "http_400"
+    with pytest.raises(ConfigurationError, match="colon"):
+        OAuth2Refresher(endpoint.url, ID, SECRET, provider=vendor)
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
+def test_a_vendor_may_take_json(endpoint: Endpoint, method: AuthMethod) -> None:
+    """With the same fields as the form, for a refresh and a revocation."""
+    vendor = Provider("Vendor", endpoint.url, json_request=True)
+    secret = None if method == "none" else SECRET
+    refresher = OAuth2Refresher(
+        endpoint.url, ID, secret, provider=vendor, auth_method=method, scope="ü a", revocation_url=endpoint.url
+    )
+    endpoint.script(answer(GOOD))
+    assert refresh(refresher) == GOOD
+    asyncio.run(refresher.revoke(record()))
+    for request in endpoint.received:
+        assert request.headers["content-type"] == "application/json"
+    bodies = [json.loads(request.body) for request in endpoint.received]
+    assert bodies[0].items() >= {"grant_type": "refresh_token", "refresh_token": REFRESH, "scope": "ü a"}.items()
+    assert bodies[1]["token"] == REFRESH
+    assert ("authorization" in endpoint.received[0].headers) is (method == "client_secret_basic")
+    assert bodies[0].get("client_secret") == (SECRET if method == "client_secret_post" else None)
 
 
 def test_client_secret_post_sends_both_in_the_body(endpoint: Endpoint) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, get_args
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import parse_qsl, quote_plus, urlencode
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._bodies import FORM
@@ -32,7 +33,7 @@ _RSA_BITS: Final = 2048  # at least (RFC 7518 section 3.3)
 
 
 class ClientCredentials:
-    """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``.
+    """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``, and two of ``Provider``.
 
     Attributes:
         method: The authentication method.
@@ -51,6 +52,9 @@ class ClientCredentials:
         audience: str,
         jwt_algorithm: str | None,
         jwt_headers: Mapping[str, str],
+        *,
+        raw_basic: bool = False,
+        json_request: bool = False,
     ) -> None:
         if method not in get_args(AuthMethod):
             raise ConfigurationError(f"auth_method must be one of {', '.join(get_args(AuthMethod))}")
@@ -64,11 +68,15 @@ class ClientCredentials:
         self.secrets: Hidden[tuple[str, ...]] = Hidden(())
         self._id = checked_text("client_id", client_id)
         self._audience = audience
+        self._json_request = json_request
         self._proof: Hidden[str | Key | None] = Hidden(None)
         if client_secret is not None:
             self._proof = Hidden(checked_text("client_secret", client_secret))
+            if raw_basic and method == "client_secret_basic" and ":" in client_id:
+                raise ConfigurationError("client_id must not have a colon if the provider takes a raw Basic header")
             # Both parts are encoded as in a form first (RFC 6749 section 2.3.1), which Authlib leaves out.
-            pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+            encode = str if raw_basic else quote_plus
+            pair = f"{encode(client_id)}:{encode(client_secret)}"
             basic = b64encode(pair.encode()).decode()
             self._basic = Hidden(basic)
             self.secrets = Hidden((client_secret, quote_plus(client_secret), basic))
@@ -80,6 +88,12 @@ class ClientCredentials:
 
     def sign(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
         """The headers and the body of an authenticated request, with a new assertion for each request."""
+        headers, body = self._sign_form(url, form)
+        if self._json_request:
+            return {**headers, "Content-Type": "application/json"}, json.dumps(dict(parse_qsl(body)))
+        return headers, body
+
+    def _sign_form(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
         from authlib.oauth2.auth import ClientAuth
 
         headers, body = {"Content-Type": FORM}, urlencode(form)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import cache
 from ipaddress import ip_address
@@ -69,6 +69,7 @@ class RefresherOptions(TypedDict, total=False):
     timeout: float
     http_client: httpx.AsyncClient | None
     trust_env: bool
+    http_hosts: Collection[str]
 
 
 class OAuth2Refresher:
@@ -79,7 +80,7 @@ class OAuth2Refresher:
     contain no token, secret or key.
 
     Args:
-        token_url: The token endpoint: https, or http on a loopback host.
+        token_url: The token endpoint: https, or http on a loopback host or one of ``http_hosts``.
         client_id: The client's id.
         client_secret: The client's secret, for confidential clients.
         private_key: The client's key instead of a secret, a PEM or a JWK: RSA of at least 2048 bits, P-256, P-384,
@@ -98,8 +99,10 @@ class OAuth2Refresher:
         timeout: The longest call, with its second attempt, in seconds.
         http_client: The client to use, with its own proxies and certificates. It is not closed. Default: a new one for
             each call.
-        trust_env: Whether proxies and certificates of the environment are used. A loopback host is called without a
-            proxy.
+        trust_env: Whether proxies and certificates of the environment are used. A loopback host and ``http_hosts`` are
+            called without a proxy.
+        http_hosts: Hosts of a private network that may be called over http: names, or private addresses. The secret and
+            the tokens travel in clear there; only you can know that nobody else is on that network. Default: none.
 
     Raises:
         ConfigurationError: A URL, a key or a combination of arguments that cannot work.
@@ -126,11 +129,13 @@ class OAuth2Refresher:
         timeout: float = 10.0,
         http_client: httpx.AsyncClient | None = None,
         trust_env: bool = True,
+        http_hosts: Collection[str] = frozenset(),
     ) -> None:
         _require_extra()
-        host, loopback = _checked_url("token_url", token_url)
+        private = _checked_hosts(http_hosts)
+        host, local = _checked_url("token_url", token_url, private)
         if revocation_url is not None:
-            loopback &= _checked_url("revocation_url", revocation_url)[1]
+            local &= _checked_url("revocation_url", revocation_url, private)[1]
         self._provider = provider or Provider(name=host, token_url=token_url)
         self._token_url, self._revocation_url = token_url, revocation_url
         default = self._provider.auth_method if client_secret is not None else "none"
@@ -142,6 +147,8 @@ class OAuth2Refresher:
             token_url,
             jwt_algorithm,
             jwt_headers,
+            raw_basic=self._provider.raw_basic,
+            json_request=self._provider.json_request,
         )
         self._rotation: Rotation = rotation or self._provider.rotation
         if self._rotation not in get_args(Rotation):
@@ -155,7 +162,7 @@ class OAuth2Refresher:
             self._parameters["scope"] = checked_text("scope", scope)
         self._timeout = seconds("timeout", timeout, positive=True)
         self._http_client = http_client
-        self._trust_env = trust_env and not loopback
+        self._trust_env = trust_env and not local
         if http_client is None:
             _tls_context(self._trust_env)  # loads the certificates now, which would block the event loop later
 
@@ -400,8 +407,18 @@ def _require_extra() -> None:
         ) from None
 
 
-def _checked_url(name: str, url: str) -> tuple[str, bool]:
-    """The host, and whether it is a loopback one."""
+def _checked_hosts(hosts: Collection[str]) -> frozenset[str]:
+    if isinstance(hosts, str):
+        raise ConfigurationError("http_hosts must be a collection of hosts, not one str")
+    for host in hosts:
+        with suppress(ValueError):
+            if ip_address(checked_text("http_hosts", host)).is_global:
+                raise ConfigurationError("http_hosts must not hold a public address: what goes there would be in clear")
+    return frozenset(host.lower() for host in hosts)
+
+
+def _checked_url(name: str, url: str, private: frozenset[str]) -> tuple[str, bool]:
+    """The host, and whether it is a loopback one or one of ``private``, which are lower-case."""
     import httpx  # the parser of the connection itself, so that both see the same host
 
     parsed = None
@@ -416,9 +433,10 @@ def _checked_url(name: str, url: str) -> tuple[str, bool]:
     loopback = parsed.host == "localhost"
     with suppress(ValueError):
         loopback = loopback or ip_address(parsed.host).is_loopback
-    if parsed.scheme != "https" and not (parsed.scheme == "http" and loopback):
-        raise ConfigurationError(f"{name} must be https (http on loopback alone): it carries secrets")
-    return parsed.host, loopback
+    local = loopback or parsed.host.lower() in private
+    if parsed.scheme != "https" and not (parsed.scheme == "http" and local):
+        raise ConfigurationError(f"{name} must be https (http on loopback or http_hosts alone): it carries secrets")
+    return parsed.host, local
 
 
 @cache

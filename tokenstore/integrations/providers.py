@@ -48,6 +48,9 @@ class Provider:
             returns the fields as RFC 6749 names them. If it raises an exception, the response is read as it is.
         is_invalid_grant: For a dead refresh token that no code tells: gets the parsed response of a refusal, and
             returns whether the user has to log in again. An exception counts as no.
+        raw_basic: Whether ``client_secret_basic`` sends id and secret as they are, and not encoded as in a form first
+            (RFC 6749 section 2.3.1). Many vendors do not decode them; it matters for special characters alone.
+        json_request: Whether requests are JSON objects and not forms.
         revocation_fields: The form's field for a refresh token and for an access token that is revoked. The default is
             the one of RFC 7009.
         otherwise: What to do if there is no revocation endpoint.
@@ -66,6 +69,8 @@ class Provider:
     wrapper: str | None = None
     read: Callable[[Any], Mapping[str, Any]] | None = None
     is_invalid_grant: Callable[[Any], bool] | None = None
+    raw_basic: bool = False
+    json_request: bool = False
     revocation_fields: tuple[str, str] = ("token", "token")
     otherwise: str = ""
     rule: str = ""
