@@ -49,10 +49,11 @@ class StoreOptions(TableOptions, total=False):
     pool_recycle: float
     statement_timeout: float
     connect_timeout: float
+    # PostgreSQL, MySQL and MariaDB
+    host: str
     # PostgreSQL
     application_name: str
     prepared_statements: bool
-    host: str
     passfile: str
     sslcert: str
     sslcrl: str

@@ -21,6 +21,7 @@ from tokenstore_sql.calls import Operation, SetupCalls, StoreCalls
 from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.connections.driver import Connector
 from tokenstore_sql.connections.engine import EngineSource
+from tokenstore_sql.connections.hosts import split_url
 from tokenstore_sql.connections.pool import Pool
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.dialect import Dialect, unencoded_at
@@ -98,9 +99,9 @@ class SQLBackend(SQLOperations):
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, object]) -> Self:
         """Make a backend with connections of its own; see :class:`tokenstore.protocol.BackendFactory`."""
-        parsed = None
+        parsed, (one_host, hosts) = None, split_url(url)
         with suppress(ArgumentError, ValueError):
-            parsed = make_url(url)
+            parsed = make_url(one_host)
         if parsed is None:
             # Raised outside of the handler, so that it has no context: SQLAlchemy's message may contain a password.
             raise ConfigurationError(
@@ -112,7 +113,14 @@ class SQLBackend(SQLOperations):
         if parsed.host and any("@" in part for part in (parsed.host, parsed.database or "", *parsed.query)):
             raise unencoded_at()
         parsers = {**TABLE_OPTIONS, **POOL_OPTIONS, **cls.driver_options}
-        values: dict[str, Any] = {**POOL_DEFAULTS, **read_options(f"{scheme}://", parsers, parsed.query, options)}
+        query = dict(parsed.query)
+        if hosts is not None and "host" in cls.driver_options:
+            if "host" in query or "host" in options:
+                raise ConfigurationError("host: the URL names several hosts already; pass the hosts once")
+            query["host"] = hosts
+        elif hosts is not None:
+            raise ConfigurationError(f"{scheme}:// takes no list of hosts")
+        values: dict[str, Any] = {**POOL_DEFAULTS, **read_options(f"{scheme}://", parsers, query, options)}
         try:
             engine = cls._create_engine(parsed.set(drivername=driver, query={}), values)
         except ModuleNotFoundError as error:

@@ -13,6 +13,7 @@ from support.connection_faults import Faults, faulty
 from support.database import connection_of, source_of
 from support.matrix import Row, params
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, LockTimeoutError, open_store
+from tokenstore_sql.connections import pool
 
 main_rows = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "mariadb+asyncmy"]))
 server_rows = pytest.mark.parametrize(
@@ -73,6 +74,27 @@ def test_a_write_that_times_out_closes_the_idle_connections(row: Row, url: str, 
                     await _store(store, "lost")
                 assert source_of(store).open == 0
                 await _store(store, "new")
+                assert await _tag(direct) == "new"
+
+    asyncio.run(main())
+
+
+@main_rows
+def test_a_ping_without_an_answer_closes_the_idle_connections(
+    row: Row, url: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a write does not ping each of them in turn, for 5 seconds each, before it reaches another server."""
+    monkeypatch.setattr(pool, "_TRUSTED", 0.0)
+    monkeypatch.setattr(pool, "_PING_TIMEOUT", 0.5)
+
+    async def main() -> None:
+        async with open_store(url, keyring=keyring) as direct, faulty(url) as faults:
+            await direct.setup()
+            async with open_store(faults.url, keyring=keyring) as store:
+                await _idle(store, faults, 3)
+                with faults.cut(0, when="before", how="silence"):
+                    await _store(store, "new")
+                assert source_of(store).open == 1
                 assert await _tag(direct) == "new"
 
     asyncio.run(main())

@@ -88,6 +88,10 @@ class Pool(Source):
                     await asks()
             except Exception as error:
                 await self.release(connection)
+                if isinstance(error, TimeoutError):
+                    # The server's machine may be gone. Then every idle connection is as dead as this one.
+                    _log.warning("a ping had no answer within %g s", _PING_TIMEOUT)
+                    self.discard_idle()
                 # No statement of the caller's was sent yet, so a dead connection can be replaced by another.
                 if is_new or not isinstance(error, ConnectionLostError | OSError):
                     raise

@@ -16,6 +16,7 @@ from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, DriverConnection, through_engine
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.mysql.dialect import MySQLDialect
+from tokenstore_sql.mysql.hosts import HostsOpener, hosts_of
 from tokenstore_sql.mysql.opening import CONNECTION_CLASSES, Opener
 from tokenstore_sql.options import ENGINE_ARGUMENTS
 
@@ -40,6 +41,7 @@ class MySQLBackend(SQLBackend):
     extras: ClassVar[Mapping[str, str]] = {"mysql+aiomysql": "mysql", "mysql+asyncmy": "asyncmy"}
     driver_options: ClassVar[Mapping[str, OptionParser]] = {
         "connect_timeout": positive_seconds,
+        "host": text,
         "ssl": switch,
         "ssl_ca": text,
         "ssl_cert": text,
@@ -55,9 +57,14 @@ class MySQLBackend(SQLBackend):
         }
         if url.get_driver_name() == "asyncmy":
             connect["stmt_cache_size"] = _PREPARED
+        one_host = Opener(url.get_driver_name(), _tls(options))
+        opener: Opener | HostsOpener = one_host
+        if "host" in options:
+            if "unix_socket" in options:
+                raise ConfigurationError("host and unix_socket: pass one of them")
+            opener = HostsOpener(hosts_of(options["host"], url.port), one_host)
         if "unix_socket" in options:
             connect["unix_socket"] = options["unix_socket"]
-        opener = Opener(url.get_driver_name(), _tls(options))
 
         async def open_connection() -> Any:
             _, of_url = engine.dialect.create_connect_args(url)

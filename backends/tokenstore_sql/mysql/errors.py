@@ -16,12 +16,15 @@ from tokenstore.errors import (
 )
 from tokenstore_sql.errors import ErrorTable
 
-__all__ = ["MySQLErrors"]
+__all__ = ["READ_ONLY", "MySQLErrors"]
+
+READ_ONLY: Final = frozenset({"1290", "1792", "1836"})
+"""The server, or the session, accepts no writes."""
 
 # Access denied to a table, a column or an operation: these messages name no values.
 _ACCESS_DENIED: Final = frozenset({"1142", "1143", "1227"})
-
-
+# The driver did not send the statement (0), or the server refused it before it did anything.
+_NOT_CARRIED_OUT: Final = frozenset({"0", "1047", *READ_ONLY})
 # Too many connections: of the server; of each user, by max_user_connections; of one user, by MAX_USER_CONNECTIONS.
 _NO_FREE_SLOT: Final = frozenset({"1040", "1203", "1226"})
 
@@ -52,9 +55,7 @@ class MySQLErrors(ErrorTable):
         # The server does not write, or does not serve at all.
         "1047": BackendUnavailableError,  # a node of Galera that has lost the others
         "1180": BackendUnavailableError,  # a node of Galera that lost the others during a COMMIT
-        "1290": BackendUnavailableError,
-        "1792": BackendUnavailableError,
-        "1836": BackendUnavailableError,
+        **dict.fromkeys(READ_ONLY, BackendUnavailableError),
         # The session is about to end.
         "1053": BackendUnavailableError,
         "1184": BackendUnavailableError,
@@ -93,7 +94,7 @@ class MySQLErrors(ErrorTable):
         return str(number) if isinstance(number, int) else None
 
     def not_carried_out(self, error: BaseException) -> bool:
-        return self.code(error) == "0"  # the driver did not send the statement
+        return self.code(error) in _NOT_CARRIED_OUT
 
     def has_no_free_slot(self, error: BaseException) -> bool:
         return self.code(error) in _NO_FREE_SLOT

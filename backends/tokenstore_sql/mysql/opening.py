@@ -26,12 +26,18 @@ CONNECTION_CLASSES: Final = {"aiomysql": AiomysqlConnection, "asyncmy": AsyncmyC
 # value that does not fit is an error, and is not cut.
 _SETTINGS: Final = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', NAMES utf8mb4"
 
+# A node of Galera without quorum refuses any COMMIT, but answers a SELECT without tables.
+_SERVES: Final = "COMMIT"
+_IS_READ_ONLY: Final = "SELECT @@GLOBAL.read_only OR @@GLOBAL.innodb_read_only"
+
 # Methods of authentication with which a server asks for the password itself.
 _IN_CLEAR: Final = frozenset({"mysql_clear_password", "dialog"})
 # The client library's own error numbers.
 _UNREACHABLE: Final = 2003
 _TLS_FAILED: Final = 2026
 _METHOD_REFUSED: Final = 2059
+# The server's own number for a write that it refuses because of --read-only.
+_READ_ONLY: Final = 1290
 # What of aiomysql's connection is overridden. If a new version has no such method, nothing calls the override.
 _OVERRIDDEN: Final = ("_request_authentication", "_process_auth")
 
@@ -49,15 +55,17 @@ class Opener:
         self._tls = tls
         self._warned = False
 
-    async def open(self, arguments: Mapping[str, Any]) -> Any:
+    async def open(self, arguments: Mapping[str, Any], *, must_serve_writes: bool = False) -> Any:
         """Open a connection.
 
         Args:
             arguments: The driver's arguments, among them ``connect_timeout``, without those for TLS.
+            must_serve_writes: Whether a server that accepts no writes is refused.
 
         Raises:
             Exception: The driver's ``OperationalError``: the server cannot be reached, or the connection would not be
-                encrypted although it must be, or the server asks for the password itself over an unencrypted one.
+                encrypted although it must be, or the server asks for the password itself over an unencrypted one, or
+                the server accepts no writes although it must.
         """
         connection = self._new(arguments)
         limit = arguments["connect_timeout"]
@@ -69,6 +77,8 @@ class Opener:
                 self._check(connection, arguments.get("host"))
                 async with connection.cursor() as cursor:
                     await cursor.execute(_SETTINGS)
+                    if must_serve_writes:
+                        await _check_writes(connection, cursor)
         except TimeoutError:
             connection.close()
             number, words = _UNREACHABLE, f"the server did not let the driver in within {limit} s"
@@ -107,6 +117,14 @@ class Opener:
                 "and whoever controls it can get the database's password; set the option ssl=true, or ssl_ca",
                 host,
             )
+
+
+async def _check_writes(connection: Any, cursor: Any) -> None:
+    await cursor.execute(_SERVES)
+    await cursor.execute(_IS_READ_ONLY)
+    ((read_only,),) = await cursor.fetchall()
+    if read_only:
+        raise connection.OperationalError(_READ_ONLY, "the server is read-only")
 
 
 class _Refusal:

@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tokenstore.options import OptionParser, positive_seconds, switch, text
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, through_engine
+from tokenstore_sql.connections.hosts import Host
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.options import ENGINE_ARGUMENTS
 from tokenstore_sql.postgres.clear_text import warning_of_clear_text
 from tokenstore_sql.postgres.connections import AsyncpgConnection, PreparingAsyncpgConnection, PsycopgConnection
 from tokenstore_sql.postgres.dialect import PostgresDialect
-from tokenstore_sql.postgres.hosts import Host, asyncpg_creator, hosts_of
+from tokenstore_sql.postgres.hosts import asyncpg_creator, hosts_of
 
 __all__ = ["PostgresBackend"]
 

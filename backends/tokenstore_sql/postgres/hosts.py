@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from tokenstore.errors import ConfigurationError
+from tokenstore_sql.connections.hosts import Host, Hosts, host_of, parts_of
 
-__all__ = ["Host", "asyncpg_creator", "hosts_of"]
+__all__ = ["asyncpg_creator", "hosts_of"]
 
 _log: Final = logging.getLogger("tokenstore.sql.postgres")
 
-# A name or IPv4 address, an IPv6 address in brackets, or the folder of a Unix socket; each may have a port.
-_HOST: Final = re.compile(r"(?P<folder>/.*)|(?:\[(?P<ipv6>[^]]+)\]|(?P<name>[^:/\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
 _PREFER_STANDBY: Final = "prefer-standby"
 
 
-class Host(NamedTuple):
-    """Where a server is.
-
-    Attributes:
-        name: A name, an address, or the folder of a Unix socket.
-        port: Its port; None: the driver's default.
-    """
-
-    name: str
-    port: int | None
-
-
 def hosts_of(text: str, port: int | None) -> list[Host]:
-    """The hosts of the option ``host``: ``first:5432,second:5433``.
+    """The hosts of the option ``host``: ``first:5432,second:5433``. The folder of a Unix socket is a host, too.
 
     Args:
         text: The option.
@@ -45,30 +30,25 @@ def hosts_of(text: str, port: int | None) -> list[Host]:
     Raises:
         ConfigurationError: A part is no host.
     """
-    hosts = []
-    for part in text.split(","):
-        if (found := _HOST.fullmatch(part.strip())) is None:
-            raise ConfigurationError(
-                f"host: {part!r} is no host; expected a name or an address, with a port or without, as in "
-                "db1:5432,db2:5432 or [::1]:5432, or the folder of a Unix socket"
-            )
-        own_port = found["port"]
-        hosts.append(Host(found["folder"] or found["ipv6"] or found["name"], int(own_port) if own_port else port))
-    return hosts
+    return [
+        Host(part, port) if part.startswith("/") else host_of(part, port, ", or the folder of a Unix socket")
+        for part in parts_of(text)
+    ]
 
 
 def asyncpg_creator(hosts: Sequence[Host], options: Mapping[str, Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """What opens a connection of asyncpg to one of several hosts. Its timeout is that of each host.
 
     Args:
-        hosts: The hosts, in the order in which they are tried.
+        hosts: The hosts, in the order in which they are tried first.
         options: The store's options.
     """
+    known = Hosts(hosts)
 
     async def connect(**arguments: Any) -> Any:
         import asyncpg
 
-        left = list(hosts)
+        left = known.in_order()
         failure: Exception = OSError("there is no host")
         wanted = options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
         # A preference is a first pass that insists, and a second one over the hosts that answered.
@@ -82,6 +62,7 @@ def asyncpg_creator(hosts: Sequence[Host], options: Mapping[str, Any]) -> Callab
                 except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError) as error:
                     _log.info("host %s does not serve: %s", host.name, type(error).__name__)
                     left.remove(host)
+                    known.put_last(host)
                     failure = error
         raise failure
 

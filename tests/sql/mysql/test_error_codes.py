@@ -17,6 +17,8 @@ from tokenstore_sql.mysql.errors import MySQLErrors
         (2006, "BackendUnavailableError"),
         (2013, "BackendUnavailableError"),
         (4031, "BackendUnavailableError"),
+        (1047, "BackendUnavailableError"),
+        (1180, "BackendUnavailableError"),
         (1290, "BackendUnavailableError"),
         (1792, "BackendUnavailableError"),
         (1836, "BackendUnavailableError"),

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from secrets import token_hex
 
 import pytest
 
 from support import servers
-from support.matrix import Row, params
-from tokenstore import BackendUnavailableError, ConfigurationError, Keyring, LoginRefusedError, open_store
-from tokenstore_sql.postgres.hosts import Host, hosts_of
+from support.database import source_of
+from support.matrix import Row, params, row_named
+from support.silent_host import silent_host
+from tokenstore import (
+    BackendUnavailableError,
+    ConfigurationError,
+    Keyring,
+    LoginRefusedError,
+    TableMissingError,
+    open_store,
+)
+from tokenstore_sql.connections.hosts import Host
+from tokenstore_sql.postgres.hosts import hosts_of
 
 both_drivers = pytest.mark.parametrize("row", params(names=["postgresql+asyncpg", "postgresql+psycopg"]))
 
@@ -28,26 +37,10 @@ def _at(server: servers.Server) -> str:
     return f"{server.host}:{server.port}"
 
 
-@asynccontextmanager
-async def _silent() -> AsyncIterator[str]:
-    """A host that accepts connections and never answers."""
-    taken: list[asyncio.StreamWriter] = []
-    listener = await asyncio.start_server(lambda _, writer: taken.append(writer), "127.0.0.1", 0)
-    host, port = listener.sockets[0].getsockname()
-    try:
-        yield f"{host}:{port}"
-    finally:
-        listener.close()
-        for writer in taken:
-            writer.close()
-            await asyncio.wait_for(writer.wait_closed(), 5)
-        await listener.wait_closed()
-
-
 @both_drivers
 def test_each_host_that_never_answers_has_its_own_connect_timeout(row: Row, keyring: Keyring) -> None:
     async def main() -> None:
-        async with _silent() as first, _silent() as second:
+        async with silent_host() as first, silent_host() as second:
             url = _url(servers.postgres(), row, first, second, _at(servers.postgres()))
             async with open_store(url, keyring=keyring, connect_timeout=1, pool_size=1) as store:
                 started = time.monotonic()
@@ -64,7 +57,7 @@ def test_each_host_that_never_answers_has_its_own_connect_timeout(row: Row, keyr
 @both_drivers
 def test_if_no_host_answers_the_call_raises_backend_unavailable_error(row: Row, keyring: Keyring) -> None:
     async def main() -> None:
-        async with _silent() as first, _silent() as second:
+        async with silent_host() as first, silent_host() as second:
             url = _url(servers.postgres(), row, first, second, "127.0.0.1:1")
             store = open_store(url, keyring=keyring, connect_timeout=1)
             with pytest.raises(BackendUnavailableError):
@@ -114,7 +107,7 @@ def test_target_session_attrs_chooses_the_primary_or_the_standby(
             return await asyncio.to_thread(asked)
 
     async def main() -> None:
-        async with _silent() as silent:
+        async with silent_host() as silent:
             for wanted in (None, "any"):
                 assert await ask(silent, wanted, standby, primary) == ["standby"]
             for wanted in ("read-write", "primary"):
@@ -130,11 +123,44 @@ def test_target_session_attrs_chooses_the_primary_or_the_standby(
     asyncio.run(main())
 
 
+@both_drivers
+def test_a_url_names_several_hosts_in_place_of_one(row: Row, keyring: Keyring) -> None:
+    server = servers.postgres()
+    url = server.url(row.name.partition("+")[2]).replace(f"@{_at(server)}", f"@127.0.0.1:1,{_at(server)}")
+
+    async def main() -> None:
+        async with open_store(f"{url}?table=t_{token_hex(8)}", keyring=keyring) as store:
+            await store.setup()
+            await store.store_tokens("github", "u1", "here", None, None)
+
+    asyncio.run(main())
+
+
+def test_asyncpg_tries_a_host_that_failed_last_the_next_time(keyring: Keyring) -> None:
+    """So a host that never answers costs its time-out once, not with each new connection."""
+    server = servers.postgres()
+
+    async def main() -> None:
+        async with silent_host() as silent:
+            url = _url(server, row_named("postgresql+asyncpg"), silent, _at(server))
+            async with open_store(url, keyring=keyring, connect_timeout=2) as store:
+                took = []
+                for _ in range(2):
+                    started = time.monotonic()
+                    with pytest.raises(TableMissingError):
+                        await store.load_tokens("github", "u1")
+                    took.append(time.monotonic() - started)
+                    source_of(store).discard_idle()
+                assert took[0] > 2 > took[1]
+
+    asyncio.run(main())
+
+
 def test_the_syntax_of_hosts() -> None:
     assert hosts_of("db1:5433,db2", 5432) == [Host("db1", 5433), Host("db2", 5432)]
     assert hosts_of("db1, db2", None) == [Host("db1", None), Host("db2", None)]
     assert hosts_of("[::1]:5433,[fe80::1]", 5432) == [Host("::1", 5433), Host("fe80::1", 5432)]
     assert hosts_of("/run/postgresql", 5432) == [Host("/run/postgresql", 5432)]
-    for wrong in ("", "db1,,db2", "db1:port", "::1", "[::1", "db1:5432:1"):
+    for wrong in ("", "db1,,db2", "db1:port", "::1", "[::1", "db1:5432:1", "db1:0", "db1:65536"):
         with pytest.raises(ConfigurationError, match="is no host"):
             hosts_of(wrong, None)
