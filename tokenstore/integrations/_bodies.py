@@ -80,7 +80,7 @@ def parsed(body: bytes, content_type: str = "", *, whole: bool = True) -> Any:
         return _loads(value) if isinstance(value, str) else value  # some servers encode twice
     if whole:
         form = _form(text)
-        if message.get_content_type() == FORM or form.keys() & {"access_token", "error"}:
+        if form and (message.get_content_type() == FORM or form.keys() & {"access_token", "error"}):
             return form
     # A warning of the server's before the object, a prefix against script inclusion, or a comment after it.
     with suppress(ValueError, RecursionError):

@@ -193,6 +193,16 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             rule="The used refresh token stays good for 10 minutes, for retries.",
             documentation="https://developer.atlassian.com/cloud/oauth/getting-started/refresh-tokens/",
         ),
+        # Access tokens live an hour. The documentation does not say what becomes of a used refresh token: strict.
+        "spotify": Provider(
+            "Spotify",
+            "https://accounts.spotify.com/api/token",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            otherwise="the user can remove the app's access on the page of the Spotify account, under apps",
+            rule="A refresh token lives 6 months from the login; a refresh does not extend that.",
+            documentation="https://developer.spotify.com/documentation/web-api/tutorials/refreshing-tokens",
+        ),
     }
 )
 """The vendors by the name that ``OAuth2Refresher.for_provider`` takes."""
