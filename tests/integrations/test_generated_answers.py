@@ -108,8 +108,8 @@ def json_bodies(draw: st.DrawFn, fields: dict[str, Any]) -> bytes:
     elif draw(st.booleans()):  # control characters that are not escaped
         text = re.sub(r"\\[nrt]", "\t", text) if "\\\\" not in text else text
     encoding = draw(st.sampled_from(["utf-8"] * 3 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"]))
-    if encoding.startswith("utf-16-") and shape != "plain":
-        encoding = "utf-8"  # a person needs a mark, or JSON's first characters
+    if encoding.startswith("utf-16") and (shape == "before" or (encoding != "utf-16" and shape != "plain")):
+        encoding = "utf-8"  # what is in front looks like another encoding's mark, or there is none
     data = text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
     if encoding in ("utf-8", "latin-1") and shape == "plain" and draw(st.booleans()):
         end = data.rindex(b"}")
