@@ -1,8 +1,9 @@
-"""Programs from Debian packages: installed, or unpacked into a folder from Debian's unstable release, sid.
+"""Programs from Debian packages: installed, or unpacked into a folder.
 
-The tests use MySQL from sid. `python3 tests/support/debian.py 3.14 3.15` unpacks the Python interpreters that are not
-on PATH from sid, and prints their folders as an addition to PATH. It runs before any package is installed, so this
-module imports only the standard library.
+The tests use MySQL from Debian's unstable release, sid, and Galera from the machine's own release.
+`python3 tests/support/debian.py 3.14 3.15` unpacks the Python interpreters that are not on PATH from sid, and prints
+their folders as an addition to PATH. It runs before any package is installed, so this module imports only the standard
+library.
 """
 
 from __future__ import annotations
@@ -89,14 +90,17 @@ def unpack(
     name: str,
     packages: list[str],
     *,
+    own_release: bool = False,
     complete: Callable[[Path, Path], None] | None = None,
     works: Callable[[Path], bool] = Path.exists,
 ) -> Path:
-    """Unpack packages of Debian sid, with all their libraries including libc, into a folder of the cache.
+    """Unpack packages into a folder of the cache, without installing them.
 
     Args:
         name: The folder's name.
         packages: The packages; their dependencies are unpacked too.
+        own_release: Whether the packages are of this machine's own release, and only the dependencies that are not
+            installed are unpacked. Otherwise they are of sid, with all their libraries including libc.
         complete: Called with the temporary folder and its later path, before the folder is renamed to that path.
         works: Whether a folder from an earlier run can be used; if not, it is replaced.
     """
@@ -110,14 +114,9 @@ def unpack(
         shutil.rmtree(work, ignore_errors=True)
         for folder in ("lists/partial", "cache/archives/partial", "tree"):
             (work / folder).mkdir(parents=True)
-        (work / "status").touch()
-        keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-        (work / "sources.list").write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian sid main\n")
         private = {
-            "Dir::Etc::sourcelist": work / "sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
+            **({} if own_release else _sid(work)),
             "Dir::State::lists": work / "lists",
-            "Dir::State::status": work / "status",
             "Dir::Cache": work / "cache",
             # The account that apt uses for downloads cannot read root's cache folder.
             "APT::Sandbox::User": "root",
@@ -141,6 +140,18 @@ def unpack(
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return tree
+
+
+def _sid(work: Path) -> dict[str, Path | str]:
+    """Make a list of sources and a list of installed packages, which is empty, and return apt's options for them."""
+    (work / "status").touch()
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (work / "sources.list").write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian sid main\n")
+    return {
+        "Dir::Etc::sourcelist": work / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::status": work / "status",
+    }
 
 
 def loader_of(tree: Path) -> Path:

@@ -85,3 +85,18 @@ def dump_tool(*names: str) -> list[str]:
 def mysql_tree() -> Path:
     """Unpack MySQL from Debian sid into the cache: no stable release of Debian has it."""
     return debian.unpack("mysql", ["mysql-server-core", "mysql-client"])
+
+
+def galera_files() -> Path:
+    """Return a folder with Galera's library, and with the programs of its state transfer, for the machine's MariaDB."""
+    tree = Path("/usr")
+    if not all((tree / name).exists() for name in ("lib/galera/libgalera_smm.so", "bin/wsrep_sst_rsync", "bin/rsync")):
+        tree = debian.unpack("galera", ["galera-4", "rsync", "mariadb-server"], own_release=True) / tree.name
+    # The server's account may not be able to read the cache, for example in root's home.
+    folder = sandbox().folder / "galera"
+    if not folder.exists():
+        folder.mkdir(0o755)
+        for pattern in ("bin/wsrep_sst_*", "bin/rsync", "lib/galera/libgalera_smm.so", "lib/*/libpopt.so*"):
+            for path in tree.glob(pattern):
+                shutil.copy(path, folder / path.name)
+    return folder

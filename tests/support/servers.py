@@ -260,16 +260,24 @@ def _start_mysqld(
     account: str = "mysql",
 ) -> Server:
     home = ServerFolder(kind, account)
-    # A private tmpdir, because a server deletes all temporary tables that it finds there when it starts.
-    folders = [f"--datadir={home.folder / 'data'}", f"--tmpdir={home.folder}"]
-    options = [
-        *folders,
+    options = [*mysqld_options(home), "--skip-log-bin", f"--init-file={home.folder / 'init.sql'}"]
+    if kind == "mysql":
+        options += ["--mysqlx=OFF", "--secure-file-priv=NULL"]
+    server = Server(kind=kind, port=0, password=token_hex(16))
+    home.write("init.sql", initial_accounts(server))
+    home.run(*setup, *_mysqld_folders(home))
+    server = _serve(server, home, lambda port: [*start, *options, f"--port={port}"], stop=SIGTERM, kill=SIGKILL)
+    return _with_dump(server, dump)
+
+
+def mysqld_options(home: ServerFolder) -> list[str]:
+    """Return the options of every server of MariaDB and MySQL."""
+    return [
+        *_mysqld_folders(home),
         f"--socket={home.folder / 'socket'}",
         f"--pid-file={home.folder / 'pid'}",
-        f"--init-file={home.folder / 'init.sql'}",
         "--bind-address=127.0.0.1",
         "--skip-name-resolve",
-        "--skip-log-bin",
         f"--max-connections={MAX_CONNECTIONS}",
         "--innodb-buffer-pool-size=64M",
         "--innodb-flush-log-at-trx-commit=0",
@@ -277,19 +285,20 @@ def _start_mysqld(
         "--performance-schema=OFF",
         f"--default-time-zone={MYSQL_ZONE}",
     ]
-    if kind == "mysql":
-        options += ["--mysqlx=OFF", "--secure-file-priv=NULL"]
-    server = Server(kind=kind, port=0, password=token_hex(16))
-    # The server runs this file at each start, before it accepts connections.
-    home.write(
-        "init.sql",
+
+
+def _mysqld_folders(home: ServerFolder) -> list[str]:
+    # A private tmpdir, because a server deletes all temporary tables that it finds there when it starts.
+    return [f"--datadir={home.folder / 'data'}", f"--tmpdir={home.folder}"]
+
+
+def initial_accounts(server: Server) -> str:
+    """Return a file that a server of MariaDB or MySQL runs at each start, before it accepts connections."""
+    return (
         f"CREATE DATABASE IF NOT EXISTS {NAME} CHARACTER SET utf8mb4;\n"
         f"CREATE USER IF NOT EXISTS {NAME} IDENTIFIED BY '{server.password}';\n"
-        f"GRANT ALL ON *.* TO {NAME} WITH GRANT OPTION;\n",
+        f"GRANT ALL ON *.* TO {NAME} WITH GRANT OPTION;\n"
     )
-    home.run(*setup, *folders)
-    server = _serve(server, home, lambda port: [*start, *options, f"--port={port}"], stop=SIGTERM, kill=SIGKILL)
-    return _with_dump(server, dump)
 
 
 def _named(variable: str) -> Server | None:

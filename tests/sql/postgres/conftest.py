@@ -3,60 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from secrets import token_hex
-from signal import SIGINT, SIGQUIT
 
 import pytest
 
 from support import servers
-from support.server_processes import ServerFolder
-from support.server_programs import postgres_programs, provide
+from support.postgres_servers import programs, start_postgres
 
 StartPostgres = Callable[..., servers.Server]
 
 
-@pytest.fixture(scope="session")
-def start_postgres() -> StartPostgres:
-    """Starts another server with its own files and settings. It stops when the test process ends.
-
-    ``standby_of`` makes it a hot standby of a server that was started here. ``files`` are written to its folder.
-    """
-    programs = provide(postgres_programs, "PostgreSQL", servers.POSTGRES_PACKAGES, None, "postgres")
-
-    def start(
-        *, standby_of: servers.Server | None = None, files: dict[str, str] | None = None, **settings: str
-    ) -> servers.Server:
-        home = ServerFolder("postgresql", "postgres")
-        server = servers.Server(kind="postgresql", port=0, password=token_hex(16))
-        for name, text in (files or {}).items():
-            home.write(name, text)
-        if standby_of is None:
-            home.write("password", server.password)
-            options = ("--pgdata=data", "--auth=scram-sha-256", "--pwfile=password", f"--username={server.user}")
-            home.run(str(programs / "initdb"), *options, "--no-locale", "--encoding=UTF8", "--no-sync")
-        else:
-            server = replace(standby_of, _process=None)
-            url = server.url(database="postgres")
-            command = ("--pgdata=data", f"--dbname={url}", "--checkpoint=fast", "--no-sync", "--write-recovery-conf")
-            home.run(str(programs / "pg_basebackup"), *command)
-        # A standby copies pg_hba.conf, which allows replication from this machine.
-        all_settings = {
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",
-            "shared_buffers": "16MB",
-            "fsync": "off",
-            **settings,
-        }
-        return servers._serve(
-            replace(server, database="postgres"),
-            home,
-            lambda port: [
-                str(programs / "postgres"), "-D", "data", f"--port={port}",
-                *(f"--{name}={value}" for name, value in all_settings.items()),
-            ],
-            stop=SIGINT,
-            kill=SIGQUIT,
-        )  # fmt: skip
-
-    return start
+@pytest.fixture(scope="session", name="start_postgres")
+def _start_postgres() -> StartPostgres:
+    """Starts another server; see `support.postgres_servers.start_postgres`."""
+    programs()
+    return start_postgres
