@@ -86,12 +86,16 @@ class Pool(Source):
             try:
                 async with asyncio.timeout(_PING_TIMEOUT):
                     await asks()
+            except TimeoutError:
+                # The server's machine may be gone. Then every idle connection is as dead as this one, and would take
+                # its time to close. No statement of the caller's is under way, so it need not wait for that.
+                _log.warning("a ping had no answer within %g s", _PING_TIMEOUT)
+                _ = self.put_back(connection)
+                self.discard_idle()
+                if is_new:
+                    raise
             except Exception as error:
                 await self.release(connection)
-                if isinstance(error, TimeoutError):
-                    # The server's machine may be gone. Then every idle connection is as dead as this one.
-                    _log.warning("a ping had no answer within %g s", _PING_TIMEOUT)
-                    self.discard_idle()
                 # No statement of the caller's was sent yet, so a dead connection can be replaced by another.
                 if is_new or not isinstance(error, ConnectionLostError | OSError):
                     raise
