@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from support.refresh_world import World, on_every_row, on_memory, on_rows
-from support.refreshers import NEW, NEW_PAIR, Script, pair
-from support.store_calls import fresh
-from tokenstore import Keyring, ReauthorizationRequiredError
+from support.refreshers import NEW, NEW_PAIR, Revoker, Script, pair
+from support.store_calls import due, fresh
+from tokenstore import Keyring, ReauthorizationRequiredError, UnknownKeyError
 
 HOUR = 3600.0
 
@@ -81,3 +81,22 @@ async def test_a_row_that_is_resealed_during_the_call_is_refreshed(world: World)
     record = await caller
     assert (pair(record), record["generation"]) == (NEW_PAIR, old["generation"] + 1)
     assert record == await newer.load_tokens("github", "u1") | {"updated_at": record["updated_at"]}  # type: ignore[operator]
+
+
+@on_memory
+async def test_a_row_that_does_not_open_gets_no_lease(world: World) -> None:
+    """Nothing would end the lease, so a process that has the key would wait until it expires."""
+    revoker = Revoker()
+    owner = await world.store(refreshers={"github": revoker})
+    await world.expired(owner)
+    other = await world.store(keyring=Keyring({"other": bytes(32)}), refreshers={"github": revoker})
+    with pytest.raises(UnknownKeyError):
+        await other.revoke_tokens("github", "u1")
+    assert [type(result.error) for result in await due(other, within=0)] == [UnknownKeyError]
+    with pytest.raises(UnknownKeyError):
+        await fresh(other)
+    row = await world.sealed()
+    assert row is not None
+    assert row.lease_holder is None
+    assert revoker.calls == 0
+    assert pair(await fresh(owner)) == NEW_PAIR

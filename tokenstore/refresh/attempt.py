@@ -266,6 +266,8 @@ class Attempt:
 
     async def _claim(self, step: Claim) -> Step:
         self._check_time()
+        # Not only after the claim: a row that does not open would keep its lease.
+        _ = open_record(self._settings.keyring, self.key, self._last.row)
         if not self._admitted and (pause := await self._enter_gate()):
             return End(Outcome.FAILED, pause)
         # From before the statement is sent: the database grants the lease later, so it cannot end sooner.

@@ -97,6 +97,8 @@ class Revocation:
             row = await read_row(self._backend, self._key)
             if row is None or has_failed(row):
                 return row
+            # Not only after the claim: a row that does not open would keep its lease.
+            _ = open_record(self._settings.keyring, self._key, row)
             if not is_leased(row) and await self._claim(row.generation, holder):
                 return row
             if time.monotonic() > deadline:
