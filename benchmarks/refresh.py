@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from secrets import token_hex
 from statistics import median
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ from sqlalchemy import make_url
 
 from benchmarks.databases import private_urls
 from tokenstore import Keyring, open_store
+from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.records import RefreshableRecord
+from tokenstore.refresh.gates import DEFAULT_CONCURRENCY
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
 
@@ -53,6 +56,8 @@ class Scale(NamedTuple):
         fleet: Processes whose statements are counted.
         long_call: Duration of the provider's call while statements are counted.
         settling: Time after which the processes poll at their longest interval.
+        hanging: Callers of one process whose provider does not answer.
+        refreshes: The number of refreshes of another provider's users, before and beside them.
     """
 
     callers: int = 200
@@ -65,9 +70,22 @@ class Scale(NamedTuple):
     fleet: int = 100
     long_call: float = 10.0
     settling: float = 3.0
+    hanging: int = 400
+    refreshes: int = 300
 
 
-QUICK = Scale(callers=20, rounds=1, call=0.5, waiters=2, waits=2, fleet=3, long_call=1.0, settling=0.5)
+QUICK = Scale(
+    callers=20,
+    rounds=1,
+    call=0.5,
+    waiters=2,
+    waits=2,
+    fleet=3,
+    long_call=1.0,
+    settling=0.5,
+    hanging=40,
+    refreshes=5,
+)
 
 Target = tuple[str, str, str, Scale]  # a URL, a table, the URL of the provider
 Table = list[list[str]]
@@ -306,6 +324,67 @@ def statements(url: str, scale: Scale) -> Table:
     return lines
 
 
+def hanging(url: str, scale: Scale) -> Table:
+    """Refreshes of one provider's users while another provider accepts connections and never answers."""
+    return asyncio.run(_hanging(url, scale))
+
+
+async def _hanging(url: str, scale: Scale) -> Table:
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    silent = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/token"
+    with StrictRotatingProvider(latency=0.005) as healthy:
+        store = open_store(
+            url,
+            keyring=Keyring({"k1": bytes(32)}),
+            refreshers={
+                "hanging": OAuth2Refresher(silent, "id", "secret"),
+                "healthy": OAuth2Refresher(healthy.token_url, healthy.client_id, healthy.client_secret),
+            },
+            table=f"bench_{token_hex(8)}",
+            pool_size=scale.pool_size,
+        )
+        backend: Any = store._backend
+        await store.setup()
+        try:
+            expired = datetime.now(UTC) - HOUR
+            for number in range(scale.hanging):
+                await store.store_tokens("hanging", str(number), "expired", "refresh", expired)
+
+            async def refreshes(name: str) -> list[float]:
+                lengths = []
+                for number in range(scale.refreshes):
+                    user = f"{name} {number}"
+                    await store.store_tokens(
+                        "healthy", user, "expired", healthy.new_grant(user)["refresh_token"], expired
+                    )
+                    began = time.monotonic()
+                    await store.load_fresh_tokens("healthy", user)
+                    lengths.append(time.monotonic() - began)
+                return lengths
+
+            await refreshes("first")  # opens connections, and imports what is needed
+            idle, before = await refreshes("idle"), _descriptors()
+            users = [asyncio.create_task(store.load_fresh_tokens("hanging", str(n))) for n in range(scale.hanging)]
+            while len(connections) < min(scale.hanging, DEFAULT_CONCURRENCY):  # noqa: ASYNC110 - nothing to await
+                await asyncio.sleep(0.01)
+            busy = await refreshes("busy")
+            descriptors = _descriptors() - before
+            for writer in connections:
+                writer.close()
+            await asyncio.gather(*users, return_exceptions=True)
+        finally:
+            await backend.drop()
+            await store.aclose()
+            server.close()
+    ratio = _percentile(99, busy) / _percentile(99, idle)
+    return [[str(scale.hanging), *_ms([idle], 50, 99), *_ms([busy], 50, 99), f"{ratio:.2f}", str(descriptors)]]
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def _all_load(target: Target, tokens: Sequence[str], count: int) -> Iterator[list[Log]]:
     """For each refresh token, let all processes load a valid access token at once, and yield their logs."""
     barrier = _context.Barrier(count)
@@ -360,6 +439,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[str, Scale], Table], list[str]]] = {
             "p99",
             "p99 ratio",
         ],
+    ),
+    "hanging": (
+        hanging,
+        ["hanging callers", "idle p50, ms", "p99", "beside p50, ms", "p99", "p99 ratio", "more descriptors"],
     ),
     "waits": (waits, ["waiting processes", "waits", "p50, ms", "p95", "longest"]),
     "statements": (statements, ["processes", "part", "statements/s", "reads of the row/s", "others/s"]),
