@@ -36,3 +36,14 @@ def test_the_error_number_decides_the_error_class(number: int, name: str) -> Non
     """The class of the driver's exception does not matter."""
     kind, code = MySQLErrors().classify(Exception(number, "words"))
     assert (kind.__name__, code) == (name, str(number))
+
+
+@pytest.mark.parametrize("number", [0, 1047, 1290, 1792, 1836])
+def test_a_statement_that_was_refused_before_it_did_anything_may_be_sent_again(number: int) -> None:
+    assert MySQLErrors().not_carried_out(Exception(number, "words"))
+
+
+@pytest.mark.parametrize("number", [1180, 1213, 2006, 2013])
+def test_a_statement_whose_outcome_is_unknown_or_was_decided_may_not(number: int) -> None:
+    """1180: a commit failed at a node of Galera; 1213: a deadlock, which has its own road."""
+    assert not MySQLErrors().not_carried_out(Exception(number, "words"))
