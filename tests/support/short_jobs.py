@@ -202,7 +202,7 @@ class Jobs:
 
     async def _until_requested(self) -> None:
         stats = self._client.token_url.removesuffix("token") + "stats"
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False, verify=False) as client:
             while (await client.get(stats)).json()["refreshes_by_user"].get(self._user, 0) < self._begun:
                 pass
 
@@ -215,7 +215,9 @@ class Jobs:
 
     async def _put(self, store: AuthTokenStore, tokens: Mapping[str, Any]) -> None:
         expires_at = datetime.now(UTC) + self._expires_in
-        await store.store_tokens("provider", self._user, tokens["access_token"], tokens["refresh_token"], expires_at)
+        pair = tokens["access_token"], tokens["refresh_token"]
+        # It was issued for an hour: a token that lasts less than the margin would not be due yet.
+        await store.store_tokens("provider", self._user, *pair, expires_at, extra={"expires_in": 3600})
 
     async def job(self) -> None:
         """Run one job."""
