@@ -227,7 +227,7 @@ async def test_a_provider_that_asks_for_a_pause_gets_one(
             assert caught.value.retry_after is not None
             if user == "b":
                 assert low - 1 <= caught.value.retry_after <= high
-    assert [result.outcome for result in await due(store, within=0)] == ["failed"] * 3
+    assert [result.outcome for result in await due(store, within=0)] == ["deferred"] * 3
     assert moody.calls == ["a"]
     moody.error = None
     world.ahead += high + 1
