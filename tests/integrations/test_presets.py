@@ -51,7 +51,7 @@ def test_base_url_and_tenant_are_accepted_only_where_they_apply(endpoint: Endpoi
     assert endpoint.received[0].line == "POST /login/oauth/access_token HTTP/1.1"
     with pytest.raises(ConfigurationError, match="Google takes no base_url and no tenant"):
         OAuth2Refresher.for_provider("google", client_id=ID, base_url="https://example.com", tenant="x")
-    with pytest.raises(ConfigurationError, match="there are atlassian, github"):
+    with pytest.raises(ConfigurationError, match="there are atlassian, discord, github"):
         OAuth2Refresher.for_provider("gitea", client_id=ID)
 
 

@@ -203,6 +203,36 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             rule="A refresh token lives 6 months from the login; a refresh does not extend that.",
             documentation="https://developer.spotify.com/documentation/web-api/tutorials/refreshing-tokens",
         ),
+        # The endpoints and the authentication are those of Discord's metadata (RFC 8414).
+        "discord": Provider(
+            "Discord",
+            "https://discord.com/api/oauth2/token",
+            revocation_url="https://discord.com/api/oauth2/token/revoke",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
+            documentation="https://discord.com/developers/docs/topics/oauth2",
+        ),
+        # Access tokens live 30 minutes, refresh tokens 60 days unused.
+        "xero": Provider(
+            "Xero",
+            "https://identity.xero.com/connect/token",
+            auth_method="client_secret_basic",
+            rotation="grace",
+            otherwise="to end a connection to an organisation, send DELETE /connections/ID to Xero's API",
+            rule="If no response came, the used refresh token can be used again for 30 minutes.",
+            documentation="https://developer.xero.com/faq/oauth2",
+        ),
+        # Access tokens live an hour. The revocation endpoint takes access tokens alone.
+        "zoom": Provider(
+            "Zoom",
+            "https://zoom.us/oauth/token",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            otherwise="to end the grant at Zoom, send the access token to https://zoom.us/oauth/revoke",
+            rule="A refresh issues a new refresh token, which has to be used from then on.",
+            documentation="https://developers.zoom.us/docs/integrations/oauth/",
+        ),
     }
 )
 """The vendors by the name that ``OAuth2Refresher.for_provider`` takes."""
