@@ -14,13 +14,13 @@ from support.command_line import ACCESS, NESTED, REFRESH, cli, load, on_store, s
 from tokenstore.store import AuthTokenStore
 
 REFRESHERS = f"""
-from tokenstore import ProviderUnavailableError, ReauthorizationRequiredError
+from tokenstore import ProviderRefusedError, ReauthorizationRequiredError
 
 async def refresh(record):
     if record["user_id"] == "u-revoked":
         raise ReauthorizationRequiredError("revoked")
     if record["user_id"] == "u-unlucky":
-        raise ProviderUnavailableError("down", retry_after=60)
+        raise ProviderRefusedError("blocked")  # an outage would defer the other rows as well
     return {{"access_token": "{ACCESS}", "refresh_token": "{REFRESH}", "expires_in": 3600}}
 
 refreshers = {{"github": refresh}}
@@ -88,12 +88,12 @@ def test_refresh_due_prints_each_row_as_json_and_reports_failures_by_exit_code(d
         "u-other": "no_refresher",
     }
     [error] = [row["error"] for row in done.rows if row["error"] is not None]
-    assert error.startswith("provider 'github', user 'u-unlucky': the provider was unreachable")
+    assert error.startswith("provider 'github', user 'u-unlucky': the provider refuses this client")
     shows_no_secret(done)
 
 
 def test_a_failure_that_is_known_does_not_fail_the_command_again(due: str) -> None:
-    """Neither a dead grant nor an outage whose retry time is still to come: both are counted, and not called again."""
+    """Neither a dead grant nor a refusal whose retry time is still to come: both are counted, and not called again."""
 
     async def fill(store: AuthTokenStore) -> None:
         for user in ("u-unlucky", "u-revoked"):
