@@ -90,11 +90,10 @@ def clears_locals(function: F) -> F:
     It may be a coroutine function, or an asynchronous generator function. The decorator's own frame, which stays in the
     traceback, forgets the arguments.
     """
-    decorated: Any
     if inspect.isasyncgenfunction(function):
 
         @wraps(function)
-        async def decorated(*args: Any, **kwargs: Any) -> Any:
+        async def generator(*args: Any, **kwargs: Any) -> Any:
             item: Any = None
             try:
                 async with aclosing(function(*args, **kwargs)) as items:
@@ -107,10 +106,12 @@ def clears_locals(function: F) -> F:
             finally:
                 del item
 
-    elif inspect.iscoroutinefunction(function):
+        return cast(F, generator)
+
+    if inspect.iscoroutinefunction(function):
 
         @wraps(function)
-        async def decorated(*args: Any, **kwargs: Any) -> Any:
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
             try:
                 return await function(*args, **kwargs)
             except BaseException as error:
@@ -119,19 +120,19 @@ def clears_locals(function: F) -> F:
             finally:
                 del args, kwargs
 
-    else:
+        return cast(F, coroutine)
 
-        @wraps(function)
-        def decorated(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return function(*args, **kwargs)
-            except BaseException as error:
-                clear_locals(error)
-                raise
-            finally:
-                del args, kwargs
+    @wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            clear_locals(error)
+            raise
+        finally:
+            del args, kwargs
 
-    return cast(F, decorated)
+    return cast(F, plain)
 
 
 class ClearedContext(AbstractAsyncContextManager[T]):

@@ -244,7 +244,7 @@ class _Bug(Revoker):
         response = dict(NEW)
         return {"access_token": response["acess_token"]}
 
-    async def revoke(self, record: Mapping[str, Any], /) -> None:
+    async def revoke(self, record: Mapping[str, Any]) -> None:
         raise Gone(record["refresh_token"])
 
 
