@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from tokenstore.errors import TamperedError
+from tokenstore.escaping import escaped
 from tokenstore.protocol import Backend
 from tokenstore.records import ScannedRow, TokenKey
 from tokenstore.validation import key_problem, scanned_row_problem
@@ -68,11 +69,6 @@ async def scan_rows(
                     )
                 after, keyless = row.key, 0
                 problem = scanned_row_problem(row)
-            yield row if problem is None else RefusedRow(_printable(row.key), problem)
+            yield row if problem is None else RefusedRow(TokenKey(*map(escaped, map(str, row.key))), problem)
         if len(page) < limit:
             return
-
-
-def _printable(key: TokenKey) -> TokenKey:
-    parts = (part if isinstance(part, str) else repr(part) for part in key)
-    return TokenKey(*(part.encode(errors="backslashreplace").decode() for part in parts))
