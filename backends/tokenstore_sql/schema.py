@@ -39,8 +39,9 @@ def _encoded(value: str | None) -> bytes | None:
 
 
 def _decoded(value: object) -> object:
-    # Somebody who can write to the table can put any bytes here. They must not end a query for several rows: the core
-    # refuses the one row, because no text of its own has surrogates. (An altered table may hold text already.)
+    # A user who can write to the table can put any bytes here. Those bytes must not end a query for several rows: they
+    # become surrogates, which no text of the core has, so the core refuses the one row. (An altered table may hold text
+    # already.)
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 

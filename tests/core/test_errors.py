@@ -85,7 +85,7 @@ def test_every_error_pickles(kind: type[BaseException]) -> None:
 
 
 def test_an_error_of_an_application_pickles() -> None:
-    """Whatever its constructor takes."""
+    """An error keeps its type, message and attributes, whatever arguments its constructor takes."""
     error = _OfAnApplication(7)
     found = pickle.loads(pickle.dumps(error))
     assert (type(found), str(found), found.number) == (_OfAnApplication, "number 7", 7)

@@ -22,7 +22,7 @@ from tokenstore.validation import to_epoch_us
 
 
 def test_the_pages_warn_of_what_a_record_does_not_hide() -> None:
-    """Whoever walks through it as a dict sees the tokens."""
+    """Code that walks through a record as through any dict sees the tokens."""
     record = TokenRecord(access_token=ACCESS)
     assert ACCESS in json.dumps(record)
     for text in (str(TokenRecord.__doc__), (DOCS / "sealing.md").read_text("utf-8")):

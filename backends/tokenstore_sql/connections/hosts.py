@@ -74,7 +74,7 @@ def host_of(part: str, port: int | None, also: str = "") -> Host:
     Args:
         part: The host as it was written.
         port: The port of a host that names none.
-        also: What else a host can be, for the error.
+        also: The other forms that a host can have, for the error.
 
     Raises:
         ConfigurationError: It is no host.

@@ -49,7 +49,7 @@ class DatabaseFile:
 
     @property
     def uri(self) -> str:
-        """What SQLite opens. It creates no file that is missing."""
+        """The URI that SQLite opens. SQLite creates no file that is missing."""
         return f"{self.path.as_uri()}?mode=rw"
 
     @property

@@ -52,8 +52,8 @@ class ClosingConnection(sqlite3.Connection):
 def any_text(value: bytes) -> str:
     """The text in a column; a connection's ``text_factory``. Bytes that are not UTF-8 become surrogates.
 
-    Somebody who can write to the file can put any bytes into a column. They must not end a query for several rows: the
-    core refuses the one row, because no text of its own has surrogates.
+    A user who can write to the file can put any bytes into a column. Those bytes must not end a query for several rows:
+    no text of the core has surrogates, so the core refuses the one row.
     """
     return value.decode(errors="surrogateescape")
 
