@@ -81,7 +81,7 @@ class Keyring:
         ConfigurationError: No key, a name or length that is not acceptable, a name twice, or one key under two names.
     """
 
-    __slots__ = ("_ciphers", "_header", "_names")
+    __slots__ = ("_ciphers", "_header", "_headers")
 
     @clears_locals
     def __init__(self, keys: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
@@ -95,25 +95,26 @@ class Keyring:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
         self._ciphers: dict[bytes, AESGCMSIV] = {}  # by the header of the values that they sealed
-        self._names: list[str] = []
+        self._headers: dict[str, bytes] = {}  # by name
         seen: dict[bytes, str] = {}
         for name, key in pairs:
             _check_name(name)
             if not isinstance(key, bytes | bytearray) or len(key) != _KEY_BYTES:
                 raise ConfigurationError(f"key {name!r} must be {_KEY_BYTES} bytes long")
-            if name in self._names:
+            if name in self._headers:
                 raise ConfigurationError(f"key {name!r} is in the keyring twice")
             if (twin := seen.setdefault(bytes(key), name)) != name:
                 raise ConfigurationError(f"keys {twin!r} and {name!r} are the same key under two names")
+            header = bytes((_FORMAT, len(name))) + name.encode("ascii")
             try:
-                self._ciphers[_header(name)] = AESGCMSIV(key)
+                self._ciphers[header] = AESGCMSIV(key)
             except UnsupportedAlgorithm:
                 raise ConfigurationError(
                     "this build of cryptography has no AES-GCM-SIV (OpenSSL 3.2 or later is needed); "
                     "install cryptography's own wheel from PyPI"
                 ) from None
-            self._names.append(name)
-        self._header = _header(self.primary)
+            self._headers[name] = header
+        self._header = self._headers[self.primary]
 
     @classmethod
     @clears_locals
@@ -187,15 +188,15 @@ class Keyring:
     @property
     def primary(self) -> str:
         """The name of the primary key, which seals."""
-        return self._names[0]
+        return next(iter(self._headers))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all keys, the primary key first."""
-        return tuple(self._names)
+        return tuple(self._headers)
 
     def __repr__(self) -> str:
-        return f"<Keyring {', '.join(self._names)}>"
+        return f"<Keyring {', '.join(self._headers)}>"
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a Keyring cannot be pickled or copied; build it anew from its source")
@@ -234,14 +235,15 @@ class Keyring:
                 f"or another key had that name when it was sealed"
             ) from None
 
-    @staticmethod
-    def key_id_of(sealed: bytes) -> str:
-        """The name of the key that sealed a value, by the value's header, which is bound to it.
+    def sealed_by(self, name: str, sealed: bytes) -> bool:
+        """Whether a value was sealed with the key of this name, by the value's header, which is bound to it.
 
         Args:
+            name: The name of a key, which need not be in this keyring.
             sealed: A value that :meth:`open` has opened.
         """
-        return sealed[2 : 2 + sealed[1]].decode("ascii")
+        header = self._headers.get(name)
+        return header is not None and sealed.startswith(header)
 
     def _not_sealed(self, key: TokenKey, field: str, header: bytes, size: int) -> SealingError:
         """The error for a value whose header names no key of this keyring."""
@@ -261,10 +263,6 @@ def _invalid_tag() -> type[Exception]:
     from cryptography.exceptions import InvalidTag
 
     return InvalidTag
-
-
-def _header(name: str) -> bytes:
-    return bytes((_FORMAT, len(name))) + name.encode("ascii")
 
 
 def _check_name(name: object) -> None:

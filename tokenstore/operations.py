@@ -12,7 +12,7 @@ from tokenstore.keyring import Keyring
 from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.tracebacks import clears_locals
-from tokenstore.validation import extra_json, optional_epoch_us, seconds, token_key, token_text
+from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
 
 __all__ = ["Clock", "RowOperations", "TokenOperations"]
 
@@ -125,9 +125,9 @@ class TokenOperations(ABC):
         """
         key = token_key(provider, user_id)
         if for_update:
-            row = await self._lock(key)
+            row = requested_row(key, await self._lock(key))
         else:
-            row = await self._rows().get(key)
+            row = requested_row(key, await self._rows().get(key))
         return None if row is None else open_record(self._keyring, key, row)
 
     @clears_locals

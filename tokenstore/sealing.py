@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
-from tokenstore.validation import requested_row
+from tokenstore.records import SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
+from tokenstore.validation import RequestedRow
 
 __all__ = ["open_record", "seal_tokens"]
 
@@ -45,19 +45,18 @@ def seal_tokens(
     )
 
 
-def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenRecord:
+def open_record(keyring: Keyring, key: TokenKey, row: RequestedRow) -> TokenRecord:
     """Open every value of a row.
 
     Args:
         keyring: The keys.
-        key: The requested row. The values open for this key only, whatever key the answer has.
-        row: The database's answer.
+        key: The requested row. The values open for this key only.
+        row: The database's answer, which :func:`tokenstore.validation.requested_row` has checked.
 
     Raises:
         UnknownKeyError: The row was sealed with a key that is not in the keyring.
-        TamperedError: The row was altered outside the store, or is not the requested one.
+        TamperedError: The row was altered outside the store.
     """
-    requested_row(key, row)
     tokens = row.tokens
     unseal, place = keyring.open, place_of(key)
     access_token = unseal(key, "access_token", tokens.access_token, place)
@@ -68,8 +67,12 @@ def open_record(keyring: Keyring, key: TokenKey, row: SealedRecord) -> TokenReco
         extra = unseal(key, "extra", tokens.extra, place)
     # The column is plain text, which anyone who can write to the table can change. It tells an operator who is about to
     # remove a key which rows still need that key: a row with another key's name could not be read afterwards.
-    sealed = filter(None, (tokens.access_token, tokens.refresh_token, tokens.extra))
-    if any(keyring.key_id_of(value) != tokens.key_id for value in sealed):
+    named, key_id = keyring.sealed_by, tokens.key_id
+    if not (
+        named(key_id, tokens.access_token)
+        and (tokens.refresh_token is None or named(key_id, tokens.refresh_token))
+        and (tokens.extra is None or named(key_id, tokens.extra))
+    ):
         raise TamperedError(f"{key}: the column key_id is not the key that sealed the row; it was altered")
     return TokenRecord(
         provider=key.provider,

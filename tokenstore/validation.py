@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final, NewType
 
 from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.records import (
@@ -25,6 +25,7 @@ from tokenstore.records import (
 )
 
 __all__ = [
+    "RequestedRow",
     "extra_json",
     "key_problem",
     "optional_epoch_us",
@@ -43,6 +44,7 @@ _LONGEST_SECONDS = 10**9  # over 31 years; fits every database's integers as mic
 _LONGEST_AGE = 10**11  # of a lease or failure that has expired, in seconds: since the year 1
 _MIN_US = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _MAX_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+_SEALED_OR_NONE = (bytes, type(None))
 _MAX_NAME = 64  # characters of a key's name, a lease holder's name and a failure's code
 
 
@@ -163,7 +165,11 @@ def seconds(name: str, value: object, *, positive: bool = False) -> float:
 # -- rows from the database ---------------------------------------------------------------------------
 
 
-def requested_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | None:
+RequestedRow = NewType("RequestedRow", SealedRecord)
+"""A row that :func:`requested_row` has checked."""
+
+
+def requested_row(key: TokenKey, row: SealedRecord | None) -> RequestedRow | None:
     """Check that the database answered with the requested row, or with none, and that the row's values are possible.
 
     Anyone who can write to the table can put any value into a column that is not sealed. Without this check, such a
@@ -179,7 +185,7 @@ def requested_row(key: TokenKey, row: SealedRecord | None) -> SealedRecord | Non
         raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
     if column := _impossible_column(row):
         raise TamperedError(_impossible(key, column))
-    return row
+    return RequestedRow(row)
 
 
 def key_problem(key: TokenKey) -> str | None:
@@ -216,13 +222,14 @@ def _impossible(key: TokenKey, column: str) -> str:
 
 def _impossible_column(row: SealedRecord) -> str | None:
     """The first column with a value that the store never writes."""
-    tokens, failure = row.tokens, row.failure
+    tokens: Any = row.tokens
+    failure = row.failure
     # One test after the other, without a loop: each load makes them.
-    if not _is_sealed(tokens.access_token):
+    if not isinstance(tokens.access_token, bytes):
         return "access_token"
-    if tokens.refresh_token is not None and not _is_sealed(tokens.refresh_token):
+    if not isinstance(tokens.refresh_token, _SEALED_OR_NONE):
         return "refresh_token"
-    if tokens.extra is not None and not _is_sealed(tokens.extra):
+    if not isinstance(tokens.extra, _SEALED_OR_NONE):
         return "extra"
     if tokens.access_token_expires_at is not None and not _is_time(tokens.access_token_expires_at):
         return "access_token_expires_at"
@@ -248,12 +255,8 @@ def _impossible_column(row: SealedRecord) -> str | None:
     return None if _is_time(row.as_of) else "the database's clock"
 
 
-def _is_sealed(value: object) -> bool:
-    return isinstance(value, bytes)
-
-
 def _is_time(value: object) -> bool:
-    return isinstance(value, int) and _MIN_US <= value <= _MAX_US
+    return type(value) is int and _MIN_US <= value <= _MAX_US
 
 
 def _is_duration(value: object) -> bool:
@@ -262,9 +265,9 @@ def _is_duration(value: object) -> bool:
 
 
 def _is_generation(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < MAX_GENERATION
+    return type(value) is int and 0 <= value < MAX_GENERATION
 
 
 def _is_name(value: object) -> bool:
     """Whether a value is fit for messages, logs and terminals: short, of printable ASCII characters."""
-    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isascii() and value.isprintable()
+    return type(value) is str and 0 < len(value) <= _MAX_NAME and value.isascii() and value.isprintable()

@@ -138,7 +138,7 @@ class Batches(ABC, Generic[Q, A]):
                     self._next()
             raise failure
         loop = asyncio.get_running_loop()
-        waiting = _Request[Q, A](request, loop.create_future())
+        waiting: _Request[Q, A] = _Request(request, loop.create_future())
         self._waiting.append(waiting)
         if self._timer is None:
             self._timer = loop.call_later(_OVERDUE, self._overdue)

@@ -20,7 +20,7 @@ from tokenstore.tracebacks import ClearedContext, Hidden, clears_locals
 
 SECRET = "gho_secret"
 # They get no secret, raise nothing, or return a ClearedContext.
-PLAIN = {"transaction", "seal", "open", "key_id_of"}
+PLAIN = {"transaction", "seal", "open", "sealed_by"}
 
 
 def _functions(kind: type) -> dict[str, FunctionType]:

@@ -25,6 +25,7 @@ from tokenstore.records import Failure, SealedRecord, TokenKey
 from tokenstore.sealing import open_record
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.history import Operation, Version
+from tokenstore.validation import requested_row
 
 T = TypeVar("T")
 Action = Literal["store", "load", "update", "delete", "reseal", "claim", "complete", "release"]
@@ -273,7 +274,7 @@ class _Task:
                     await transaction.rollback()
                 for key in map(self._key, step.keys):
                     begun: dict[str, Any] = {"key": key, "by": self.name, "invoked": self.run.clock()}
-                    seen = self._version(await transaction.lock(key))
+                    seen = self._version(key, await transaction.lock(key))
                     self._record("get", **begun, returned=self.run.clock(), seen=seen)
                     await _pause(step.pause)
                     if seen is None:
@@ -289,7 +290,7 @@ class _Task:
                         writes.append(("update", begun | {"seen": seen, "value": written}))
                     else:
                         writes.append(("delete" if step.deletes else "put", begun | effect))
-                    own = self._version(await transaction.get(key))
+                    own = self._version(key, await transaction.get(key))
                     if (own and own.value) != written and not (step.deletes and seen is None):
                         raise Unexpected("own write unseen", f"{self.name} wrote {written} and then read {own}")
                     await _pause(step.pause)
@@ -306,8 +307,9 @@ class _Task:
         for name, fields in writes:
             self._record(name, **fields, returned=self.run.clock())
 
-    def _version(self, row: SealedRecord | None) -> Version | None:
-        return version(None if row is None else open_record(self.keyring, row.key, row))
+    def _version(self, key: TokenKey, answer: SealedRecord | None) -> Version | None:
+        row = requested_row(key, answer)
+        return version(None if row is None else open_record(self.keyring, key, row))
 
     @contextmanager
     def _recorded(

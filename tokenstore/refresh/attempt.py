@@ -19,7 +19,7 @@ from tokenstore.errors import (
     RowTooLargeError,
     StoreClosedError,
 )
-from tokenstore.records import Failure, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import Failure, RefreshableRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.refresh.backoff import Backoff
 from tokenstore.refresh.failures import (
     BRIEF_FAILURE,
@@ -59,6 +59,7 @@ from tokenstore.refresh.steps import (
 from tokenstore.refresh.telemetry import RefreshReport
 from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.tracebacks import clear_locals
+from tokenstore.validation import RequestedRow
 
 __all__ = ["Attempt", "AttemptResult", "Refresh"]
 
@@ -78,7 +79,7 @@ class AttemptResult:
     """
 
     outcome: Outcome
-    row: SealedRecord | None = None
+    row: RequestedRow | None = None
     error: Callable[[], BaseException] | None = None
     known: Failure | None = None
 
@@ -440,7 +441,7 @@ class Attempt:
 
     # -- what the steps share ------------------------------------------------------------------------
 
-    async def _get(self) -> SealedRecord | None:
+    async def _get(self) -> RequestedRow | None:
         row = await self._statements.get()
         self._backoff.reset()
         self._seen = None if row is None else SeenRow(row, time.monotonic())
@@ -454,7 +455,7 @@ class Attempt:
         self.goal = replace(self.goal, holder=new_holder(self._settings.lease))
         self._claimed = False
 
-    def _view(self, row: SealedRecord | None) -> View | None:
+    def _view(self, row: RequestedRow | None) -> View | None:
         return None if row is None else self._settings.opened_view(row, self._margin)
 
     def _check_time(self) -> None:

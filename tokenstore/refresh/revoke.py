@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from tokenstore.errors import BackendError, RefreshTimeoutError, TokenStoreError
 from tokenstore.protocol import SupportsRowLocks
-from tokenstore.records import SealedRecord, TokenKey, TokenRecord, has_failed, is_leased
+from tokenstore.records import TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.refresh.failures import not_revoked
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call
@@ -18,7 +18,7 @@ from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.rows import new_holder, read_row
 from tokenstore.refresh.settings import Settings
 from tokenstore.sealing import open_record
-from tokenstore.validation import requested_row
+from tokenstore.validation import RequestedRow, requested_row
 
 __all__ = ["Revocation", "SupportsRevocation"]
 
@@ -89,7 +89,7 @@ class Revocation:
             _ = await self.run()
         return True
 
-    async def _keep_from_refreshing(self, holder: str) -> SealedRecord | None:
+    async def _keep_from_refreshing(self, holder: str) -> RequestedRow | None:
         """Keep other processes from refreshing the row: by a lease, or by a failure that the row already has."""
         deadline, leases = time.monotonic() + self._settings.wait, LeaseWatch(self._settings, self._key)
         while True:

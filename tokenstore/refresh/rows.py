@@ -10,8 +10,8 @@ from math import inf
 
 from tokenstore.errors import BackendUnavailableError, ConflictError
 from tokenstore.protocol import Backend
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey
-from tokenstore.validation import requested_row
+from tokenstore.records import SealedTokens, TokenKey
+from tokenstore.validation import RequestedRow, requested_row
 
 __all__ = ["SeenRow", "lease_of", "new_holder", "read_row"]
 
@@ -22,16 +22,16 @@ _US = 1_000_000
 class SeenRow:
     """A row as it was read, and when: seconds of :func:`time.monotonic`."""
 
-    row: SealedRecord
+    row: RequestedRow
     at: float
 
     def now(self) -> int:
         """The database's clock, computed from ``as_of`` and the time since the read. It is never ahead."""
         return self.row.as_of + int((time.monotonic() - self.at) * _US)
 
-    def renewed(self, tokens: SealedTokens) -> SealedRecord:
+    def renewed(self, tokens: SealedTokens) -> RequestedRow:
         """The row as it is, or will be, stored with its next tokens. Only ``updated_at`` may differ by a moment."""
-        return replace(
+        stored = replace(
             self.row,
             tokens=tokens,
             generation=self.row.generation + 1,
@@ -40,9 +40,10 @@ class SeenRow:
             failure=None,
             updated_at=self.now(),
         )
+        return RequestedRow(stored)
 
 
-async def read_row(backend: Backend, key: TokenKey) -> SealedRecord | None:
+async def read_row(backend: Backend, key: TokenKey) -> RequestedRow | None:
     """Read a row, twice if the first read fails: one dead connection of a pool does not mean an outage.
 
     Raises:

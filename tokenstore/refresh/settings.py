@@ -13,6 +13,7 @@ from tokenstore.refresh.responses import lifetime_of
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
 from tokenstore.sealing import open_record
+from tokenstore.validation import RequestedRow
 
 __all__ = ["Settings", "lifetime_when_stored", "skew_of", "validity"]
 
@@ -77,7 +78,7 @@ class Settings:
             failure=row.failure if has_failed(row) else None,
         )
 
-    def opened_view(self, row: SealedRecord, margin: float | None = None) -> View:
+    def opened_view(self, row: RequestedRow, margin: float | None = None) -> View:
         """As :meth:`view`; opens the row to learn the token's lifetime.
 
         Raises:

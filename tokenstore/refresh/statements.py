@@ -7,11 +7,11 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 from tokenstore.errors import BackendError, BackendUnavailableError, ConflictError, LockTimeoutError
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import Failure, SealedTokens, TokenKey
 from tokenstore.refresh.backoff import Backoff
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.settings import Settings
-from tokenstore.validation import requested_row
+from tokenstore.validation import RequestedRow, requested_row
 
 __all__ = ["TRANSIENT_ERRORS", "RowStatements"]
 
@@ -39,7 +39,7 @@ class RowStatements:
         self._key = key
         self._protection = protection
 
-    async def get(self) -> SealedRecord | None:
+    async def get(self) -> RequestedRow | None:
         """Read the row."""
         return requested_row(self._key, await self._answer(self._backend.get(self._key)))
 

@@ -25,6 +25,8 @@ Connector = Callable[[], Awaitable["DriverConnection"]]
 
 # The kernel gives up a connection after 30 s without an answer to what was sent, or to a probe on an idle connection.
 _TCP_OPTIONS: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+# An idle time so short that asking the kernel whether the server closed the connection is not worth it, in seconds.
+_JUST_NOW: Final = 0.005
 # References to connections of the parent process. Without them a driver would close, in this process, a socket that
 # the parent still uses, and SQLite would delete files that the parent still uses.
 _KEPT_FROM_CLOSING: list[object] = []
@@ -70,12 +72,15 @@ class DriverConnection(Connection):
     def is_foreign(self) -> bool:  # type: ignore[override]
         return self._forks != forks()
 
-    def is_alive(self) -> bool:
-        """Whether an idle connection looks usable. A server that ends a connection sends a message, unless it crashes.
+    def is_alive(self, idle: float) -> bool:
+        """Whether a connection that has been idle for so many seconds looks usable.
 
-        Asks the kernel whether there is something to read, because the event loop may not have read it yet.
+        A server that ends a connection sends a message, unless it crashes. Asks the kernel whether there is something
+        to read, because the event loop may not have read it yet.
         """
-        return not self.lost and not (self._incoming is not None and self._incoming.poll(0))
+        if self.lost:
+            return False
+        return idle < _JUST_NOW or self._incoming is None or not self._incoming.poll(0)
 
     @abstractmethod
     def is_closed(self) -> bool:

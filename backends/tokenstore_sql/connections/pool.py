@@ -28,8 +28,6 @@ _log: Final = logging.getLogger("tokenstore.sql.pool")
 # A write pings a connection that was idle for longer than this, in seconds. One that was used a moment ago is alive,
 # or is known to be closed.
 _TRUSTED: Final = 1.0
-# An idle time so short that asking the kernel whether the server closed the connection is not worth it, in seconds.
-_JUST_NOW: Final = 0.005
 # How often to try to connect to a server that has no free slot, in seconds.
 _SLOT_RETRY: Final = 0.5
 # The drivers have timeouts of their own; these are the last resort.
@@ -159,10 +157,8 @@ class Pool(Source):
         while self._idle:
             connection = self._idle.pop()
             now = monotonic()
-            # Of a connection that was used a moment ago, what the driver knows is enough.
-            alive = not connection.lost if now - connection.used_at < _JUST_NOW else connection.is_alive()
-            if not alive:
-                _log.info("discarding an idle connection that the server has closed")
+            if not connection.is_alive(now - connection.used_at):
+                _log.info("discarding an idle connection that has been closed")
                 _ = self._discard(connection)
             elif now - connection.opened_at >= self._recycle:
                 _ = self._discard_old(connection)

@@ -32,7 +32,10 @@ class SQLiteConnection(OneTripConnection):
         super().__init__(*arguments)
 
     def is_closed(self) -> bool:
-        return self.driver.raw is None or self._has_moved()
+        return self.driver.raw is None
+
+    def is_alive(self, idle: float) -> bool:
+        return not self.lost and not self._has_moved()
 
     def _has_moved(self) -> bool:
         """Whether the file that the connection has open is no longer the one at its path."""
