@@ -18,7 +18,8 @@ from support.scripted_endpoint import FORM, Endpoint, answer
 from tokenstore import ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError, RefreshError
 from tokenstore.integrations import _answers
 from tokenstore.integrations.oauth2 import OAuth2Refresher
-from tokenstore.integrations.providers import PROVIDERS, Rotation
+from tokenstore.integrations.presets import PROVIDERS
+from tokenstore.integrations.providers import Rotation
 
 # -- kinds of answers ------------------------------------------------------------------------------
 

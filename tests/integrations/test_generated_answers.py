@@ -20,7 +20,7 @@ from support.oauth2_calls import ACCESS, ID, REFRESH, SECRET, show_no_secret
 from support.scripted_endpoint import FORM, Endpoint, answer
 from tokenstore import Keyring, RefreshError, TokenRecord, open_store
 from tokenstore.integrations.oauth2 import OAuth2Refresher
-from tokenstore.integrations.providers import PROVIDERS
+from tokenstore.integrations.presets import PROVIDERS
 
 SOAK = settings(max_examples=10_000)
 

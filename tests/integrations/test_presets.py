@@ -15,7 +15,8 @@ from support.paths import DOCS
 from support.scripted_endpoint import Endpoint, answer
 from tokenstore import ConfigurationError, ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError
 from tokenstore.integrations.oauth2 import OAuth2Refresher
-from tokenstore.integrations.providers import PROVIDERS, Provider
+from tokenstore.integrations.presets import PROVIDERS
+from tokenstore.integrations.providers import Provider
 
 PAGE = DOCS / "providers.md"
 

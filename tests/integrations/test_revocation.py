@@ -17,7 +17,7 @@ from tokenstore import (
     UnsupportedOperationError,
 )
 from tokenstore.integrations.oauth2 import OAuth2Refresher
-from tokenstore.integrations.providers import PROVIDERS
+from tokenstore.integrations.presets import PROVIDERS
 
 REAUTHORIZE, UNAVAILABLE, REFUSED = ReauthorizationRequiredError, ProviderUnavailableError, ProviderRefusedError
 

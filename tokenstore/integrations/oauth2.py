@@ -33,7 +33,8 @@ from tokenstore.errors import (
 from tokenstore.integrations._answers import Answer, Arrival, NoAnswer, retry_after
 from tokenstore.integrations._bodies import is_access_token
 from tokenstore.integrations._credentials import ClientCredentials, checked_text
-from tokenstore.integrations.providers import AuthMethod, Provider, Rotation, provider_named
+from tokenstore.integrations.presets import provider_named
+from tokenstore.integrations.providers import AuthMethod, Provider, Rotation
 from tokenstore.records import TokenRecord
 from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
 from tokenstore.tracebacks import clears_locals
@@ -181,7 +182,7 @@ class OAuth2Refresher:
         tenant: str | None = None,
         **options: Unpack[RefresherOptions],
     ) -> Self:
-        """A refresher for a vendor of :data:`tokenstore.integrations.providers.PROVIDERS`, or for one of your own.
+        """A refresher for a vendor of :data:`tokenstore.integrations.presets.PROVIDERS`, or for one of your own.
 
         Args:
             provider: The preset's name, or a description of the same kind.

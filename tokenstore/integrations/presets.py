@@ -1,0 +1,154 @@
+"""What vendors document about their token endpoints.
+
+If a vendor's documentation does not state a rule, the entry has the safe one. ``docs/providers.md`` shows the table,
+and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tokenstore.errors import ConfigurationError
+from tokenstore.integrations.providers import Provider
+
+__all__ = ["PROVIDERS", "provider_named"]
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(
+    {
+        # Access tokens live 8 hours, refresh tokens 6 months. The code is what GitHub answers, with HTTP 200.
+        "github": Provider(
+            "GitHub",
+            "{base_url}/login/oauth/access_token",
+            placeholders=MappingProxyType({"base_url": "https://github.com"}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            invalid_grant=frozenset({"bad_refresh_token"}),
+            otherwise="to end the grant at GitHub, send DELETE /applications/CLIENT_ID/grant to its REST API",
+            rule="Once used, the refresh token and the old access token no longer work.",
+            documentation="https://docs.github.com/en/apps/creating-github-apps/"
+            "authenticating-with-a-github-app/refreshing-user-access-tokens",
+        ),
+        # Access tokens live 2 hours. The documented request has the login's redirect_uri: give it in extra_parameters.
+        "gitlab": Provider(
+            "GitLab",
+            "{base_url}/oauth/token",
+            revocation_url="{base_url}/oauth/revoke",
+            placeholders=MappingProxyType({"base_url": "https://gitlab.com"}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="A refresh invalidates the existing access token and refresh token.",
+            documentation="https://docs.gitlab.com/api/oauth2/",
+        ),
+        # Access tokens live an hour. Refresh tokens die after 6 months without use, those of apps under test in 7 days.
+        "google": Provider(
+            "Google",
+            "https://oauth2.googleapis.com/token",
+            revocation_url="https://oauth2.googleapis.com/revoke",
+            auth_method="client_secret_post",
+            rotation="none",
+            rule="A refresh issues no new refresh token; the old one stays good.",
+            documentation="https://developers.google.com/identity/protocols/oauth2/web-server#offline",
+        ),
+        # Access tokens live 12 hours; at most two of them are live at a time. How long the grace lasts is not said.
+        "slack": Provider(
+            "Slack",
+            "https://slack.com/api/oauth.v2.access",
+            auth_method="client_secret_basic",
+            rotation="grace",
+            invalid_grant=frozenset({"invalid_refresh_token"}),
+            transient=frozenset({"fatal_error", "internal_error", "ratelimited"}),
+            wrapper="authed_user",
+            otherwise="to end the grant at Slack, call its methods auth.revoke or apps.uninstall",
+            rule="The used refresh token is revoked after a short grace period.",
+            documentation="https://docs.slack.dev/authentication/using-token-rotation",
+        ),
+        # Access tokens live 24 hours. The documentation names no grace: strict. A token already revoked is refused.
+        "linear": Provider(
+            "Linear",
+            "https://api.linear.app/oauth/token",
+            revocation_url="https://api.linear.app/oauth/revoke",
+            auth_method="client_secret_post",
+            rotation="strict",
+            revocation_fields=("refresh_token", "access_token"),
+            rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
+            documentation="https://linear.app/developers/oauth-2-0-authentication",
+        ),
+        # Access tokens live about an hour, refresh tokens 90 days (24 hours for single-page apps).
+        "microsoft": Provider(
+            "Microsoft",
+            "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token",
+            placeholders=MappingProxyType({"tenant": "common"}),
+            auth_method="client_secret_post",
+            rotation="none",
+            invalid_grant=frozenset({"consent_required", "interaction_required"}),
+            otherwise="to end every grant of a user at Microsoft, call revokeSignInSessions of Microsoft Graph",
+            rule="A refresh issues a new refresh token and does not revoke the old one.",
+            documentation="https://learn.microsoft.com/en-us/entra/identity-platform/refresh-tokens",
+        ),
+        # Access tokens live an hour, refresh tokens 90 days unused and a year in all; reuse after the grace revokes the
+        # grant. Beside the documented invalid_grant Atlassian answers the code below, which alone would blame the app.
+        "atlassian": Provider(
+            "Atlassian",
+            "https://auth.atlassian.com/oauth/token",
+            auth_method="client_secret_post",
+            rotation="grace",
+            invalid_grant=frozenset({"unauthorized_client: refresh_token is invalid"}),
+            otherwise="the user can remove the app in the settings of the Atlassian account, under connected apps",
+            rule="The used refresh token stays good for 10 minutes, for retries.",
+            documentation="https://developer.atlassian.com/cloud/oauth/getting-started/refresh-tokens/",
+        ),
+        # Access tokens live an hour. The documentation does not say what becomes of a used refresh token: strict.
+        "spotify": Provider(
+            "Spotify",
+            "https://accounts.spotify.com/api/token",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            otherwise="the user can remove the app's access on the page of the Spotify account, under apps",
+            rule="A refresh token lives 6 months from the login; a refresh does not extend that.",
+            documentation="https://developer.spotify.com/documentation/web-api/tutorials/refreshing-tokens",
+        ),
+        # The endpoints and the authentication are those of Discord's metadata (RFC 8414).
+        "discord": Provider(
+            "Discord",
+            "https://discord.com/api/oauth2/token",
+            revocation_url="https://discord.com/api/oauth2/token/revoke",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
+            documentation="https://discord.com/developers/docs/topics/oauth2",
+        ),
+        # Access tokens live 30 minutes, refresh tokens 60 days unused.
+        "xero": Provider(
+            "Xero",
+            "https://identity.xero.com/connect/token",
+            auth_method="client_secret_basic",
+            rotation="grace",
+            otherwise="to end a connection to an organisation, send DELETE /connections/ID to Xero's API",
+            rule="If no response came, the used refresh token can be used again for 30 minutes.",
+            documentation="https://developer.xero.com/faq/oauth2",
+        ),
+        # Access tokens live an hour. The revocation endpoint takes access tokens alone.
+        "zoom": Provider(
+            "Zoom",
+            "https://zoom.us/oauth/token",
+            auth_method="client_secret_basic",
+            rotation="strict",
+            otherwise="to end the grant at Zoom, send the access token to https://zoom.us/oauth/revoke",
+            rule="A refresh issues a new refresh token, which has to be used from then on.",
+            documentation="https://developers.zoom.us/docs/integrations/oauth/",
+        ),
+    }
+)
+"""The vendors by the name that ``OAuth2Refresher.for_provider`` takes."""
+
+
+def provider_named(name: str) -> Provider:
+    """The entry of :data:`PROVIDERS`.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    if name not in PROVIDERS:
+        raise ConfigurationError(f"no preset for {name!r}; there are {', '.join(sorted(PROVIDERS))}")
+    return PROVIDERS[name]
