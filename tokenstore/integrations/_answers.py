@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tokenstore.integrations._bodies import decompressed, json_object, parsed
+from tokenstore.integrations._bodies import json_object, parsed
+from tokenstore.integrations._codings import decompressed, unread
 
 if TYPE_CHECKING:
     import httpx
@@ -20,11 +21,19 @@ _MAX_RETRY_AFTER: Final = 3600.0
 
 
 class Answer(NamedTuple):
-    """A response, and the value of its body: JSON's, a form's fields, or None."""
+    """A response.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The headers.
+        value: The value of the body: JSON's, a form's fields, or None.
+        unread: What to say of a body whose compression could not be undone; empty for any other body.
+    """
 
     status: int
     headers: httpx.Headers
     value: Any
+    unread: str = ""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -79,7 +88,8 @@ class Arrival:
         if len(body) > MAX_BYTES:
             return _TOO_LONG
         value = parsed(body, response.headers.get("Content-Type", ""), whole=whole and ended)
-        return Answer(response.status_code, response.headers, value)
+        illegible = unread(coding) if self._body and value is None else ""
+        return Answer(response.status_code, response.headers, value, illegible)
 
 
 _TOO_LONG: Final = NoAnswer("invalid_response", f"answered with more than {MAX_BYTES} bytes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import zlib
 from contextlib import suppress
 from email.message import Message
 from typing import Any, Final
@@ -18,7 +17,7 @@ from urllib.parse import unquote, unquote_plus
 from tokenstore.errors import InvalidInputError
 from tokenstore.refresh.responses import issued_access_token
 
-__all__ = ["FORM", "decompressed", "is_access_token", "json_object", "parsed"]
+__all__ = ["FORM", "is_access_token", "json_object", "parsed"]
 
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -28,39 +27,6 @@ _AROUND: Final = " \t\r\n\0\ufeff"
 _FORM_BODY: Final = re.compile(r"[A-Za-z_][\w.\[\]-]*=[^<>\r\n]*", re.ASCII)
 # The charsets in use. Others of Python's decoders take a time that grows with the square of the length.
 _CHARSET: Final = re.compile(r"(ascii|big5|cp|euc|gb|hz|iso|koi8|latin|mac|shift_jis|utf-?(8|16|32))[\w-]*", re.ASCII)
-_GZIP: Final = b"\x1f\x8b"
-
-
-def decompressed(body: bytes, coding: str, limit: int) -> tuple[bytes, bool]:
-    """Undo gzip and deflate, as often as the body has them; ``coding`` need not be right.
-
-    Args:
-        body: The body as it arrived.
-        coding: The header Content-Encoding. Proxies forget to change it when they change the body.
-        limit: Stop after this number of bytes.
-
-    Returns:
-        The body, of at most ``limit + 1`` bytes, and whether its end is there.
-    """
-    for _ in range(2):
-        kinds = [zlib.MAX_WBITS | 16] if body.startswith(_GZIP) else []
-        if "deflate" in coding.lower():
-            kinds += [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # servers disagree on whether deflate has zlib's header
-        inflated, whole = None, True
-        for kind in kinds:
-            inflater = zlib.decompressobj(kind)
-            with suppress(zlib.error):
-                inflated = inflater.decompress(body, limit + 1)
-                whole = inflater.eof
-                if kind > 0 or (whole and not inflater.unused_data):
-                    break
-                inflated = None  # without a header, the first bytes of any body may look like a compressed one
-        if inflated is None:
-            break
-        body = inflated
-        if not whole:
-            return body, False
-    return body, True
 
 
 def parsed(body: bytes, content_type: str = "", *, whole: bool = True) -> Any:

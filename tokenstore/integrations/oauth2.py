@@ -387,6 +387,11 @@ class OAuth2Refresher:
             return ProviderUnavailableError(
                 f"{label} answered HTTP {status} ({code}): try again later", code=code, retry_after=wait
             )
+        if answer.unread:
+            return ProviderUnavailableError(
+                f"{label} answered HTTP {status} with {answer.unread}; it is unknown what the request did",
+                code="invalid_response",
+            )
         # Some providers send errors with HTTP 200, and Slack sends `"ok": false`.
         if codes & REFUSALS or (error and not success) or status >= 400 or fields.get("ok") is False:
             return ProviderRefusedError(

@@ -1,0 +1,125 @@
+"""Bodies that arrive as `br` or `zstd`, although the request asks for no compression."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from support.oauth2_calls import GOOD, ID, SECRET, record, refresh, refusal
+from support.scripted_endpoint import Endpoint, answer
+from tokenstore import ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError
+from tokenstore.integrations.oauth2 import OAuth2Refresher
+
+brotli: Any = import_module("brotli")  # it has no type hints
+zstandard: Any = import_module("zstandard")
+JSON = json.dumps(GOOD).encode()
+PACKAGES = {"br": ("brotli", "brotli>=1.2"), "zstd": ("zstandard", "zstandard>=0.19")}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {"br": brotli.compress, "zstd": zstandard.compress}
+CODINGS = pytest.mark.parametrize("coding", sorted(PACKAGES))
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Make a coding's package one that is not installed; returns what to install."""
+
+    def remove(coding: str) -> str:
+        module, requirement = PACKAGES[coding]
+        monkeypatch.setitem(sys.modules, module, None)
+        return requirement
+
+    return remove
+
+
+def compressed(coding: str, body: bytes, status: int = 200, **headers: str) -> bytes:
+    return answer(COMPRESS[coding](body), status, Content_Encoding=coding, **headers)
+
+
+@CODINGS
+def test_a_compressed_pair_is_read_if_the_package_is_installed(endpoint: Endpoint, coding: str) -> None:
+    endpoint.script(compressed(coding, JSON))
+    assert refresh(OAuth2Refresher(endpoint.url, ID, SECRET)) == GOOD
+    assert endpoint.received[0].headers["accept-encoding"] == "identity"
+    endpoint.script(answer(COMPRESS[coding](COMPRESS[coding](JSON)), Content_Encoding=f"{coding}, {coding}"))
+    assert refresh(OAuth2Refresher(endpoint.url, ID, SECRET)) == GOOD
+    endpoint.script(compressed(coding, b'{"error": "invalid_grant"}', 400))
+    assert type(refusal(OAuth2Refresher(endpoint.url, ID, SECRET))) is ReauthorizationRequiredError
+
+
+@CODINGS
+@pytest.mark.parametrize("rotation", ["strict", "none"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_without_the_package_the_error_says_what_to_install(
+    endpoint: Endpoint, without: Callable[[str], str], coding: str, rotation: Any, status: int
+) -> None:
+    """The request may have used the refresh token, so the outcome is unknown. A repetition would not be readable."""
+    requirement = without(coding)
+    endpoint.script(compressed(coding, JSON, status))
+    error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET, rotation=rotation))
+    assert type(error) is ProviderUnavailableError
+    assert error.code == "invalid_response"
+    assert f"HTTP {status}" in str(error)
+    assert f"Content-Encoding: {coding}" in str(error)
+    assert f'pip install "{requirement}"' in str(error)
+    assert "it is unknown what the request did" in str(error)
+    assert len(endpoint.received) == 1
+
+
+def test_brotli_without_a_limit_of_its_output_counts_as_missing(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 1.2 a body of a few bytes could fill the memory."""
+
+    class Decompressor:
+        process = brotli.Decompressor.process
+
+    monkeypatch.setattr(brotli, "Decompressor", Decompressor)
+    endpoint.script(compressed("br", JSON))
+    assert 'pip install "brotli>=1.2"' in str(refusal(OAuth2Refresher(endpoint.url, ID, SECRET)))
+
+
+@CODINGS
+def test_a_broken_body_names_its_coding_and_no_package(endpoint: Endpoint, coding: str) -> None:
+    body = COMPRESS[coding](JSON)
+    endpoint.script(answer(body[:20] + b"\xff" * 9, Content_Encoding=coding))
+    error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET))
+    assert f"Content-Encoding: {coding}" in str(error)
+    assert "pip" not in str(error)
+
+
+def test_a_made_up_coding_is_not_shown(endpoint: Endpoint) -> None:
+    """The header's text is not the provider's to choose: a token in it would be in the message."""
+    endpoint.script(answer(b"\x00\x01", Content_Encoding="gho_new"))
+    assert "Content-Encoding: an unknown coding" in str(refusal(OAuth2Refresher(endpoint.url, ID, SECRET)))
+
+
+@CODINGS
+def test_the_status_counts_where_it_says_enough(endpoint: Endpoint, without: Callable[[str], str], coding: str) -> None:
+    """A limit, an outage and a redirect are what they are whatever their body says."""
+    without(coding)
+    endpoint.script(compressed(coding, b"{}", 429, Retry_After="7"))
+    error = refusal(OAuth2Refresher(endpoint.url, ID, SECRET))
+    assert (error.code, getattr(error, "retry_after", None)) == ("http_429", 7)
+    endpoint.script(compressed(coding, b"{}", 302))
+    assert type(refusal(OAuth2Refresher(endpoint.url, ID, SECRET))) is ProviderRefusedError
+
+
+@CODINGS
+def test_a_successful_revocation_may_have_any_body(
+    endpoint: Endpoint, without: Callable[[str], str], coding: str
+) -> None:
+    """Only its status counts (RFC 7009 section 2.2)."""
+    without(coding)
+    endpoint.script(compressed(coding, b"{}"))
+    asyncio.run(OAuth2Refresher(endpoint.url, ID, SECRET, revocation_url=endpoint.url).revoke(record()))
+
+
+@CODINGS
+def test_a_body_that_grows_beyond_the_limit_is_not_read(endpoint: Endpoint, coding: str) -> None:
+    endpoint.script(compressed(coding, b'{"access_token": "' + b"a" * 50_000_000 + b'"}'))
+    assert "more than 1048576 bytes" in str(refusal(OAuth2Refresher(endpoint.url, ID, SECRET)))
