@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 
-from support.oauth2_calls import GOOD, ID, SECRET, record, refresh, refusal
+from support.oauth2_calls import GOOD, ID, SECRET, refresh, refusal
 from support.paths import DOCS
+from support.preset_calls import required
 from support.scripted_endpoint import Endpoint, answer
-from tokenstore import ConfigurationError, ProviderRefusedError, ProviderUnavailableError, ReauthorizationRequiredError
+from tokenstore import (
+    ConfigurationError,
+    ProviderRefusedError,
+    ProviderUnavailableError,
+    ReauthorizationRequiredError,
+)
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.presets import PROVIDERS
 from tokenstore.integrations.providers import Provider
@@ -26,14 +29,17 @@ REAUTHORIZE, UNAVAILABLE, REFUSED = ReauthorizationRequiredError, ProviderUnavai
 
 @pytest.mark.parametrize("preset", sorted(PROVIDERS))
 def test_a_preset_makes_a_refresher(preset: str) -> None:
-    """Only the client's id and secret are needed; the refresher does what the provider documents."""
+    """The client's id and secret and what has no default are enough; the refresher does what the vendor documents."""
     found = PROVIDERS[preset]
-    refresher = OAuth2Refresher.for_provider(preset, client_id=ID, client_secret=SECRET, timeout=5)
+    values = required(preset)
+    refresher = OAuth2Refresher.for_provider(preset, client_id=ID, client_secret=SECRET, timeout=5, **values)
     assert repr(refresher) == f"<OAuth2Refresher {found.name} {found.auth_method} rotation={found.rotation}>"
     assert refresher.can_revoke is (found.revocation_url is not None)
     assert refresher.timeout == 5
-    assert all(url is None or (url.startswith("https://") and "{" not in url) for url in found.urls({}))
-    assert "client_secret" not in repr(OAuth2Refresher.for_provider(preset, client_id=ID))
+    urls = [url for url in found.urls(values) if url]
+    assert all(url.startswith("https://") and "{" not in url.replace("{client_id}", "") for url in urls)
+    assert found.documentation.startswith("https://")
+    assert "client_secret" not in repr(OAuth2Refresher.for_provider(preset, client_id=ID, **values))
 
 
 def test_base_url_and_tenant_are_accepted_only_where_they_apply(endpoint: Endpoint) -> None:
@@ -69,30 +75,31 @@ def test_options_have_priority_over_a_preset(endpoint: Endpoint) -> None:
     assert type(refusal(refresher)) is REAUTHORIZE
 
 
-def test_linear_s_revocation_request_names_the_field_by_the_kind_of_token(endpoint: Endpoint) -> None:
-    """Linear's revocation endpoint differs from RFC 7009."""
-    linear = replace(PROVIDERS["linear"], token_url=endpoint.url, revocation_url=endpoint.url)
-    refresher = OAuth2Refresher.for_provider(linear, client_id=ID, client_secret=SECRET)
-    endpoint.script(answer(b""))
-    asyncio.run(refresher.revoke(record()))
-    asyncio.run(refresher.revoke(record(None)))
-    assert [parse_qs(request.body).keys() - {"client_id", "client_secret"} for request in endpoint.received] == [
-        {"refresh_token"},
-        {"access_token"},
-    ]
-
-
 def test_the_documented_table_matches_the_presets() -> None:
     """The table in docs/providers.md has every preset with its data."""
     text = PAGE.read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
     presets = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in PROVIDERS}
     assert list(presets) == list(PROVIDERS)
-    for preset, (vendor, token_url, revocation_url, auth_method, rotation, codes, rule) in presets.items():
+    for preset, (
+        vendor,
+        arguments,
+        token_url,
+        revocation_url,
+        tokens,
+        auth_method,
+        rotation,
+        codes,
+        rule,
+    ) in presets.items():
         found = PROVIDERS[preset]
         assert vendor == f"[{found.name}]({found.documentation})"
+        shown = [f"`{name}`" + (f" (`{default}`)" if default else "") for name, default in found.placeholders.items()]
+        assert arguments == (", ".join(shown) or "none")
         assert token_url == f"`{found.token_url}`"
-        assert revocation_url == (f"`{found.revocation_url}`" if found.revocation_url else "none")
+        assert revocation_url.strip("`").removeprefix("DELETE ") == (found.revocation_url or "none")
+        assert revocation_url.startswith("`DELETE ") is (found.revocation.method == "DELETE")
+        assert re.findall(r"`([^`]+)`", tokens) == (list(found.revocation.fields) if found.revocation_url else [])
         assert auth_method == f"`{found.auth_method}`"
         assert rotation == f"`{found.rotation}`"
         assert re.findall(r"`([^`]+)`", codes) == sorted(found.invalid_grant)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from support.oauth2_calls import ACCESS, ID, REFRESH, SECRET, record, refusal, show_no_secret
+from support.preset_calls import refresher_at
 from support.scripted_endpoint import Endpoint, answer, hang_up
 from tokenstore import (
     ProviderRefusedError,
@@ -76,6 +80,87 @@ def test_a_revocation_may_always_be_repeated(endpoint: Endpoint) -> None:
     endpoint.script(hang_up, answer(b""))
     asyncio.run(revoker(endpoint, rotation="strict").revoke(record()))
     assert len(endpoint.received) == 2
+
+
+# What each vendor documents of its own way: the line, the body without the client's id and secret, the authentication.
+OWN_WAYS: list[tuple[str, str, object, str]] = [
+    ("slack", "POST /api/auth.revoke", "", f"Bearer {ACCESS}"),
+    ("github", f"DELETE /applications/{quote(ID, safe='')}/grant", {"access_token": ACCESS}, "Basic"),
+    ("zoom", "POST /oauth/revoke", {"token": ACCESS}, "Basic"),
+    ("linear", "POST /oauth/revoke", {"refresh_token": REFRESH}, "post"),
+]
+
+
+@pytest.mark.parametrize(("preset", "line", "body", "auth"), OWN_WAYS, ids=[way[0] for way in OWN_WAYS])
+def test_a_vendor_s_own_way_of_revocation(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture, preset: str, line: str, body: object, auth: str
+) -> None:
+    """No token is in the URL, which httpx logs."""
+    endpoint.script(answer(b"", 204))
+    refresher = refresher_at(endpoint, preset)
+    assert refresher.can_revoke
+    with caplog.at_level(logging.INFO):
+        asyncio.run(refresher.revoke(record()))
+    [request] = endpoint.received
+    assert request.line == f"{line} HTTP/1.1"
+    assert "HTTP Request" in caplog.text
+    assert REFRESH not in caplog.text
+    assert ACCESS not in caplog.text
+    as_json = request.headers.get("content-type") == "application/json"
+    assert as_json is (preset == "github")
+    sent: Any = json.loads(request.body) if as_json else request.form if request.body else ""
+    if auth == "post":
+        assert sent.pop("client_id") == ID
+        assert sent.pop("client_secret") == SECRET
+        assert "authorization" not in request.headers
+    else:
+        assert request.headers["authorization"].startswith(auth)
+    assert sent == body
+
+
+def test_linear_s_field_is_named_by_the_kind_of_token(endpoint: Endpoint) -> None:
+    """Linear's revocation endpoint differs from RFC 7009."""
+    endpoint.script(answer(b""))
+    asyncio.run(refresher_at(endpoint, "linear").revoke(record(None)))
+    assert endpoint.received[0].form.keys() - {"client_id", "client_secret"} == {"access_token"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "status", "body"),
+    [
+        ("slack", 200, {"ok": False, "error": "token_expired"}),
+        ("slack", 200, {"ok": False, "error": "invalid_auth"}),
+        ("github", 404, {"message": "Not Found"}),
+        ("zoom", 400, {"error": "invalid_token"}),
+    ],
+)
+def test_an_expired_access_token_does_not_count_as_revoked(
+    endpoint: Endpoint, preset: str, status: int, body: object
+) -> None:
+    """The refresh token beside it is still valid. The error says what to do."""
+    endpoint.script(answer(body, status))
+    error = refusal(refresher_at(endpoint, preset), revoke=True)
+    assert type(error) is REFUSED
+    assert "load_fresh_tokens" in str(error)
+
+
+def test_a_grant_that_has_ended_needs_no_revocation(endpoint: Endpoint) -> None:
+    """Slack says so with HTTP 200, and the code of a removed app."""
+    for body in ({"ok": False, "error": "token_revoked"}, {"ok": True, "revoked": True}):
+        endpoint.script(answer(body))
+        asyncio.run(refresher_at(endpoint, "slack").revoke(record()))
+    endpoint.script(answer({"error": "invalid_token"}, 400))
+    asyncio.run(refresher_at(endpoint, "zoom").revoke(record(None)))
+
+
+def test_a_client_without_a_secret_cannot_use_http_basic(endpoint: Endpoint) -> None:
+    """GitHub's way needs the client's secret; Slack's needs only the access token."""
+    refresher = refresher_at(endpoint, "github", None)
+    assert not refresher.can_revoke
+    with pytest.raises(UnsupportedOperationError, match="for a client without a secret: delete_tokens"):
+        asyncio.run(refresher.revoke(record()))
+    assert not endpoint.received
+    assert refresher_at(endpoint, "slack", None).can_revoke
 
 
 @pytest.mark.parametrize("preset", sorted(name for name, found in PROVIDERS.items() if not found.revocation_url))

@@ -6,9 +6,9 @@ import json
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from urllib.parse import parse_qsl, quote_plus, urlencode
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
@@ -32,11 +32,26 @@ _ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
 _RSA_BITS: Final = 2048  # at least (RFC 7518 section 3.3)
 
 
+class Request(NamedTuple):
+    """A request that may be sent twice.
+
+    Attributes:
+        method: The HTTP method.
+        url: Where it is sent.
+        prepare: Makes the headers and the body, anew for each attempt: an assertion can be used once.
+    """
+
+    method: str
+    url: str
+    prepare: Callable[[], tuple[dict[str, str], str]]
+
+
 class ClientCredentials:
-    """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``, and two of ``Provider``.
+    """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``, and one of ``Provider``.
 
     Attributes:
         method: The authentication method.
+        has_secret: Whether there is a secret, and not a key or neither.
         secrets: The secret, in all forms in which it is sent.
 
     Raises:
@@ -54,7 +69,6 @@ class ClientCredentials:
         jwt_headers: Mapping[str, str],
         *,
         raw_basic: bool = False,
-        json_request: bool = False,
     ) -> None:
         if method not in get_args(AuthMethod):
             raise ConfigurationError(f"auth_method must be one of {', '.join(get_args(AuthMethod))}")
@@ -65,10 +79,10 @@ class ClientCredentials:
         if jwt_algorithm is not None and private_key is None:
             raise ConfigurationError(f"auth_method {method} and jwt_algorithm do not go together")
         self.method: AuthMethod = method
+        self.has_secret = client_secret is not None
         self.secrets: Hidden[tuple[str, ...]] = Hidden(())
         self._id = checked_text("client_id", client_id)
         self._audience = audience
-        self._json_request = json_request
         self._proof: Hidden[str | Key | None] = Hidden(None)
         if client_secret is not None:
             self._proof = Hidden(checked_text("client_secret", client_secret))
@@ -86,21 +100,41 @@ class ClientCredentials:
             self._jwt_headers = {**jwt_headers, "alg": _algorithm(key, jwt_algorithm)}
             self._try_key()
 
-    def sign(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
-        """The headers and the body of an authenticated request, with a new assertion for each request."""
-        headers, body = self._sign_form(url, form)
-        if self._json_request:
-            return {**headers, "Content-Type": "application/json"}, json.dumps(dict(parse_qsl(body)))
-        return headers, body
+    def request(
+        self,
+        url: str,
+        form: Mapping[str, str],
+        *,
+        as_json: bool = False,
+        method: str = "POST",
+        auth_method: AuthMethod | None = None,
+    ) -> Request:
+        """An authenticated request.
 
-    def _sign_form(self, url: str, form: Mapping[str, str]) -> tuple[dict[str, str], str]:
+        Args:
+            url: The endpoint.
+            form: The fields of the body.
+            as_json: Whether the body is a JSON object and not a form.
+            method: The HTTP method.
+            auth_method: The authentication method. Default: the client's own.
+        """
+
+        def prepare() -> tuple[dict[str, str], str]:
+            headers, body = self._sign(url, form, auth_method or self.method)
+            if as_json:
+                return {**headers, "Content-Type": "application/json"}, json.dumps(dict(parse_qsl(body)))
+            return headers, body
+
+        return Request(method, url, prepare)
+
+    def _sign(self, url: str, form: Mapping[str, str], auth_method: AuthMethod) -> tuple[dict[str, str], str]:
         from authlib.oauth2.auth import ClientAuth
 
         headers, body = {"Content-Type": FORM}, urlencode(form)
-        if self.method == "client_secret_basic":
+        if auth_method == "client_secret_basic":
             return {**headers, "Authorization": f"Basic {self._basic.reveal()}"}, body
-        method: Any = self.method
-        if self.method == "private_key_jwt":
+        method: Any = auth_method
+        if auth_method == "private_key_jwt":
             method = self._assertion()
             body = urlencode(
                 {**form, "client_id": self._id}
@@ -117,7 +151,7 @@ class ClientCredentials:
 
     def _try_key(self) -> None:
         with suppress(Exception):  # the exception's text may contain the key
-            self.sign(self._audience, {})
+            self.request(self._audience, {}).prepare()
             return
         raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
 

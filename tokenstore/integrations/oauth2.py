@@ -16,10 +16,10 @@ import ssl
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import cache
-from ipaddress import ip_address
 from secrets import SystemRandom
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, get_args
+from urllib.parse import quote
 
 from tokenstore.errors import (
     ConfigurationError,
@@ -32,9 +32,11 @@ from tokenstore.errors import (
 )
 from tokenstore.integrations._answers import Answer, Arrival, NoAnswer, retry_after
 from tokenstore.integrations._bodies import is_access_token
-from tokenstore.integrations._credentials import ClientCredentials, checked_text
+from tokenstore.integrations._credentials import ClientCredentials, Request, checked_text
+from tokenstore.integrations._revocation import can_revoke, is_revoked, revocation_request
+from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.presets import provider_named
-from tokenstore.integrations.providers import AuthMethod, Provider, Rotation
+from tokenstore.integrations.providers import PLACEHOLDERS, AuthMethod, Placeholders, Provider, Rotation
 from tokenstore.records import TokenRecord
 from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
 from tokenstore.tracebacks import clears_locals
@@ -43,7 +45,7 @@ from tokenstore.validation import plain_text, seconds
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["OAuth2Refresher", "RefresherOptions"]
+__all__ = ["OAuth2Refresher", "PresetOptions", "RefresherOptions"]
 
 _PAUSE: Final = (
     0.1,
@@ -52,6 +54,11 @@ _PAUSE: Final = (
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Without compression the received bytes are the response's size.
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_CHECK_CLIENT: Final = "check the client's registration, id and secret"
+_REFRESH_FIRST: Final = (
+    "it takes only an access token that is valid: call load_fresh_tokens, then revoke; or give up with delete_tokens"
+)
+_WITHOUT: Final = " for a client without a secret"
 _RESERVED: Final = frozenset(
     {"client_assertion", "client_assertion_type", "client_id", "client_secret", "grant_type", "refresh_token", "scope"}
 )
@@ -71,6 +78,10 @@ class RefresherOptions(TypedDict, total=False):
     http_client: httpx.AsyncClient | None
     trust_env: bool
     http_hosts: Collection[str]
+
+
+class PresetOptions(RefresherOptions, Placeholders, total=False):
+    """Further arguments of ``OAuth2Refresher.for_provider``."""
 
 
 class OAuth2Refresher:
@@ -133,12 +144,12 @@ class OAuth2Refresher:
         http_hosts: Collection[str] = frozenset(),
     ) -> None:
         _require_extra()
-        private = _checked_hosts(http_hosts)
-        host, local = _checked_url("token_url", token_url, private)
+        private = checked_hosts(http_hosts)
+        host, local = checked_url("token_url", token_url, private)
         if revocation_url is not None:
-            local &= _checked_url("revocation_url", revocation_url, private)[1]
+            local &= checked_url("revocation_url", revocation_url, private)[1]
         self._provider = provider or Provider(name=host, token_url=token_url)
-        self._token_url, self._revocation_url = token_url, revocation_url
+        self._token_url = token_url
         default = self._provider.auth_method if client_secret is not None else "none"
         self._client = ClientCredentials(
             client_id,
@@ -149,8 +160,8 @@ class OAuth2Refresher:
             jwt_algorithm,
             jwt_headers,
             raw_basic=self._provider.raw_basic,
-            json_request=self._provider.json_request,
         )
+        self._revocation_url = revocation_url and revocation_url.replace("{client_id}", quote(client_id, safe=""))
         self._rotation: Rotation = rotation or self._provider.rotation
         if self._rotation not in get_args(Rotation):
             raise ConfigurationError(f"rotation must be one of {', '.join(get_args(Rotation))}")
@@ -178,9 +189,7 @@ class OAuth2Refresher:
         *,
         client_id: str,
         client_secret: str | None = None,
-        base_url: str | None = None,
-        tenant: str | None = None,
-        **options: Unpack[RefresherOptions],
+        **options: Unpack[PresetOptions],
     ) -> Self:
         """A refresher for a vendor of :data:`tokenstore.integrations.presets.PROVIDERS`, or for one of your own.
 
@@ -188,22 +197,23 @@ class OAuth2Refresher:
             provider: The preset's name, or a description of the same kind.
             client_id: The client's id.
             client_secret: The client's secret, of confidential clients.
-            base_url: The URL of a self-hosted instance (GitHub Enterprise Server, GitLab).
-            tenant: Microsoft's tenant. Default: ``common``.
-            options: Further arguments of the class; they override the preset.
+            options: The placeholders of the vendor's URLs (:class:`tokenstore.integrations.providers.Placeholders`),
+                and further arguments of the class, which override the preset.
 
         Raises:
-            ConfigurationError: There is no such preset, or it takes no ``base_url`` or ``tenant``; and as the class.
+            ConfigurationError: There is no such preset, a placeholder is missing, not one of this vendor's, or has a
+                value that is no part of a URL; and as the class.
         """
         if isinstance(provider, str):
             provider = provider_named(provider)
-        token_url, revocation_url = provider.urls({"base_url": base_url, "tenant": tenant})
-        return cls(token_url, client_id, client_secret, revocation_url=revocation_url, provider=provider, **options)
+        given: dict[str, Any] = dict(options)
+        token_url, revocation_url = provider.urls({name: given.pop(name, None) for name in PLACEHOLDERS})
+        return cls(token_url, client_id, client_secret, revocation_url=revocation_url, provider=provider, **given)
 
     @property
     def can_revoke(self) -> bool:
-        """Whether there is a revocation endpoint."""
-        return self._revocation_url is not None
+        """Whether there is a revocation endpoint that takes this client."""
+        return self._revocation_url is not None and can_revoke(self._provider.revocation, self._client)
 
     @property
     def timeout(self) -> float:
@@ -226,7 +236,8 @@ class OAuth2Refresher:
             )
         token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
-        answer = await self._ask(label, self._token_url, form, repeatable=self._rotation != "strict")
+        request = self._client.request(self._token_url, form, as_json=self._provider.json_request)
+        answer = await self._ask(label, request, repeatable=self._rotation != "strict")
         fields = self._provider.token_fields(answer.value)
         if error := self._error(label, answer, fields, record):
             raise error
@@ -238,49 +249,48 @@ class OAuth2Refresher:
 
     @clears_locals
     async def revoke(self, record: TokenRecord) -> None:
-        """Revoke the refresh token, or the access token if there is none. An unknown token counts as revoked.
+        """Revoke the refresh token, or the access token if there is none or the provider takes no other.
+
+        A token that the provider does not know counts as revoked, but not an unknown access token beside a refresh
+        token: that one could still be valid.
 
         Raises:
             UnsupportedOperationError: The provider has no revocation endpoint; the message says what to do.
             ProviderUnavailableError: As with a refresh.
-            ProviderRefusedError: As with a refresh; ``unsupported_token_type`` too.
+            ProviderRefusedError: As with a refresh; ``unsupported_token_type`` too, and if the provider takes only a
+                valid access token and this one is not.
             ReauthorizationRequiredError: The provider answered ``invalid_grant``.
         """
-        if self._revocation_url is None:
+        if self._revocation_url is None or not self.can_revoke:
             raise UnsupportedOperationError(
-                f"{self._provider.name} has no revocation endpoint: delete_tokens makes the store forget the tokens"
+                f"{self._provider.name} has no revocation endpoint{'' if self._revocation_url is None else _WITHOUT}:"
+                " delete_tokens makes the store forget the tokens"
                 + (f"; {self._provider.otherwise}" if self._provider.otherwise else "")
             )
         label = f"the revocation endpoint of {self._provider.name}"
-        kind, token = "refresh_token", record["refresh_token"]
-        if token is None:
-            kind, token = "access_token", record["access_token"]
-        name = self._provider.revocation_fields[kind == "access_token"]
-        form = {name: plain_text(kind, token)} | ({"token_type_hint": kind} if name == "token" else {})
-        answer = await self._ask(label, self._revocation_url, form, repeatable=True)
-        fields = answer.fields
-        # RFC 7009 section 2.2: the body of a success means nothing. Against the RFC, some providers refuse an unknown
-        # token, which needs no revocation.
-        if 200 <= answer.status < 300 or fields.get("error") == "invalid_token":
+        kind, request = revocation_request(self._provider, self._client, self._revocation_url, record)
+        answer = await self._ask(label, request, repeatable=True)
+        if is_revoked(self._provider.revocation, answer, kind, record):
             return
-        if error := self._error(label, answer, fields, record):
+        advice = _REFRESH_FIRST if kind == "access_token" and record["refresh_token"] is not None else _CHECK_CLIENT
+        if error := self._error(label, answer, answer.fields, record, advice):
             raise error
 
     # -- one call: at most two attempts ----------------------------------------------------------
 
-    async def _ask(self, label: str, url: str, form: Mapping[str, str], *, repeatable: bool) -> Answer:
+    async def _ask(self, label: str, request: Request, *, repeatable: bool) -> Answer:
         """Send a request. Returns any response; raises ProviderUnavailableError if there is none."""
         too_late = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
         outcome: Answer | NoAnswer = too_late
         arrival = Arrival()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
-                outcome = await self._attempt(url, form, arrival, repeatable=repeatable)
+                outcome = await self._attempt(request, arrival, repeatable=repeatable)
                 if self._worth_repeating(outcome, repeatable=repeatable):
                     await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
                     # From here on the result of the first attempt does not count.
                     outcome, arrival = too_late, Arrival()
-                    outcome = await self._attempt(url, form, arrival, repeatable=repeatable)
+                    outcome = await self._attempt(request, arrival, repeatable=repeatable)
         if isinstance(outcome, NoAnswer):
             if salvaged := arrival.salvaged():
                 return salvaged
@@ -293,22 +303,18 @@ class OAuth2Refresher:
             return not outcome.sent or (repeatable and outcome.repeatable)
         return repeatable and outcome.status >= 500 and "Retry-After" not in outcome.headers
 
-    async def _attempt(
-        self, url: str, form: Mapping[str, str], arrival: Arrival, *, repeatable: bool
-    ) -> Answer | NoAnswer:
+    async def _attempt(self, request: Request, arrival: Arrival, *, repeatable: bool) -> Answer | NoAnswer:
         """Send the request once. If the response was cut off behind a complete body, that counts."""
-        outcome = await self._send(url, form, arrival, repeatable=repeatable)
+        outcome = await self._send(request, arrival, repeatable=repeatable)
         return (isinstance(outcome, NoAnswer) and arrival.salvaged()) or outcome
 
-    async def _send(
-        self, url: str, form: Mapping[str, str], arrival: Arrival, *, repeatable: bool
-    ) -> Answer | NoAnswer:
+    async def _send(self, request: Request, arrival: Arrival, *, repeatable: bool) -> Answer | NoAnswer:
         import httpx
 
         # If a second attempt may follow, it has to fit into the time, too.
         short = self._timeout * 0.4
         timeout = httpx.Timeout(short if repeatable else self._timeout, connect=short, pool=short)
-        headers, body = self._client.sign(url, form)
+        headers, body = request.prepare()
         opened: list[Any] = []
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -319,10 +325,10 @@ class OAuth2Refresher:
             async with (
                 self._http() as http,
                 http.stream(
-                    "POST",
-                    url,
+                    request.method,
+                    request.url,
                     content=body,
-                    headers={**_HEADERS, **headers},
+                    headers={**_HEADERS, **self._provider.headers, **headers},
                     timeout=timeout,
                     auth=None,
                     follow_redirects=False,
@@ -353,8 +359,10 @@ class OAuth2Refresher:
 
     # -- what an answer means --------------------------------------------------------------------
 
-    def _error(self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord) -> RefreshError | None:
-        """The error for a response; None for a success."""
+    def _error(
+        self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord, advice: str = _CHECK_CLIENT
+    ) -> RefreshError | None:
+        """The error for a response; None for a success. A refusal gives the advice."""
         status, provider = answer.status, self._provider
         given = answer.fields.get("error")
         error = given if isinstance(given, str) else ""
@@ -395,8 +403,7 @@ class OAuth2Refresher:
         # Some providers send errors with HTTP 200, and Slack sends `"ok": false`.
         if codes & REFUSALS or (error and not success) or status >= 400 or fields.get("ok") is False:
             return ProviderRefusedError(
-                f"{label} refuses the request with HTTP {status} ({code}): check the client's registration, id and"
-                " secret",
+                f"{label} refuses the request with HTTP {status} ({code}): {advice}",
                 code=code,
                 retry_after=wait,
             )
@@ -411,38 +418,6 @@ def _require_extra() -> None:
         raise MissingDependencyError(
             'OAuth2Refresher needs Authlib and httpx: pip install "tokenstore[oauth]"'
         ) from None
-
-
-def _checked_hosts(hosts: Collection[str]) -> frozenset[str]:
-    if isinstance(hosts, str):
-        raise ConfigurationError("http_hosts must be a collection of hosts, not one str")
-    for host in hosts:
-        with suppress(ValueError):
-            if ip_address(checked_text("http_hosts", host)).is_global:
-                raise ConfigurationError("http_hosts must not hold a public address: what goes there would be in clear")
-    return frozenset(host.lower() for host in hosts)
-
-
-def _checked_url(name: str, url: str, private: frozenset[str]) -> tuple[str, bool]:
-    """The host, and whether it is a loopback one or one of ``private``, which are lower-case."""
-    import httpx  # the parser of the connection itself, so that both see the same host
-
-    parsed = None
-    with suppress(httpx.InvalidURL, TypeError, ValueError):
-        parsed = httpx.URL(checked_text(name, url))
-    if parsed is None or not parsed.host or re.search(r"\s", url):
-        raise ConfigurationError(f"{name} is no URL with a host")
-    if parsed.userinfo:
-        raise ConfigurationError(f"{name} must not hold a user name or a password: use client_id and client_secret")
-    if "#" in url:
-        raise ConfigurationError(f"{name} must not have a fragment (RFC 6749 section 3.2)")
-    loopback = parsed.host == "localhost"
-    with suppress(ValueError):
-        loopback = loopback or ip_address(parsed.host).is_loopback
-    local = loopback or parsed.host.lower() in private
-    if parsed.scheme != "https" and not (parsed.scheme == "http" and local):
-        raise ConfigurationError(f"{name} must be https (http on loopback or http_hosts alone): it carries secrets")
-    return parsed.host, local
 
 
 @cache

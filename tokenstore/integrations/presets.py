@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 from tokenstore.errors import ConfigurationError
-from tokenstore.integrations.providers import Provider
+from tokenstore.integrations.providers import Provider, RevocationRequest
 
 __all__ = ["PROVIDERS", "provider_named"]
+
+_BY_ACCESS_TOKEN: Final = MappingProxyType({"access_token": "token"})
 
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
@@ -20,11 +23,20 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
         "github": Provider(
             "GitHub",
             "{base_url}/login/oauth/access_token",
-            placeholders=MappingProxyType({"base_url": "https://github.com"}),
+            # The REST API. Of a GitHub Enterprise Server it is at base_url/api/v3.
+            revocation_url="{api_url}/applications/{client_id}/grant",
+            revocation=RevocationRequest(
+                method="DELETE",
+                auth="basic",
+                fields=MappingProxyType({"access_token": "access_token"}),
+                json=True,
+                hint=False,
+            ),
+            placeholders=MappingProxyType({"base_url": "https://github.com", "api_url": "https://api.github.com"}),
             auth_method="client_secret_post",
             rotation="strict",
             invalid_grant=frozenset({"bad_refresh_token"}),
-            otherwise="to end the grant at GitHub, send DELETE /applications/CLIENT_ID/grant to its REST API",
+            otherwise="to end the grant at GitHub, a refresher needs client_secret, and api_url if it has a base_url",
             rule="Once used, the refresh token and the old access token no longer work.",
             documentation="https://docs.github.com/en/apps/creating-github-apps/"
             "authenticating-with-a-github-app/refreshing-user-access-tokens",
@@ -54,12 +66,15 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
         "slack": Provider(
             "Slack",
             "https://slack.com/api/oauth.v2.access",
+            revocation_url="https://slack.com/api/auth.revoke",
+            revocation=RevocationRequest(
+                auth="bearer", fields=_BY_ACCESS_TOKEN, revoked=frozenset({"account_inactive", "token_revoked"})
+            ),
             auth_method="client_secret_basic",
             rotation="grace",
             invalid_grant=frozenset({"invalid_refresh_token"}),
             transient=frozenset({"fatal_error", "internal_error", "ratelimited"}),
             wrapper="authed_user",
-            otherwise="to end the grant at Slack, call its methods auth.revoke or apps.uninstall",
             rule="The used refresh token is revoked after a short grace period.",
             documentation="https://docs.slack.dev/authentication/using-token-rotation",
         ),
@@ -70,7 +85,9 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             revocation_url="https://api.linear.app/oauth/revoke",
             auth_method="client_secret_post",
             rotation="strict",
-            revocation_fields=("refresh_token", "access_token"),
+            revocation=RevocationRequest(
+                fields=MappingProxyType({name: name for name in ("refresh_token", "access_token")}), hint=False
+            ),
             rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
             documentation="https://linear.app/developers/oauth-2-0-authentication",
         ),
@@ -132,9 +149,10 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
         "zoom": Provider(
             "Zoom",
             "https://zoom.us/oauth/token",
+            revocation_url="https://zoom.us/oauth/revoke",
+            revocation=RevocationRequest(fields=_BY_ACCESS_TOKEN, hint=False),
             auth_method="client_secret_basic",
             rotation="strict",
-            otherwise="to end the grant at Zoom, send the access token to https://zoom.us/oauth/revoke",
             rule="A refresh issues a new refresh token, which has to be used from then on.",
             documentation="https://developers.zoom.us/docs/integrations/oauth/",
         ),
