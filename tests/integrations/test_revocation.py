@@ -84,10 +84,27 @@ def test_a_revocation_may_always_be_repeated(endpoint: Endpoint) -> None:
 
 # What each vendor documents of its own way: the line, the body without the client's id and secret, the authentication.
 OWN_WAYS: list[tuple[str, str, object, str]] = [
+    ("dropbox", "POST /2/auth/token/revoke", "", f"Bearer {ACCESS}"),
     ("slack", "POST /api/auth.revoke", "", f"Bearer {ACCESS}"),
+    ("zendesk", "DELETE /api/v2/oauth/tokens/current.json", "", f"Bearer {ACCESS}"),
     ("github", f"DELETE /applications/{quote(ID, safe='')}/grant", {"access_token": ACCESS}, "Basic"),
     ("zoom", "POST /oauth/revoke", {"token": ACCESS}, "Basic"),
+    ("notion", "POST /v1/oauth/revoke", {"token": ACCESS}, "Basic"),
+    ("intuit", "POST /v2/oauth2/tokens/revoke", {"token": REFRESH}, "Basic"),
+    ("auth0", "POST /oauth/revoke", {"token": REFRESH}, "post"),
     ("linear", "POST /oauth/revoke", {"refresh_token": REFRESH}, "post"),
+    (
+        "hubspot",
+        "POST /oauth/2026-03/token/revoke",
+        {"token": REFRESH, "token_type_hint": "refresh_token"},
+        "post",
+    ),
+    (
+        "keycloak",
+        "POST /auth/realms/main/protocol/openid-connect/revoke",
+        {"token": REFRESH, "token_type_hint": "refresh_token"},
+        "post",
+    ),
 ]
 
 
@@ -107,7 +124,7 @@ def test_a_vendor_s_own_way_of_revocation(
     assert REFRESH not in caplog.text
     assert ACCESS not in caplog.text
     as_json = request.headers.get("content-type") == "application/json"
-    assert as_json is (preset == "github")
+    assert as_json is (preset in ("github", "intuit", "notion"))
     sent: Any = json.loads(request.body) if as_json else request.form if request.body else ""
     if auth == "post":
         assert sent.pop("client_id") == ID
@@ -116,6 +133,7 @@ def test_a_vendor_s_own_way_of_revocation(
     else:
         assert request.headers["authorization"].startswith(auth)
     assert sent == body
+    assert ("notion-version" in request.headers) is (preset == "notion")
 
 
 def test_linear_s_field_is_named_by_the_kind_of_token(endpoint: Endpoint) -> None:
@@ -128,10 +146,13 @@ def test_linear_s_field_is_named_by_the_kind_of_token(endpoint: Endpoint) -> Non
 @pytest.mark.parametrize(
     ("preset", "status", "body"),
     [
+        ("dropbox", 401, {"error_summary": "expired_access_token/.", "error": {".tag": "expired_access_token"}}),
         ("slack", 200, {"ok": False, "error": "token_expired"}),
         ("slack", 200, {"ok": False, "error": "invalid_auth"}),
+        ("zendesk", 401, {"error": "invalid_token", "error_description": "The access token provided is expired"}),
         ("github", 404, {"message": "Not Found"}),
         ("zoom", 400, {"error": "invalid_token"}),
+        ("notion", 400, {"object": "error", "status": 400, "code": "validation_error"}),
     ],
 )
 def test_an_expired_access_token_does_not_count_as_revoked(
@@ -153,14 +174,21 @@ def test_a_grant_that_has_ended_needs_no_revocation(endpoint: Endpoint) -> None:
     asyncio.run(refresher_at(endpoint, "zoom").revoke(record(None)))
 
 
+def test_without_a_token_of_the_kind_nothing_is_sent(endpoint: Endpoint) -> None:
+    """Auth0 revokes refresh tokens alone."""
+    with pytest.raises(UnsupportedOperationError, match="Auth0 revokes refresh_token alone, and there is none"):
+        asyncio.run(refresher_at(endpoint, "auth0").revoke(record(None)))
+    assert not endpoint.received
+
+
 def test_a_client_without_a_secret_cannot_use_http_basic(endpoint: Endpoint) -> None:
-    """GitHub's way needs the client's secret; Slack's needs only the access token."""
+    """GitHub's way needs the client's secret; Dropbox's needs only the access token."""
     refresher = refresher_at(endpoint, "github", None)
     assert not refresher.can_revoke
     with pytest.raises(UnsupportedOperationError, match="for a client without a secret: delete_tokens"):
         asyncio.run(refresher.revoke(record()))
     assert not endpoint.received
-    assert refresher_at(endpoint, "slack", None).can_revoke
+    assert refresher_at(endpoint, "dropbox", None).can_revoke
 
 
 @pytest.mark.parametrize("preset", sorted(name for name, found in PROVIDERS.items() if not found.revocation_url))

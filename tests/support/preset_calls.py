@@ -13,7 +13,14 @@ from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.presets import PROVIDERS
 from tokenstore.integrations.providers import Placeholders
 
-REQUIRED: Final[Mapping[str, Placeholders]] = MappingProxyType({})
+REQUIRED: Final[Mapping[str, Placeholders]] = MappingProxyType(
+    {
+        "zendesk": {"subdomain": "acme"},
+        "keycloak": {"base_url": "https://sso.example.com/auth", "realm": "main"},
+        "auth0": {"domain": "acme.eu.auth0.com"},
+        "okta": {"domain": "acme.okta.com"},
+    }
+)
 """The placeholders that have no default."""
 
 

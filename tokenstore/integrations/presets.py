@@ -156,6 +156,114 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             rule="A refresh issues a new refresh token, which has to be used from then on.",
             documentation="https://developers.zoom.us/docs/integrations/oauth/",
         ),
+        # Access tokens live as long as the session's timeout, which is a setting and not in the response. base_url is
+        # https://test.salesforce.com for sandboxes, or the My Domain's login URL.
+        "salesforce": Provider(
+            "Salesforce",
+            "{base_url}/services/oauth2/token",
+            revocation_url="{base_url}/services/oauth2/revoke",
+            placeholders=MappingProxyType({"base_url": "https://login.salesforce.com"}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="With refresh token rotation, a setting of the app, the used refresh token is invalidated; without it"
+            " there is no new one.",
+            documentation="https://help.salesforce.com/s/articleView?id=xcloud.remoteaccess_oauth_refresh_token_flow.htm",
+        ),
+        # Both lifetimes can be asked for: extra_parameters={"expires_in": ..., "refresh_token_expires_in": ...}.
+        "zendesk": Provider(
+            "Zendesk",
+            "https://{subdomain}.zendesk.com/oauth/tokens",
+            revocation_url="https://{subdomain}.zendesk.com/api/v2/oauth/tokens/current.json",
+            revocation=RevocationRequest(method="DELETE", auth="bearer", fields=_BY_ACCESS_TOKEN),
+            placeholders=MappingProxyType({"subdomain": None}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="A refresh deletes the previous access token and refresh token.",
+            documentation="https://developer.zendesk.com/api-reference/ticketing/oauth/grant_type_tokens/",
+        ),
+        # The response has no lifetime. The version of the header is one of the API's, which the endpoint requires.
+        "notion": Provider(
+            "Notion",
+            "https://api.notion.com/v1/oauth/token",
+            revocation_url="https://api.notion.com/v1/oauth/revoke",
+            revocation=RevocationRequest(fields=_BY_ACCESS_TOKEN, json=True, hint=False),
+            auth_method="client_secret_basic",
+            rotation="strict",
+            json_request=True,
+            headers=MappingProxyType({"Notion-Version": "2026-03-11"}),
+            rule="A refresh issues a new refresh token; what becomes of the old one is not said.",
+            documentation="https://developers.notion.com/reference/refresh-a-token",
+        ),
+        # Access tokens live 30 minutes. Version 1, which revokes by a URL with the token in it, ends in February 2027.
+        "hubspot": Provider(
+            "HubSpot",
+            "https://api.hubapi.com/oauth/2026-03/token",
+            revocation_url="https://api.hubapi.com/oauth/2026-03/token/revoke",
+            auth_method="client_secret_post",
+            rotation="strict",
+            invalid_grant=frozenset({"BAD_REFRESH_TOKEN"}),
+            rule="Whether a refresh changes the refresh token, and what becomes of the used one, is not said.",
+            documentation="https://developers.hubspot.com/docs/api-reference/latest/authentication/manage-oauth-tokens",
+        ),
+        # Access tokens live 4 hours. A revocation disables the refresh token that belongs to the access token, too.
+        "dropbox": Provider(
+            "Dropbox",
+            "https://api.dropboxapi.com/oauth2/token",
+            revocation_url="https://api.dropboxapi.com/2/auth/token/revoke",
+            revocation=RevocationRequest(auth="bearer", fields=_BY_ACCESS_TOKEN),
+            auth_method="client_secret_basic",
+            rotation="none",
+            rule="A refresh token does not expire by itself, and a refresh issues no new one.",
+            documentation="https://developers.dropbox.com/oauth-guide",
+        ),
+        # Access tokens live an hour, refresh tokens 100 days unused and 5 years in all.
+        "intuit": Provider(
+            "Intuit",
+            "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer",
+            revocation_url="https://developer.api.intuit.com/v2/oauth2/tokens/revoke",
+            revocation=RevocationRequest(json=True, hint=False),
+            auth_method="client_secret_basic",
+            rotation="strict",
+            rule="The refresh token changes from time to time, and the latest has to be used; how long the old one"
+            " stays good is not said.",
+            documentation="https://developer.intuit.com/app/developer/qbo/docs/develop/authentication-and-authorization/"
+            "oauth-2.0",
+        ),
+        # base_url ends with /auth for servers before version 17. An offline token has a refresh_expires_in of 0.
+        "keycloak": Provider(
+            "Keycloak",
+            "{base_url}/realms/{realm}/protocol/openid-connect/token",
+            revocation_url="{base_url}/realms/{realm}/protocol/openid-connect/revoke",
+            placeholders=MappingProxyType({"base_url": None, "realm": None}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="With the realm's setting Revoke Refresh Token a used refresh token is revoked; without it, it stays"
+            " good.",
+            documentation="https://www.keycloak.org/docs/latest/server_admin/#_timeouts",
+        ),
+        # A revocation takes refresh tokens alone. A token that is used again revokes all that were issued since.
+        "auth0": Provider(
+            "Auth0",
+            "https://{domain}/oauth/token",
+            revocation_url="https://{domain}/oauth/revoke",
+            revocation=RevocationRequest(fields=MappingProxyType({"refresh_token": "token"}), hint=False),
+            placeholders=MappingProxyType({"domain": None}),
+            auth_method="client_secret_post",
+            rotation="strict",
+            rule="Rotation and its overlap period are settings of the application; reuse revokes the token family.",
+            documentation="https://auth0.com/docs/secure/tokens/refresh-tokens/refresh-token-rotation",
+        ),
+        # The endpoints are those of a custom authorization server; the one named default comes with the organisation.
+        "okta": Provider(
+            "Okta",
+            "https://{domain}/oauth2/{authorization_server}/v1/token",
+            revocation_url="https://{domain}/oauth2/{authorization_server}/v1/revoke",
+            placeholders=MappingProxyType({"domain": None, "authorization_server": "default"}),
+            auth_method="client_secret_basic",
+            rotation="strict",
+            rule="Rotation and its grace period are settings of the app; reuse invalidates the latest refresh token.",
+            documentation="https://developer.okta.com/docs/guides/refresh-tokens/main/",
+        ),
     }
 )
 """The vendors by the name that ``OAuth2Refresher.for_provider`` takes."""
