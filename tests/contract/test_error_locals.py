@@ -50,6 +50,7 @@ from tokenstore import (
 from tokenstore.cli.app import app
 from tokenstore.integrations import oauth2
 from tokenstore.integrations.oauth2 import OAuth2Refresher
+from tokenstore.integrations.presets import PROVIDERS
 from tokenstore.keyring import KEYS_VARIABLE
 from tokenstore.records import TokenKey
 from tokenstore_memory import MemoryBackend
@@ -489,6 +490,7 @@ def test_token_endpoints(walk: Walk, endpoint: Endpoint, monkeypatch: pytest.Mon
         "basic": {"client_secret": CLIENT_SECRET},
         "post": {"client_secret": CLIENT_SECRET, "auth_method": "client_secret_post"},
         "key": {"private_key": key},
+        **{name: {"client_secret": CLIENT_SECRET, "provider": PROVIDERS[name]} for name in ("github", "slack")},
     }
     body = {"error_description": REFRESH, "access_token": [NEW_ACCESS], "refresh_token": NEW_REFRESH}
     steps: dict[str, Step] = {

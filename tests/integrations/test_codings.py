@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import httpx
 import pytest
 
 from support.oauth2_calls import GOOD, ID, SECRET, record, refresh, refusal
@@ -81,6 +82,19 @@ def test_brotli_without_a_limit_of_its_output_counts_as_missing(
     monkeypatch.setattr(brotli, "Decompressor", Decompressor)
     endpoint.script(compressed("br", JSON))
     assert 'pip install "brotli>=1.2"' in str(refusal(OAuth2Refresher(endpoint.url, ID, SECRET)))
+
+
+def test_no_coding_is_asked_for_whatever_the_http_client_would_ask_for(endpoint: Endpoint) -> None:
+    """Httpx asks for the codings whose packages are installed; a passed client may ask for any."""
+
+    async def main() -> None:
+        headers = {"Accept-Encoding": "br, zstd"}
+        async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+            await OAuth2Refresher(endpoint.url, ID, SECRET, http_client=client)(record())
+
+    endpoint.script(answer(GOOD))
+    asyncio.run(main())
+    assert endpoint.received[0].headers["accept-encoding"] == "identity"
 
 
 @CODINGS
