@@ -58,8 +58,8 @@ def test_options_have_priority_over_a_preset(endpoint: Endpoint) -> None:
     assert type(refusal(refresher)) is REAUTHORIZE
 
 
-# The vendor's documented response, and what the store keeps of it: the lifetimes of the two tokens in seconds, and
-# fields of `extra`.
+# A response with the fields that the vendor documents, and what the store keeps of it: the lifetimes of the two tokens
+# in seconds, and fields of `extra`.
 EXAMPLES: dict[str, tuple[dict[str, Any], int | None, int | None, set[str]]] = {
     "salesforce": (
         {
@@ -177,7 +177,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], int | None, int | None, set[str]]] = {
 
 
 @pytest.mark.parametrize("preset", sorted(EXAMPLES))
-def test_the_vendor_s_own_example_is_read(endpoint: Endpoint, preset: str) -> None:
+def test_a_response_with_the_vendor_s_fields_is_read(endpoint: Endpoint, preset: str) -> None:
     """The request goes to the vendor's path; the tokens, their lifetimes and the vendor's further fields are kept."""
     body, lifetime, refresh_lifetime, further = EXAMPLES[preset]
     endpoint.script(answer(body))
@@ -227,6 +227,14 @@ def test_notion_gets_json_and_the_version_of_its_api(endpoint: Endpoint) -> None
             {"error": "invalid_grant", "error_description": "expired access/refresh token"},
             REAUTHORIZE,
             "invalid_grant",
+        ),
+        # Another request with this refresh token is under way; the refresh token is good.
+        (
+            "salesforce",
+            400,
+            {"error": "invalid_grant", "error_description": "token request is already being processed"},
+            UNAVAILABLE,
+            "temporarily_unavailable",
         ),
         ("salesforce", 400, {"error": "invalid_client_id"}, REFUSED, "invalid_client_id"),
         (

@@ -371,6 +371,9 @@ class OAuth2Refresher:
         success = 200 <= status < 300 and is_access_token(fields.get("access_token"))
         codes = {error} if success else {error, *error_codes(answer.value)}
         dead, transient = INVALID_GRANT | provider.invalid_grant, TRANSIENT | provider.transient
+        described = f"{error}: {answer.fields.get('error_description')}"
+        if described in provider.transient:
+            codes = {"temporarily_unavailable"}
         shown = min(codes & dead, default="") or min(codes & (transient | REFUSALS), default=error)
         # A provider might send a token back as the error code.
         tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
@@ -385,7 +388,6 @@ class OAuth2Refresher:
                 " elsewhere: correct the URL",
                 code="redirect",
             )
-        described = f"{error}: {answer.fields.get('error_description')}"
         if codes & dead or described in dead or (not success and provider.says_invalid_grant(answer.value)):
             return ReauthorizationRequiredError(
                 f"{label} refuses the refresh token ({code}): the user has to log in again", code=code

@@ -165,6 +165,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             placeholders=MappingProxyType({"base_url": "https://login.salesforce.com"}),
             auth_method="client_secret_post",
             rotation="strict",
+            # Of requests with the same refresh token one at a time is processed.
+            transient=frozenset({"invalid_grant: token request is already being processed"}),
             rule="With refresh token rotation, a setting of the app, the used refresh token is invalidated; without it"
             " there is no new one.",
             documentation="https://help.salesforce.com/s/articleView?id=xcloud.remoteaccess_oauth_refresh_token_flow.htm",

@@ -101,7 +101,8 @@ class Provider:
             fields ``error``, ``errors``, ``error_code``, ``code``, ``status`` and the like, and in the objects and
             lists there; a number is given as text. A ``code: description`` means this only with that
             ``error_description``.
-        transient: Error codes of a temporary failure, looked for in the same places.
+        transient: Error codes of a temporary failure, looked for in the same places. A ``code: description`` counts
+            before ``invalid_grant``.
         wrapper: A field of the response that may contain the tokens, in place of its top level.
         read: For tokens in any other place: gets the parsed response (JSON of any type, or the fields of a form), and
             returns the fields as RFC 6749 names them. If it raises an exception, the response is read as it is.
