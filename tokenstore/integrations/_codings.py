@@ -1,13 +1,14 @@
 """Undoes the compression of a response's body (Content-Encoding, RFC 9110 section 8.4).
 
 Requests ask for no compression, so a body that is compressed nevertheless comes from a proxy or a careless server. It
-may hold the only copy of a rotated refresh token. gzip and deflate are always read, ``br`` and ``zstd`` if the package
-for them is installed.
+may hold the only copy of a rotated refresh token. gzip and deflate are always read, ``br`` and ``zstd`` if the module
+for them is there: that for ``zstd`` is part of Python from 3.14 on.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,11 +18,16 @@ __all__ = ["decompressed", "unread"]
 
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_ZSTD_WINDOW: Final = 8 * 1024 * 1024  # bytes: what a receiver has to support, and the most a sender may use (RFC 9659)
-_ZSTD_CHUNK: Final = 64  # bytes: zstandard has no limit of its output, and 64 bytes yield at most some 2 MiB
+_ZSTD_WINDOW_LOG: Final = 23  # 8 MiB: what a receiver has to support, and the most a sender may use (RFC 9659)
 # The codings of IANA's registry. A name that the server made up is not shown: it could be anything.
 _KNOWN: Final = ("br", "zstd", "gzip", "deflate", "compress", "dcb", "dcz", "exi", "pack200-gzip")
-_PACKAGES: Final = {"br": ("brotli", "brotli>=1.2"), "zstd": ("zstandard", "zstandard>=0.19")}
+# The module that reads a coding, and what to do if it is missing.
+_MODULES: Final = {
+    "br": ("brotli", 'pip install "brotli>=1.2" to read it'),
+    "zstd": ("backports.zstd", 'pip install "backports.zstd>=1.0" to read it')
+    if sys.version_info < (3, 14)
+    else ("compression.zstd", "this Python was built without zstd"),
+}
 
 
 def decompressed(body: bytes, coding: str, limit: int) -> tuple[bytes, bool]:
@@ -56,17 +62,17 @@ def unread(coding: str) -> str:
     if not names:
         return ""
     shown = ", ".join(name for name in names if name in _KNOWN) or "an unknown coding"
-    missing = [requirement for name in names for requirement in _missing(name)]
-    remedy = f': pip install "{missing[0]}" to read it' if missing else ""
+    missing = [remedy for name in names for remedy in _missing(name)]
+    remedy = f": {missing[0]}" if missing else ""
     return f"a body that cannot be read (Content-Encoding: {shown}){remedy}"
 
 
 def _missing(name: str) -> Iterator[str]:
-    """What to install for a coding; nothing if its package is there, or if there is none."""
-    if name in _PACKAGES:
-        module, requirement = _PACKAGES[name]
+    """What to do to read a coding; nothing if its module is there, or if there is none."""
+    if name in _MODULES:
+        module, remedy = _MODULES[name]
         if _imported(module) is None:
-            yield requirement
+            yield remedy
 
 
 def _imported(module: str) -> Any:
@@ -114,7 +120,7 @@ def _deflate_without_header(body: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _br(body: bytes, limit: int) -> tuple[bytes, bool]:
-    inflater = _imported("brotli").Decompressor()
+    inflater = _imported(_MODULES["br"][0]).Decompressor()
     inflated: bytes = inflater.process(body, output_buffer_limit=limit)
     # It has no header, either. A body that is longer than the limit is not believed to be one by chance.
     if not inflater.is_finished() and len(inflated) < limit:
@@ -123,10 +129,6 @@ def _br(body: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:
-    inflater = _imported("zstandard").ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
-    inflated = bytearray()
-    for start in range(0, len(body), _ZSTD_CHUNK):
-        inflated += inflater.decompress(body[start : start + _ZSTD_CHUNK])
-        if inflater.eof or len(inflated) >= limit:
-            break
-    return bytes(inflated[:limit]), inflater.eof
+    zstd = _imported(_MODULES["zstd"][0])
+    inflater = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
+    return inflater.decompress(body, max_length=limit), inflater.eof
