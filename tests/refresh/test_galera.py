@@ -1,4 +1,4 @@
-"""Refreshes on a Galera cluster of three nodes: one call of the provider for each expiry, also while a node is killed.
+"""Refreshes on a Galera cluster of three nodes: one call of the provider for each expiry, whatever becomes of a node.
 
 Row locks are local to a node, and reads of another node may be out of date. The compare-and-set of a lease is not: of
 two nodes that change one row at once, the cluster lets one win.
@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from secrets import token_hex
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 
 from support import servers
 from support.cluster_traffic import ClusterTraffic
-from support.galera import start_galera
+from support.galera import start_galera, until_synced
 from support.polling import until
+from support.server_processes import Process
 from support.store_calls import load
 from support.tagged_tokens import load_tag, store_tag
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, open_store
@@ -30,15 +31,19 @@ _USERS, _ROUNDS = 20, 5
 
 @pytest.mark.soak
 @pytest.mark.mysql
-def test_a_galera_cluster_calls_the_provider_once_for_each_expiry_and_survives_a_killed_node(keyring: Keyring) -> None:
+def test_a_galera_cluster_calls_the_provider_once_for_each_expiry_and_survives_the_loss_of_a_node(
+    keyring: Keyring,
+) -> None:
     """All parts on one cluster, because its start takes most of the time."""
     nodes = start_galera()
 
     async def main() -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             with StrictRotatingProvider() as provider:
                 await _without_faults(nodes, keyring, ClusterTraffic(provider, _USERS))
             await _with_causal_reads(nodes, keyring)
+            with StrictRotatingProvider() as provider:
+                await _with_a_frozen_node(nodes, keyring, ClusterTraffic(provider, _USERS))
             with StrictRotatingProvider() as provider:
                 await _with_a_killed_node(nodes, keyring, ClusterTraffic(provider, _USERS))
             await _without_quorum(nodes, keyring)
@@ -46,10 +51,10 @@ def test_a_galera_cluster_calls_the_provider_once_for_each_expiry_and_survives_a
     asyncio.run(main())
 
 
-def _url(table: str, driver: str, *nodes: servers.Server) -> str:
+def _url(table: str, driver: str, *nodes: servers.Server, options: str = "") -> str:
     hosts = ",".join(f"{node.host}:{node.port}" for node in nodes)
     url = nodes[0].url(driver).replace(f"@{nodes[0].host}:{nodes[0].port}", f"@{hosts}")
-    return f"{url}?table={table}"
+    return f"{url}?table={table}{options}"
 
 
 async def _stores(
@@ -99,33 +104,71 @@ async def _with_causal_reads(nodes: list[servers.Server], keyring: Keyring) -> N
             node.execute("SET GLOBAL wsrep_sync_wait = 0")
 
 
+async def _with_a_frozen_node(nodes: list[servers.Server], keyring: Keyring, traffic: ClusterTraffic) -> None:
+    """The node is expelled, and comes back later, with the statements that it had received before.
+
+    Until it is expelled, no node of the cluster can commit.
+    """
+
+    async def freeze() -> None:
+        _process(nodes[0]).signal(SIGSTOP)
+
+    async def thaw() -> None:
+        size = [("wsrep_cluster_size", "2")]
+        while await asyncio.to_thread(nodes[1].execute, "SHOW STATUS LIKE 'wsrep_cluster_size'") != size:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        rounds = traffic.rounds
+        await until(lambda: traffic.rounds >= rounds + _USERS)
+        _process(nodes[0]).signal(SIGCONT)
+        await asyncio.to_thread(until_synced, nodes[0], len(nodes))
+
+    await _with_a_lost_node(nodes, keyring, traffic, freeze, thaw, options="&statement_timeout=2")
+
+
 async def _with_a_killed_node(nodes: list[servers.Server], keyring: Keyring, traffic: ClusterTraffic) -> None:
+    await _with_a_lost_node(nodes, keyring, traffic, lambda: _kill(nodes[0]))
+
+
+async def _with_a_lost_node(
+    nodes: list[servers.Server],
+    keyring: Keyring,
+    traffic: ClusterTraffic,
+    lose: Callable[[], Awaitable[None]],
+    regain: Callable[[], Awaitable[None]] | None = None,
+    *,
+    options: str = "",
+) -> None:
     """Each store's URL names all nodes, beginning with another one. The stores go on, and lose nothing."""
     table = f"t_{token_hex(8)}"
     async with AsyncExitStack() as stack:
         orders = [nodes, [*nodes[1:], nodes[0]], [nodes[2], *nodes[:2]]]
         drivers = ("asyncmy", "aiomysql", "asyncmy")
-        urls = [_url(table, driver, *order) for driver, order in zip(drivers, orders, strict=True)]
+        urls = [_url(table, driver, *order, options=options) for driver, order in zip(drivers, orders, strict=True)]
         stores = await _stores(stack, urls, keyring, traffic)
         running = asyncio.create_task(traffic.run(stores, 3 * _ROUNDS))
         await until(lambda: traffic.rounds >= _USERS)
         with traffic.provider.hold():
-            # Each of the stores has refreshes under way, whose new pairs arrive when the node is dead.
+            # Each of the stores has refreshes under way, whose new pairs arrive when the node is lost.
             requests = traffic.provider.stats().requests
             await asyncio.to_thread(traffic.provider.wait_for_requests, requests + _USERS // 2)
-            await _kill(nodes[0])
+            await lose()
+        if regain is not None:
+            await regain()
         await running
         for store in stores:
             await traffic.check(store)
-        # Of what the killed node had acknowledged nothing was lost: each user's tokens can be refreshed again.
+        # Of what the lost node had acknowledged nothing was lost: each user's tokens can be refreshed again.
         await traffic.run(stores, 1)
         assert traffic.provider.stats().reuses == 0
 
 
 async def _kill(node: servers.Server) -> None:
-    process = node._process
-    assert process is not None
-    await asyncio.to_thread(process.stop, SIGKILL)
+    await asyncio.to_thread(_process(node).stop, SIGKILL)
+
+
+def _process(node: servers.Server) -> Process:
+    assert node._process is not None
+    return node._process
 
 
 async def _without_quorum(nodes: list[servers.Server], keyring: Keyring) -> None:

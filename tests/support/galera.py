@@ -61,7 +61,7 @@ def start_galera() -> list[servers.Server]:
             command += ["--wsrep-cluster-address=gcomm://", f"--init-file={home.folder / 'init.sql'}"]
         node = servers._serve(server, home, partial(_with_port, command), stop=SIGKILL, kill=SIGKILL)
         nodes.append(node)
-        _until_synced(node, len(nodes))
+        until_synced(node, len(nodes))
     return nodes
 
 
@@ -82,7 +82,8 @@ def _provider_options(group_port: int) -> str:
     return ";".join(f"{name}={value}" for name, value in options.items())
 
 
-def _until_synced(node: servers.Server, size: int) -> None:
+def until_synced(node: servers.Server, size: int) -> None:
+    """Wait until a node takes part in a cluster of so many nodes."""
     query = "SHOW STATUS WHERE variable_name IN ('wsrep_local_state_comment', 'wsrep_cluster_size')"
     deadline = time.monotonic() + _JOIN_DEADLINE
     while True:

@@ -136,6 +136,11 @@ class Process:
                     raise ServerUnavailable(f"{shlex.join(self._command)}\n{said}") from None
             time.sleep(0.02)
 
+    def signal(self, signal: Signals) -> None:
+        """Send a signal that does not end the process."""
+        assert self._popen is not None
+        self._popen.send_signal(signal)
+
     def stop(self, signal: Signals | None = None) -> None:
         if (popen := self._popen) is None:
             return
