@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from support.broken_backends import FAULTS, Fault
-from support.generated_programs import STORES, programs
+from support.generated_programs import STORES
 from support.matrix import Row, row_named
 from support.program_search import ProgramRunner, search
+from support.program_strategy import programs
 
 pytestmark = pytest.mark.seeded
 

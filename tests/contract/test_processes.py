@@ -13,9 +13,10 @@ import pytest
 
 from support import store_jobs
 from support.broken_backends import Fault, fault_named
-from support.generated_programs import AFTER, BEFORE, Program, programs
+from support.generated_programs import AFTER, BEFORE, Program
 from support.matrix import Row, each_database, shared_rows
 from support.program_search import Finding, search
+from support.program_strategy import programs
 from support.store_jobs import Grant
 from support.workers import Team
 from tokenstore.testing.history import Operation, check_history

@@ -11,9 +11,10 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from support.generated_programs import STORES, Step, programs
+from support.generated_programs import STORES, Step
 from support.matrix import Row, every_row
 from support.program_search import ProgramRunner, search
+from support.program_strategy import programs
 from tokenstore.registry import backend_for_url
 
 # Several times as many programs as are needed to find the seeded faults of test_broken_backends.py.

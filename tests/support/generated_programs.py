@@ -1,4 +1,7 @@
-"""Programs for several tasks that use the same rows: Hypothesis generates them, `ProgramRun` runs and records them.
+"""Programs for several tasks that use the same rows. `ProgramRun` runs and records them.
+
+`support.program_strategy` generates them. It is apart from this module, because every worker process imports this one,
+and Hypothesis takes longer to import than all the rest.
 
 Each write has an id that is part of all its values, so that a read shows which write it comes from, or that it is a
 mixture of several. A program waits by steps of the event loop, never for a time; a step of a program can be cancelled
@@ -13,8 +16,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
-
-from hypothesis import strategies as st
 
 from support.stepping import stepped
 from support.written_values import sealed, tokens, version
@@ -32,7 +33,6 @@ Action = Literal["store", "load", "update", "delete", "reseal", "claim", "comple
 STORES = 3
 # Seconds: a brief lease may expire during the program, a lasting one cannot.
 BRIEF, LASTING = 0.000_001, 3600.0
-_PAUSES = (0, 1, 3, 10, 40)
 # Neighbouring stores seal with different keys, so that each store finds rows to reseal.
 _KEYS = {"north": b"n" * 32, "south": b"s" * 32}
 
@@ -85,44 +85,6 @@ class Step:
 
 Program = tuple[tuple[Step, ...], ...]
 """The steps of each task."""
-# The actions of a program. Programs with few kinds of actions reach deeper states than programs with all kinds.
-_THEMES: tuple[tuple[Action, ...], ...] = (
-    ("store", "load", "update", "update", "delete"),
-    ("claim", "claim", "claim", "complete", "release"),
-    ("reseal", "reseal", "store", "load", "update"),
-    ("store", "load", "update", "update", "delete", "reseal", "claim", "claim", "complete", "release"),
-)
-
-
-def programs(tasks: int = 4, steps: int = 5) -> st.SearchStrategy[Program]:
-    """Generate programs of two or more tasks, which use one to three rows."""
-    rarely = st.sampled_from((False, False, False, True))
-    which = st.integers(0, 2)
-    fields: dict[Action, dict[str, st.SearchStrategy[Any]]] = {
-        "update": {"deletes": rarely, "rolls_back": rarely, "restarts": rarely},
-        "claim": {"brief": st.booleans(), "ends": st.sampled_from((None, "complete", "release")), "fails": rarely},
-        "complete": {"which": which},
-        "release": {"which": which, "fails": rarely},
-    }
-    mostly_one = ((0,), (0,), (0,), (0,), (0,), (1,), (2,))
-
-    def step(action: Action) -> st.SearchStrategy[Step]:
-        return st.builds(
-            Step,
-            st.just(action),
-            keys=st.sampled_from((*mostly_one, (0, 1), (0, 2)) if action == "update" else mostly_one),
-            pause=st.sampled_from(_PAUSES),
-            cancel_at=st.none() | st.none() | st.integers(1, 24),
-            **fields.get(action, {}),
-        )
-
-    def themed(theme: tuple[Action, ...]) -> st.SearchStrategy[Program]:
-        task = st.lists(st.sampled_from(theme).flatmap(step), min_size=1, max_size=steps).map(tuple)
-        return st.lists(task, min_size=2, max_size=tasks).map(tuple)
-
-    return st.sampled_from(_THEMES).flatmap(themed)
-
-
 # Before a program, rows 0 and 1 are stored and read, so that their generations are known; row 2 does not exist. After
 # it, each row is locked, written and read, to find locks that were left behind and writes that came late.
 BEFORE: Program = (tuple(step for row in ((0,), (1,)) for step in (Step("store", row), Step("load", row))),)
