@@ -20,7 +20,7 @@ from benchmarks.databases import Database
 from benchmarks.floors import connect, fill
 from benchmarks.measure import Operation, Sample, closed_loop, percentile
 from benchmarks.settings import Settings
-from benchmarks.tokens import ACCESS, EXTENT, REFRESH, key, sealed_row
+from benchmarks.tokens import ACCESS, EXTENT, REFRESH, Place, key, sealed_row
 from tokenstore.records import SealedTokens, TokenKey
 
 __all__ = ["CASES", "Bench", "ContenderInfo"]
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     """One workload: the operation that callers repeat, and the keys of the rows."""
 
     pick: Callable[[Operations], Operation | None]
-    keys: Callable[[Bench], Iterator[TokenKey]]
+    keys: Callable[[Bench], Iterator[Place]]
     finds: bool | None = None
     """For a load: whether the row exists; None: not a load."""
 
@@ -186,24 +186,24 @@ class Bench:
         gc.collect()
         return await closed_loop([operation for operation in operations if operation is not None], keys, seconds)
 
-    def hot(self) -> Iterator[TokenKey]:
+    def hot(self) -> Iterator[Place]:
         """A few keys, used by all callers."""
         return cycle(random.sample([key(number) for number in range(_HOT)], _HOT))
 
-    def cold(self, below: int | None = None) -> Iterator[TokenKey]:
+    def cold(self, below: int | None = None) -> Iterator[Place]:
         """Random keys of the table, each equally likely."""
         count = self._rows if below is None else min(below, self._rows)
         return cycle([key(random.randrange(count)) for _ in range(_DRAWN)])
 
-    def writable(self) -> Iterator[TokenKey]:
+    def writable(self) -> Iterator[Place]:
         """Keys for which the floors have prepared sealed values."""
         return self.cold(EXTENT)
 
-    def missing(self) -> Iterator[TokenKey]:
+    def missing(self) -> Iterator[Place]:
         """Keys without a row."""
         return cycle([key(number, "nobody") for number in range(100)])
 
-    def fresh(self) -> Iterator[TokenKey]:
+    def fresh(self) -> Iterator[Place]:
         """Keys of rows that do not exist yet, each used once."""
         return (key(number, self._salt) for number in self._fresh)
 
@@ -240,7 +240,7 @@ class Bench:
         """Run ``work``; return the sorted latencies in nanoseconds of concurrent loads of other rows."""
         load, lengths = self._ours.store.load_tokens, []
 
-        async def read(keys: Iterator[TokenKey]) -> None:
+        async def read(keys: Iterator[Place]) -> None:
             for place in keys:
                 began = perf_counter_ns()
                 await load(*place)
@@ -276,7 +276,7 @@ class Bench:
         """Read all rows with keyset pagination on one connection of the driver; return their number."""
         link = await connect(self._ours.target)
         try:
-            seen, after = 0, ("", "")
+            seen, after = 0, ("", "", "")
             while True:
                 page: list[Any] = []
                 for statement, where in link.sql.scans:
@@ -287,8 +287,8 @@ class Bench:
                 seen += len(page)
                 if len(page) < _PAGE:
                     return seen
-                provider, user_id = page[-1][:2]
-                after = (_text(provider), _text(user_id))
+                provider, user_id, account = map(_text, page[-1][:3])
+                after = (provider, user_id, account)
         finally:
             await link.close()
 
@@ -317,7 +317,7 @@ async def _put(ours: Tokenstore, rows: int) -> None:
             refresh_token_expires_at=None,
             key_id=row.key_id,
         )
-        await ours.backend.put(key(number), tokens)
+        await ours.backend.put(TokenKey(*key(number)), tokens)
 
     for start in range(0, rows, 1000):
         await asyncio.gather(*(put(number) for number in range(start, min(start + 1000, rows))))

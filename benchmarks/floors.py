@@ -18,7 +18,7 @@ from benchmarks.contenders import Contender, Kind, Operations, TableTarget
 from benchmarks.databases import Database
 from benchmarks.measure import Operation
 from benchmarks.sql import SQL
-from benchmarks.tokens import EXTENT, SealedRow, key, sealed_row, sealed_rows
+from benchmarks.tokens import EXTENT, Place, SealedRow, key, sealed_row, sealed_rows
 
 __all__ = ["FLOORS", "Asyncpg", "Floor", "Link", "connect", "fill", "floor_of"]
 
@@ -50,7 +50,7 @@ class Link:
 
     def key(self, provider: str, user_id: str) -> tuple[Any, ...]:
         """Convert a row's key to what the driver accepts."""
-        return (provider, user_id)
+        return (provider, user_id, "")
 
     def part(self, text: str) -> Any:
         """Convert one part of a key to what the driver accepts."""
@@ -161,7 +161,7 @@ class _PyMySQL(Link):
     """The code that aiomysql and asyncmy have in common."""
 
     def key(self, provider: str, user_id: str) -> tuple[Any, ...]:
-        return (provider.encode(), user_id.encode())  # the columns are binary
+        return (provider.encode(), user_id.encode(), b"")  # the columns are binary
 
     def part(self, text: str) -> Any:
         return text.encode()
@@ -330,7 +330,7 @@ class Floor(Contender):
         link = self.link = _LINKS[self.target.database.driver]
         # This object has no connection; it only converts values and makes statements.
         self.statements = link(None, _sql(self.target))
-        self._ready: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._ready: dict[Place, tuple[Any, ...]] = {}
         self._any = sealed_row(key(0))
 
     async def fill(self, count: int) -> None:
@@ -339,7 +339,7 @@ class Floor(Contender):
         self._ready = {place: self._values(sealed_row(place)) for place in places}
 
     def _values(self, row: SealedRow) -> tuple[Any, ...]:
-        return self.statements.row(row)[:7]
+        return self.statements.row(row)[:8]
 
     def values(self, provider: str, user_id: str) -> tuple[Any, ...]:
         """Return the parameters of the upsert."""
@@ -496,7 +496,7 @@ class CallingThread(Floor):
         return connection
 
     def _load(self, provider: str, user_id: str) -> object:
-        return self._connection.execute(self.statements.sql.load, (provider, user_id)).fetchone()
+        return self._connection.execute(self.statements.sql.load, (provider, user_id, "")).fetchone()
 
     def _store(self, provider: str, user_id: str) -> None:
         self._connection.execute(self.statements.sql.upsert, self.values(provider, user_id))

@@ -45,7 +45,8 @@ class Core(Floor):
         """Make the engine and the statements."""
         self._engine = self.target.database.engine(self.target.pool_size, isolation_level="AUTOCOMMIT")
         table = token_table(MetaData(), self.target.table)
-        this_row = (table.c.provider == bindparam("p"), table.c.user_id == bindparam("u"))
+        names = {"p": "provider", "u": "user_id", "a": "account"}
+        this_row = (table.c[column] == bindparam(name) for name, column in names.items())
         self._query: Any = select(*table.columns).where(*this_row)
         self._upsert = _upsert(table, self.target.database.dialect)
 
@@ -55,13 +56,14 @@ class Core(Floor):
 
         async def load(provider: str, user_id: str) -> object:
             async with engine.connect() as connection:
-                return (await connection.execute(query, {"p": provider, "u": user_id})).first()
+                return (await connection.execute(query, {"p": provider, "u": user_id, "a": ""})).first()
 
         async def store(provider: str, user_id: str) -> None:
-            _, _, access, refresh, expires, _, generation = values(provider, user_id)
+            _, _, _, access, refresh, expires, _, generation = values(provider, user_id)
             parameters = {
                 "p": provider,
                 "u": user_id,
+                "a": "",
                 "access": access,
                 "refresh": refresh,
                 "expires": expires,
@@ -83,6 +85,7 @@ def _upsert(table: Table, dialect: str) -> Any:
     values: dict[str, Any] = {
         "provider": bindparam("p"),
         "user_id": bindparam("u"),
+        "account": bindparam("a"),
         "access_token": bindparam("access"),
         "refresh_token": bindparam("refresh"),
         "access_token_expires_at": bindparam("expires"),
@@ -100,7 +103,7 @@ def _upsert(table: Table, dialect: str) -> Any:
     build = sqlite.insert if dialect == "sqlite" else postgresql.insert
     theirs = build(table).values(**values)
     changes = {**{name: theirs.excluded[name] for name in replaced}, **more}
-    return theirs.on_conflict_do_update(index_elements=["provider", "user_id"], set_=changes)
+    return theirs.on_conflict_do_update(index_elements=["provider", "user_id", "account"], set_=changes)
 
 
 class Encrypted(TypeDecorator[str]):

@@ -26,6 +26,7 @@ from benchmarks.results import Cell, Place, Results
 from benchmarks.settings import Settings
 from benchmarks.tokens import ACCESS, KEYRING, key
 from benchmarks.workers import Workers
+from tokenstore.records import TokenKey
 
 __all__ = ["Run"]
 
@@ -143,7 +144,7 @@ class Run:
 
     def seal(self) -> None:
         """Measure sealing and opening one token, and the cipher alone."""
-        place, text = key(1), ACCESS
+        place, text = TokenKey(*key(1)), ACCESS
         cipher, data = AESGCMSIV(bytes(range(32))), ACCESS.encode()
         associated = b"\x01\x05bench" + "".join(place).encode() + b"access_token"
         nonce = os.urandom(12)

@@ -12,12 +12,13 @@ from benchmarks.tokens import SealedRow
 __all__ = ["SQL"]
 
 _READ: Final = (
-    "provider, user_id, access_token, refresh_token, extra, access_token_expires_at, refresh_token_expires_at, key_id, "
-    "generation, lease_holder, lease_expires_at, failure_code, retry_at, created_at, updated_at"
+    "provider, user_id, account, access_token, refresh_token, extra, access_token_expires_at, "
+    "refresh_token_expires_at, key_id, generation, lease_holder, lease_expires_at, failure_code, retry_at, "
+    "created_at, updated_at"
 )
 _LISTED: Final = (
-    "provider, user_id, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, key_id, "
-    "generation, created_at, updated_at"
+    "provider, user_id, account, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, "
+    "key_id, generation, created_at, updated_at"
 )
 _WRITTEN: Final = ("access_token", "refresh_token", "access_token_expires_at", "key_id")
 _IDLE: Final = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
@@ -48,8 +49,10 @@ class SQL:
 
     @cached_property
     def load(self) -> str:
-        """Read a row by (provider, user_id)."""
-        return f"SELECT {_READ} FROM {self.table} WHERE provider = {self._mark(1)} AND user_id = {self._mark(2)}"
+        """Read a row by (provider, user_id, account)."""
+        one, two, three = map(self._mark, (1, 2, 3))
+        this_row = f"provider = {one} AND user_id = {two} AND account = {three}"
+        return f"SELECT {_READ} FROM {self.table} WHERE {this_row}"
 
     @cached_property
     def lock(self) -> str:
@@ -58,9 +61,9 @@ class SQL:
 
     @cached_property
     def upsert(self) -> str:
-        """Insert or replace by (provider, user_id, access_token, refresh_token, expiry, key_id, generation)."""
+        """Insert or replace a row; the parameters are the first eight fields of :class:`SealedRow`."""
         now = _NOW[self.dialect]
-        columns = ("provider", "user_id", *_WRITTEN, "generation", "created_at", "updated_at")
+        columns = ("provider", "user_id", "account", *_WRITTEN, "generation", "created_at", "updated_at")
         marks = ", ".join(map(self._mark, range(1, len(columns) - 1)))
         insert = f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks}, {now}, {now})"
         if self.dialect == "mysql":
@@ -68,7 +71,7 @@ class SQL:
             conflict = "ON DUPLICATE KEY UPDATE"
         else:
             new = [f"{column} = excluded.{column}" for column in _WRITTEN]
-            conflict = "ON CONFLICT (provider, user_id) DO UPDATE SET"
+            conflict = "ON CONFLICT (provider, user_id, account) DO UPDATE SET"
         new += [f"{column} = NULL" for column in _IDLE]
         return f"{insert} {conflict} {', '.join(new)}, generation = {self.table}.generation + 1, updated_at = {now}"
 
@@ -79,17 +82,23 @@ class SQL:
         return f"INSERT INTO {self.table} ({', '.join(SealedRow._fields)}) VALUES ({marks})"
 
     @cached_property
-    def scans(self) -> list[tuple[str, Callable[[str, str], tuple[str, ...]]]]:
+    def scans(self) -> list[tuple[str, Callable[[str, str, str], tuple[str, ...]]]]:
         """The queries that read one page after a key, each with a function that makes its parameters from that key.
 
         The last parameter of each query is the limit.
         """
-        one, two, three = map(self._mark, (1, 2, 3))
+        one, two, three, four = map(self._mark, (1, 2, 3, 4))
+        order = "provider, user_id, account"
         page = f"SELECT {_LISTED} FROM {self.table} WHERE"
         if self.dialect != "mysql":
-            later = f"{page} (provider, user_id) > ({one}, {two}) ORDER BY provider, user_id LIMIT {three}"
-            return [(later, lambda provider, user_id: (provider, user_id))]
-        # Two queries, because MySQL does not use the index to compare (provider, user_id) as a pair.
-        rest = f"{page} provider = {one} AND user_id > {two} ORDER BY user_id LIMIT {three}"
-        others = f"{page} provider > {one} ORDER BY provider, user_id LIMIT {two}"
-        return [(rest, lambda provider, user_id: (provider, user_id)), (others, lambda provider, _: (provider,))]
+            later = f"{page} ({order}) > ({one}, {two}, {three}) ORDER BY {order} LIMIT {four}"
+            return [(later, lambda provider, user_id, account: (provider, user_id, account))]
+        # Three queries, because MySQL does not use the index to compare (provider, user_id, account) as one value.
+        of_user = f"{page} provider = {one} AND user_id = {two} AND account > {three} ORDER BY account LIMIT {four}"
+        of_provider = f"{page} provider = {one} AND user_id > {two} ORDER BY user_id, account LIMIT {three}"
+        others = f"{page} provider > {one} ORDER BY {order} LIMIT {two}"
+        return [
+            (of_user, lambda provider, user_id, account: (provider, user_id, account)),
+            (of_provider, lambda provider, user_id, _: (provider, user_id)),
+            (others, lambda provider, _user_id, _account: (provider,)),
+        ]

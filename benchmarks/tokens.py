@@ -9,7 +9,18 @@ from typing import Final, NamedTuple
 from tokenstore import Keyring
 from tokenstore.records import TokenKey
 
-__all__ = ["ACCESS", "EXPIRES", "EXTENT", "KEYRING", "REFRESH", "SealedRow", "key", "sealed_row", "sealed_rows"]
+__all__ = [
+    "ACCESS",
+    "EXPIRES",
+    "EXTENT",
+    "KEYRING",
+    "REFRESH",
+    "Place",
+    "SealedRow",
+    "key",
+    "sealed_row",
+    "sealed_rows",
+]
 
 KEYRING: Final = Keyring({"bench": bytes(range(32))})
 ACCESS: Final = "gho_" + "a" * 36
@@ -22,9 +33,13 @@ _PROVIDERS: Final = ("github", "google", "linear", "slack")
 _EXPIRES_US: Final = int(EXPIRES.timestamp()) * 1_000_000
 
 
-def key(number: int, prefix: str = "user") -> TokenKey:
+Place = tuple[str, str]
+"""The provider and the user of a row. All rows have the empty account."""
+
+
+def key(number: int, prefix: str = "user") -> Place:
     """The key of one row; successive rows have different providers."""
-    return TokenKey(_PROVIDERS[number % len(_PROVIDERS)], f"{prefix}-{number:07d}")
+    return _PROVIDERS[number % len(_PROVIDERS)], f"{prefix}-{number:07d}"
 
 
 class SealedRow(NamedTuple):
@@ -32,6 +47,7 @@ class SealedRow(NamedTuple):
 
     provider: str
     user_id: str
+    account: str
     access_token: bytes
     refresh_token: bytes
     access_token_expires_at: int
@@ -41,12 +57,13 @@ class SealedRow(NamedTuple):
     updated_at: int
 
 
-def sealed_row(place: TokenKey) -> SealedRow:
+def sealed_row(place: Place) -> SealedRow:
     """Seal a row's tokens with the benchmarks' key."""
+    row = TokenKey(*place)
     return SealedRow(
-        *place,
-        KEYRING.seal(place, "access_token", ACCESS),
-        KEYRING.seal(place, "refresh_token", REFRESH),
+        *row,
+        KEYRING.seal(row, "access_token", ACCESS),
+        KEYRING.seal(row, "refresh_token", REFRESH),
         _EXPIRES_US,
         KEYRING.primary,
         1,

@@ -183,12 +183,13 @@ class RefreshError(TokenStoreError):
 
     A ``refresh`` callable raises ``ReauthorizationRequiredError``, ``ProviderUnavailableError`` or
     ``ProviderRefusedError`` to say what the provider's response means. The errors that callers of the store get name
-    the provider and the user.
+    the provider, the user and the account.
 
     Attributes:
         code: The OAuth error code (RFC 6749 section 5.2), or another short name.
         provider: The row's provider; None in an error that a ``refresh`` callable raised.
         user_id: The row's user id; None in an error that a ``refresh`` callable raised.
+        account: The row's account; None in an error that a ``refresh`` callable raised.
     """
 
     def __init__(self, message: str, *, code: str) -> None:
@@ -196,6 +197,7 @@ class RefreshError(TokenStoreError):
         self.code = code
         self.provider: str | None = None
         self.user_id: str | None = None
+        self.account: str | None = None
 
 
 class ReauthorizationRequiredError(RefreshError):

@@ -9,8 +9,9 @@ A sealed value is one self-describing byte string::
     2+n     12        nonce, random
     14+n    m + 16    AES-256-GCM-SIV (RFC 8452) ciphertext and tag
 
-The associated data binds the value to its place: the first 2+n bytes above, then provider, user id and field name, each
-UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column does not open.
+The associated data binds the value to its place: the first 2+n bytes above, then provider, user id, account and field
+name, each UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column does not
+open.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_tok
 
 def place_of(key: TokenKey) -> bytes:
     """The part of the associated data that is the same for all fields of a row."""
-    return _part(key.provider) + _part(key.user_id)
+    return _part(key.provider) + _part(key.user_id) + _part(key.account)
 
 
 def generate_key(name: str = "k1") -> str:

@@ -62,6 +62,7 @@ class TokenOperations(ABC):
         access_token_expires_at: datetime | None,
         refresh_token_expires_at: datetime | None = None,
         *,
+        account: str = "",
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Insert or replace the tokens of one user at one provider, atomically.
@@ -69,12 +70,14 @@ class TokenOperations(ABC):
         The new row replaces all fields of an earlier one. Tokens and ``extra`` are encrypted first.
 
         Args:
-            provider: The provider's name: 1 to 128 UTF-8 bytes, no NUL. Compared byte for byte.
+            provider: The provider's name: 1 to 255 UTF-8 bytes, no NUL. Compared byte for byte.
             user_id: The user's id: 1 to 512 UTF-8 bytes, no NUL. Compared byte for byte.
             access_token: At most 256 KiB of printable ASCII characters and spaces, as RFC 6749 appendix A has it.
             refresh_token: As the access token; None if none was issued (RFC 6749 section 5.1 makes it optional).
             access_token_expires_at: When the access token expires; a naive datetime is UTC; None means never.
             refresh_token_expires_at: When the refresh token expires; a naive datetime is UTC; None means never.
+            account: Tells several accounts of the user at the provider apart, each with tokens of its own: at most 255
+                UTF-8 bytes, no NUL. Compared byte for byte. Default: the empty name, for a user who has one account.
             extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
                 at most 256 KiB as JSON, with at most 32 levels of objects and arrays, ``extra`` itself among them.
 
@@ -83,7 +86,7 @@ class TokenOperations(ABC):
             LockTimeoutError: Another transaction held the row's lock for too long; nothing was written.
             BackendError: The database refused or failed.
         """
-        key = token_key(provider, user_id)
+        key = token_key(provider, user_id, account)
         access_token = token_text("access_token", access_token)
         if refresh_token is not None:
             refresh_token = token_text("refresh_token", refresh_token)
@@ -101,7 +104,9 @@ class TokenOperations(ABC):
         await self._rows().put(key, sealed)
 
     @clears_locals
-    async def load_tokens(self, provider: str, user_id: str, for_update: bool = False) -> TokenRecord | None:
+    async def load_tokens(
+        self, provider: str, user_id: str, for_update: bool = False, *, account: str = ""
+    ) -> TokenRecord | None:
         """Read the tokens of one user at one provider.
 
         Args:
@@ -110,6 +115,7 @@ class TokenOperations(ABC):
             for_update: Also take the row's lock until the transaction ends: a second caller waits, then reads what the
                 first one stored. The lock also waits for a refresh of :meth:`AuthTokenStore.load_fresh_tokens`. Needs
                 ``store.transaction()`` or a borrowed session.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
 
         Returns:
             A dict (its ``repr`` shows no token; see :class:`~tokenstore.TokenRecord` for its keys), or None if there
@@ -123,7 +129,7 @@ class TokenOperations(ABC):
             TamperedError: The row was altered outside the store, or the database answered with another row.
             BackendError: The database refused or failed.
         """
-        key = token_key(provider, user_id)
+        key = token_key(provider, user_id, account)
         if for_update:
             row = requested_row(key, await self._lock(key))
         else:
@@ -131,8 +137,13 @@ class TokenOperations(ABC):
         return None if row is None else open_record(self._keyring, key, row)
 
     @clears_locals
-    async def delete_tokens(self, provider: str, user_id: str) -> bool:
-        """Delete the tokens of one user at one provider.
+    async def delete_tokens(self, provider: str, user_id: str, *, account: str = "") -> bool:
+        """Delete the tokens of one user at one provider: those of one account, and of no other.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
 
         Returns:
             Whether there was a row.
@@ -141,7 +152,7 @@ class TokenOperations(ABC):
             InvalidInputError: An argument is not acceptable.
             BackendError: The database refused or failed.
         """
-        return await self._rows().delete(token_key(provider, user_id))
+        return await self._rows().delete(token_key(provider, user_id, account))
 
     @clears_locals
     def is_access_token_valid(self, token_record: Mapping[str, Any], clock_skew_seconds: float = CLOCK_SKEW) -> bool:

@@ -73,7 +73,7 @@ class Backend(Protocol):
         after: TokenKey | None = None,
         limit: int,
     ) -> list[ScannedRow]:
-        """Read one page of rows in ascending order of (provider, user_id), compared as UTF-8 bytes.
+        """Read one page of rows in ascending order of (provider, user_id, account), compared as UTF-8 bytes.
 
         Args:
             provider: Only this provider's rows.

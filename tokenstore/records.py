@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, Ty
 __all__ = [
     "CLOCK_SKEW",
     "EPOCH",
+    "MAX_ACCOUNT_BYTES",
     "MAX_EXTRA_DEPTH",
     "MAX_GENERATION",
     "MAX_PROVIDER_BYTES",
@@ -32,11 +33,14 @@ __all__ = [
     "optional_datetime",
 ]
 
-MAX_PROVIDER_BYTES = 128
+MAX_PROVIDER_BYTES = 255
 """The longest provider name, in UTF-8 bytes."""
 
 MAX_USER_ID_BYTES = 512
 """The longest user id, in UTF-8 bytes."""
+
+MAX_ACCOUNT_BYTES = 255
+"""The longest account name, in UTF-8 bytes. It may be empty."""
 
 MAX_TOKEN_BYTES = 256 * 1024
 """The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""
@@ -58,13 +62,18 @@ MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class TokenKey(NamedTuple):
-    """The identity of a row. Compared byte for byte as UTF-8: no case folding, no normalising, no trimming."""
+    """The identity of a row. Compared byte for byte as UTF-8: no case folding, no normalising, no trimming.
+
+    The account tells several accounts of one user at one provider apart; it is empty for a user who has one.
+    """
 
     provider: str
     user_id: str
+    account: str = ""
 
     def __str__(self) -> str:
-        return f"provider {self.provider!r}, user {self.user_id!r}"
+        account = f", account {self.account!r}" if self.account else ""
+        return f"provider {self.provider!r}, user {self.user_id!r}{account}"
 
 
 # No code assigns to a field of the next four classes, because several callers may share one object. The classes are not
@@ -115,7 +124,7 @@ class SealedRecord:
     """One stored row as a backend returns it.
 
     Attributes:
-        key: The row's provider and user id.
+        key: The row's provider, user id and account.
         tokens: The sealed values.
         generation: The number of this version of the row. Each write adds one; see :func:`new_generation`.
         lease_holder: The name of the refresh that holds the lease, or None. An expired lease may still be shown.
@@ -157,6 +166,7 @@ class TokenEntry(TypedDict):
 
     provider: str
     user_id: str
+    account: str
     access_token_expires_at: datetime | None
     refresh_token_expires_at: datetime | None
     has_refresh_token: bool
@@ -166,7 +176,7 @@ class TokenEntry(TypedDict):
     updated_at: datetime
 
 
-_Text = Literal["provider", "user_id", "access_token", "key_id"]
+_Text = Literal["provider", "user_id", "account", "access_token", "key_id"]
 _Expiry = Literal["access_token_expires_at", "refresh_token_expires_at"]
 _Time = Literal["created_at", "updated_at"]
 _Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation"]
@@ -178,7 +188,7 @@ class TokenRecord(dict[str, Any]):
     Anything that walks through a dict sees the tokens: ``json.dumps(record)``, ``pickle``, a web framework's response,
     an error tracker that records local variables. Pass on the fields that are needed, never the record.
 
-    Keys: ``provider``, ``user_id``, ``access_token``, ``refresh_token`` (None: none issued),
+    Keys: ``provider``, ``user_id``, ``account``, ``access_token``, ``refresh_token`` (None: none issued),
     ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: never),
     ``extra`` (a dict of further response fields), ``generation`` (int, changes with every write), ``key_id``,
     ``created_at`` and ``updated_at`` (aware UTC datetimes).

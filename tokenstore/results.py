@@ -20,6 +20,7 @@ class RefreshResult:
     Attributes:
         provider: The row's provider.
         user_id: The row's user.
+        account: The row's account; empty for a user who has one.
         outcome: ``refreshed``; ``not_due`` (another process had refreshed the row already); ``busy`` (another process
             is refreshing it); ``gone`` (the row was deleted); ``dead`` (the row has no usable refresh token, and no
             call was needed to know it: the user has to log in again); ``deferred`` (an earlier call failed, and the
@@ -29,6 +30,7 @@ class RefreshResult:
 
     provider: str
     user_id: str
+    account: str
     outcome: RefreshOutcome
     error: TokenStoreError | None = None
 
@@ -43,11 +45,13 @@ class ProviderCallFailure:
     Attributes:
         provider: The row's provider.
         user_id: The row's user.
+        account: The row's account; empty for a user who has one.
         operation: ``refresh``, or ``revoke`` for a call of the refresher's ``revoke``.
         error: The exception, with its causes and its traceback.
     """
 
     provider: str
     user_id: str
+    account: str
     operation: Literal["refresh", "revoke"]
     error: BaseException = field(repr=False)

@@ -77,6 +77,7 @@ def open_record(keyring: Keyring, key: TokenKey, row: RequestedRow) -> TokenReco
     return TokenRecord(
         provider=key.provider,
         user_id=key.user_id,
+        account=key.account,
         access_token=access_token,
         refresh_token=refresh_token,
         access_token_expires_at=optional_datetime(tokens.access_token_expires_at),

@@ -211,6 +211,7 @@ class AuthTokenStore(TokenOperations):
         provider: str,
         user_id: str,
         *,
+        account: str = "",
         refresh: Refresh | None = None,
         force: bool = False,
         generation: int | None = None,
@@ -226,6 +227,7 @@ class AuthTokenStore(TokenOperations):
         Args:
             provider: The provider's name.
             user_id: The user's id.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
             refresh: An async callable that gets the record, uses its ``refresh_token``, and returns the token response
                 (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, if they
                 were issued, ``refresh_token`` and ``refresh_token_expires_in``; ``docs/providers.md`` lists the other
@@ -255,7 +257,7 @@ class AuthTokenStore(TokenOperations):
             SealingError: The row does not open with the keyring.
             BackendError: The database refused or failed.
         """
-        key = token_key(provider, user_id)
+        key = token_key(provider, user_id, account)
         if generation is not None and (not force or isinstance(generation, bool) or not isinstance(generation, int)):
             raise InvalidInputError("generation must be the `generation` of a record, and needs force=True")
         return await self._refreshes().load(key, refresh, force=force, generation=generation)
@@ -302,12 +304,15 @@ class AuthTokenStore(TokenOperations):
                 yield result
 
     @clears_locals
-    async def revoke_tokens(self, provider: str, user_id: str, *, refresher: SupportsRevocation | None = None) -> bool:
+    async def revoke_tokens(
+        self, provider: str, user_id: str, *, account: str = "", refresher: SupportsRevocation | None = None
+    ) -> bool:
         """Revoke a user's tokens at the provider (RFC 7009), then delete them. No process refreshes them meanwhile.
 
         Args:
             provider: The provider's name.
             user_id: The user's id.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
             refresher: An object with a method ``revoke``; default: the provider's entry in ``refreshers``.
 
         Returns:
@@ -323,13 +328,15 @@ class AuthTokenStore(TokenOperations):
             SealingError: The row does not open with the keyring.
             BackendError: The database refused or failed.
         """
-        return await self._refreshes().revoke(token_key(provider, user_id), refresher)
+        return await self._refreshes().revoke(token_key(provider, user_id, account), refresher)
 
     @clears_locals
     async def list_tokens(
         self, *, provider: str | None = None, user_id: str | None = None, page_size: int = 500
     ) -> AsyncIterator[TokenEntry]:
-        """Iterate over all rows, or those of one provider or user, ordered by provider and user id, without tokens.
+        """Iterate over all rows, or those of one provider or user, without tokens.
+
+        The order is that of provider, user id and account, each compared as UTF-8 bytes.
 
         Each page is one short query, and no connection or snapshot is held between two pages. So a row that changes
         meanwhile appears in its old or its new state.
@@ -345,7 +352,7 @@ class AuthTokenStore(TokenOperations):
                 the database answered with a row that was not requested: raised at once.
             BackendError: The database refused or failed.
         """
-        # token_key checks both parts of a key, so a missing part is replaced by a valid one.
+        # token_key checks all parts of a key, so a missing part is replaced by a valid one.
         checked = token_key("-" if provider is None else provider, "-" if user_id is None else user_id)
         page_size = positive_int("page_size", page_size)
         rows = scan_rows(
@@ -365,6 +372,7 @@ class AuthTokenStore(TokenOperations):
                 yield TokenEntry(
                     provider=row.key.provider,
                     user_id=row.key.user_id,
+                    account=row.key.account,
                     access_token_expires_at=optional_datetime(row.access_token_expires_at),
                     refresh_token_expires_at=optional_datetime(row.refresh_token_expires_at),
                     has_refresh_token=row.has_refresh_token,
@@ -378,10 +386,15 @@ class AuthTokenStore(TokenOperations):
             raise TamperedError(first_refused.problem + others)
 
     @clears_locals
-    async def reseal_tokens(self, provider: str, user_id: str) -> bool:
+    async def reseal_tokens(self, provider: str, user_id: str, *, account: str = "") -> bool:
         """Seal a row's values with the keyring's primary key, if they are not sealed with it.
 
         The tokens, times and generation do not change. This does not affect a newer write or a refresh in progress.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
 
         Returns:
             Whether the row was resealed. False: there is no row, it has the primary key, or a newer write came first.
@@ -391,7 +404,7 @@ class AuthTokenStore(TokenOperations):
             SealingError: The row does not open with the keyring.
             BackendError: The database refused or failed.
         """
-        key = token_key(provider, user_id)
+        key = token_key(provider, user_id, account)
         row = requested_row(key, await self._rows().get(key))
         if row is None:
             return False

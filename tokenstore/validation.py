@@ -13,6 +13,7 @@ from typing import Any, Final, NewType
 from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.records import (
     EPOCH,
+    MAX_ACCOUNT_BYTES,
     MAX_EXTRA_DEPTH,
     MAX_GENERATION,
     MAX_PROVIDER_BYTES,
@@ -48,10 +49,12 @@ _SEALED_OR_NONE = (bytes, type(None))
 _MAX_NAME = 64  # characters of a key's name, a lease holder's name and a failure's code
 
 
-def token_key(provider: object, user_id: object) -> TokenKey:
-    """Check both parts of a key."""
+def token_key(provider: object, user_id: object, account: object = "") -> TokenKey:
+    """Check the parts of a key. The account alone may be empty."""
     return TokenKey(
-        _key_part("provider", provider, MAX_PROVIDER_BYTES), _key_part("user_id", user_id, MAX_USER_ID_BYTES)
+        _key_part("provider", provider, MAX_PROVIDER_BYTES),
+        _key_part("user_id", user_id, MAX_USER_ID_BYTES),
+        "" if account == "" and isinstance(account, str) else _key_part("account", account, MAX_ACCOUNT_BYTES),
     )
 
 

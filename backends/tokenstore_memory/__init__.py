@@ -278,5 +278,5 @@ def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | N
     )
 
 
-def _order(key: TokenKey) -> tuple[bytes, bytes]:
-    return key.provider.encode(), key.user_id.encode()
+def _order(key: TokenKey) -> tuple[bytes, ...]:
+    return tuple(part.encode() for part in key)

@@ -60,7 +60,8 @@ class Loads(Batches[TokenKey, SealedRecord | None]):
         try:
             with self._calls.read_deadline.limited(TimeoutError):
                 rows, _ = await connection.run(
-                    self._calls.statements.get, {"p": request.provider, "u": request.user_id}
+                    self._calls.statements.get,
+                    {"p": request.provider, "u": request.user_id, "a": request.account},
                 )
             return record_of(rows)
         except Exception:  # noqa: BLE001, S110 - see above

@@ -90,7 +90,7 @@ class Rows:
     ) -> list[ScannedRow]:
         parameters: dict[str, Any] = {"p": provider, "u": user_id}
         if after is not None:
-            parameters |= {"after_p": after.provider, "after_u": after.user_id}
+            parameters |= {"after_p": after.provider, "after_u": after.user_id, "after_a": after.account}
         queries = self.statements.scan(
             by_provider=provider is not None, by_user=user_id is not None, after=after is not None
         )
@@ -146,7 +146,7 @@ def _chunks(writes: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _where(key: TokenKey) -> dict[str, Any]:
-    return {"p": key.provider, "u": key.user_id}
+    return {"p": key.provider, "u": key.user_id, "a": key.account}
 
 
 def _sealed(tokens: SealedTokens) -> dict[str, Any]:
@@ -165,8 +165,8 @@ def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
 
 
 def _scanned(row: Sequence[Any]) -> ScannedRow:
-    provider, user_id, has_refresh_token, *rest = row
-    return ScannedRow(TokenKey(provider, user_id), bool(has_refresh_token), *rest)
+    provider, user_id, account, has_refresh_token, *rest = row
+    return ScannedRow(TokenKey(provider, user_id, account), bool(has_refresh_token), *rest)
 
 
 def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:
@@ -178,6 +178,7 @@ def _record(row: Sequence[Any]) -> SealedRecord:
     (
         provider,
         user_id,
+        account,
         access_token,
         refresh_token,
         extra,
@@ -198,7 +199,7 @@ def _record(row: Sequence[Any]) -> SealedRecord:
         failure = Failure(failure_code, None if retry_at is None else _seconds(retry_at, as_of))
     # By position, as names take twice as long.
     return SealedRecord(
-        TokenKey(provider, user_id),
+        TokenKey(provider, user_id, account),
         SealedTokens(access_token, refresh_token, extra, access_token_expires_at, refresh_token_expires_at, key_id),
         generation,
         lease_holder,

@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
 
+from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES
+
 __all__ = ["DEFAULT_TABLE", "PostgresText", "Utf8Binary", "exact_text", "metadata", "token_table"]
 
 DEFAULT_TABLE = "oauth_tokens"
@@ -106,8 +108,14 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
     return Table(
         name,
         metadata,
-        Column("provider", exact_text(128), primary_key=True),
-        Column("user_id", exact_text(512), primary_key=True),
+        Column("provider", exact_text(MAX_PROVIDER_BYTES), primary_key=True),
+        Column("user_id", exact_text(MAX_USER_ID_BYTES), primary_key=True),
+        Column(
+            "account",
+            exact_text(MAX_ACCOUNT_BYTES),
+            primary_key=True,
+            comment="which of the user's accounts at the provider; empty: the only one",
+        ),
         Column("access_token", _SEALED, nullable=False),
         Column("refresh_token", _SEALED),
         Column("extra", _SEALED),
@@ -121,7 +129,7 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
         Column("retry_at", _INT64, comment="when to try again; null: not before new tokens"),
         Column("created_at", _INT64, nullable=False),
         Column("updated_at", _INT64, nullable=False),
-        Index(f"{name}_by_user", "user_id", "provider"),
+        Index(f"{name}_by_user", "user_id", "provider", "account"),
         schema=schema,
         sqlite_strict=True,
         mysql_engine="InnoDB",

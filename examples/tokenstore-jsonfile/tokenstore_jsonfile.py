@@ -282,8 +282,8 @@ def _now() -> int:
     return int(time.time() * _US)
 
 
-def _order(key: TokenKey) -> tuple[bytes, bytes]:
-    return key.provider.encode(), key.user_id.encode()
+def _order(key: TokenKey) -> tuple[bytes, ...]:
+    return tuple(part.encode() for part in key)
 
 
 def _record(key: TokenKey, row: _Row, now: int) -> SealedRecord:
@@ -326,7 +326,7 @@ def _to_json(key: TokenKey, row: _Row) -> dict[str, Any]:
 
 
 def _from_json(document: dict[str, Any]) -> tuple[TokenKey, _Row]:
-    key = TokenKey(document.pop("provider"), document.pop("user_id"))
+    key = TokenKey(*(document.pop(name) for name in TokenKey._fields))
     tokens = document.pop("tokens")
     for name in _BLOBS:
         tokens[name] = None if tokens[name] is None else base64.b64decode(tokens[name])

@@ -34,6 +34,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
     assert record == {
         "provider": "github",
         "user_id": "u1",
+        "account": "",
         "access_token_valid": True,
         "refresh_token_valid": True,
         "has_refresh_token": True,
@@ -46,6 +47,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
     assert set(entry) == {
         "provider",
         "user_id",
+        "account",
         "access_token_expires_at",
         "refresh_token_expires_at",
         "has_refresh_token",

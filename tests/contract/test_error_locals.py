@@ -154,8 +154,9 @@ def test_arguments(walk: Walk) -> None:
     async def main() -> None:
         store = open_store("memory://", keyring=_keyring(), refreshers={"github": Script(NEW)})
         bad: dict[str, list[Any]] = {
-            "provider": ["", 7, "x" * 200],
+            "provider": ["", 7, "x" * 256],
             "user_id": ["", "\0", "\ud800", None],
+            "account": ["x" * 256, "\0", "\ud800", None],
             "access_token": [ACCESS + "\n", [ACCESS], "", ACCESS.encode(), ACCESS + "\ud800"],
             "refresh_token": [REFRESH + "é", {"token": REFRESH}, REFRESH.encode()],
             "access_token_expires_at": [3600, "soon"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from tokenstore.records import TokenKey
 from tokenstore.sealing import seal_tokens
 
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
+
+TOKENS: dict[str, Any] = {"access_token": ACCESS, "refresh_token": REFRESH, "access_token_expires_at": None}
 
 
 @on_every_row
@@ -58,16 +61,16 @@ async def test_reseal_reads_the_key_s_name_from_the_sealed_header_and_not_from_t
     backend, key = store._backend, TokenKey("github", "u1")
     north = AuthTokenStore(backend=backend, keyring=Keyring({"north": NORTH}))
     both = AuthTokenStore(backend=backend, keyring=Keyring({"south": SOUTH, "north": NORTH}))
-    await north.store_tokens(*key, ACCESS, REFRESH, None, extra={"scope": SCOPE})
+    await north.store_tokens(**key._asdict(), **TOKENS, extra={"scope": SCOPE})
     row = await backend.get(key)
     assert row is not None
     for key_id in ("south", "n", "north2", "", "é"):
         assert await backend.rewrap(key, replace(row.tokens, key_id=key_id), generation=row.generation)
         for call in (both.load_tokens, both.reseal_tokens):
             with pytest.raises(TamperedError, match="user 'u1'"):
-                await call(*key)
+                await call(**key._asdict())
     assert await backend.rewrap(key, row.tokens, generation=row.generation)
-    assert await both.reseal_tokens(*key)
+    assert await both.reseal_tokens(**key._asdict())
     assert not both.needs_reseal(await load(both))
 
 
@@ -77,7 +80,7 @@ async def test_moved_or_changed_ciphertexts_raise_tampered_error(store: AuthToke
     backend: Backend = store._backend
     mine, theirs = TokenKey("github", "mine"), TokenKey("github", "theirs")
     for key in (mine, theirs):
-        await store.store_tokens(*key, ACCESS, REFRESH, None, extra={"scope": SCOPE})
+        await store.store_tokens(**key._asdict(), **TOKENS, extra={"scope": SCOPE})
     rows = [await backend.get(key) for key in (mine, theirs)]
     good, stolen = (row.tokens for row in rows if row is not None)
     flipped = bytearray(good.access_token)
@@ -95,9 +98,9 @@ async def test_moved_or_changed_ciphertexts_raise_tampered_error(store: AuthToke
     ):
         await backend.put(mine, bad)
         with pytest.raises(TamperedError, match="user 'mine'") as caught:
-            await store.load_tokens(*mine)
+            await store.load_tokens(**mine._asdict())
         assert ACCESS not in str(caught.value)
     await backend.put(mine, good)
-    restored = await store.load_tokens(*mine)
+    restored = await store.load_tokens(**mine._asdict())
     assert restored is not None
     assert restored["access_token"] == ACCESS

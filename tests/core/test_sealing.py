@@ -10,7 +10,7 @@ from support.keys import NORTH, keyring_of
 from tokenstore import SealingError, TamperedError
 from tokenstore.records import TokenKey
 
-KEY = TokenKey("github", "user-123")
+KEY = TokenKey("github", "user-123", "work")
 # AES-256-GCM-SIV of "gho_abc" with the key 00 01 … 1f, the nonce a0 … ab, and the associated data of the format.
 PINNED = bytes.fromhex("01056e6f727468a0a1a2a3a4a5a6a7a8a9aaab")
 
@@ -23,9 +23,9 @@ def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenstore.keyring.os.urandom", lambda size: nonce[:size])
     sealed = keyring_of("north").seal(KEY, "access_token", "gho_abc")
     assert sealed[:19] == PINNED
-    associated = b"\x01\x05north\x00\x06github\x00\x08user-123\x00\x0caccess_token"
+    associated = b"\x01\x05north\x00\x06github\x00\x08user-123\x00\x04work\x00\x0caccess_token"
     assert sealed[19:] == AESGCMSIV(NORTH).encrypt(nonce, b"gho_abc", associated)
-    assert sealed.hex() == PINNED.hex() + "db1c61b040f9cae36e10a9f610bd24dffd672ab258b756"
+    assert sealed.hex() == PINNED.hex() + "671077bb13553fbd45c874dba782ea654f0350515096e8"
     assert len(sealed) == 2 + 5 + 12 + len("gho_abc") + 16
 
 

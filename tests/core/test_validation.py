@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from support.matrix import Row, every_row
 from tokenstore import AuthTokenStore, InvalidInputError, Keyring, TokenStoreError, open_store
-from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
+from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
 
 SECRET = "s3cr3t"
 """A part of every token; no message may contain it."""
@@ -31,7 +31,7 @@ BAD_TEXT = st.sampled_from(["", "\0", "a\0b", "\ud800", "\udcc3\udca9", "ok\udff
 # Lengths around each limit, in characters of one to four bytes.
 LONG_TEXT = st.builds(
     lambda limit, more, character: character * (limit // len(character.encode())) + "x" * more,
-    st.sampled_from([MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES]),
+    st.sampled_from([MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES, MAX_ACCOUNT_BYTES]),
     st.integers(0, 2),
     st.sampled_from(["a", "é", "€", "🔑"]),
 )
@@ -104,18 +104,19 @@ Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 def calls() -> st.SearchStrategy[Call]:
     key = (KEY_PART, KEY_PART)
-    times = st.fixed_dictionaries({}, optional={"refresh_token_expires_at": TIME, "extra": EXTRA})
-    nothing: st.SearchStrategy[dict[str, Any]] = st.just({})
+    account = {"account": st.just("") | KEY_PART}
+    times = st.fixed_dictionaries({}, optional={"refresh_token_expires_at": TIME, "extra": EXTRA, **account})
+    only_account = st.fixed_dictionaries({}, optional=account)
     valid = st.tuples(KEY_TEXT, KEY_TEXT, TOKEN_TEXT, TOKEN_TEXT | st.none(), st.datetimes())
     return st.one_of(
         st.tuples(st.just("store_tokens"), valid, times),
         st.tuples(st.just("store_tokens"), st.tuples(*key, TOKEN, TOKEN, TIME), times),
         st.tuples(st.just("store in transaction"), st.tuples(*key, TOKEN, TOKEN, TIME), times),
-        st.tuples(st.just("load_tokens"), st.tuples(*key), nothing),
-        st.tuples(st.just("load_tokens"), st.tuples(*key, st.booleans()), nothing),
-        st.tuples(st.just("load in transaction"), st.tuples(*key, st.booleans()), nothing),
-        st.tuples(st.just("delete_tokens"), st.tuples(*key), nothing),
-        st.tuples(st.just("reseal_tokens"), st.tuples(*key), nothing),
+        st.tuples(st.just("load_tokens"), st.tuples(*key), only_account),
+        st.tuples(st.just("load_tokens"), st.tuples(*key, st.booleans()), only_account),
+        st.tuples(st.just("load in transaction"), st.tuples(*key, st.booleans()), only_account),
+        st.tuples(st.just("delete_tokens"), st.tuples(*key), only_account),
+        st.tuples(st.just("reseal_tokens"), st.tuples(*key), only_account),
         st.tuples(
             st.just("list_tokens"),
             st.just(()),
@@ -207,12 +208,20 @@ GOOD: dict[str, Any] = {
         ("provider", "", "provider must not be empty"),
         ("provider", None, "provider must be a str, not NoneType"),
         ("provider", b"github", "provider must be a str, not bytes"),
-        ("provider", "a" * 129, "provider has 129 bytes as UTF-8; at most 128 are allowed"),
-        ("provider", "é" * 65, "provider has 130 bytes as UTF-8; at most 128 are allowed"),
+        ("provider", "a" * 256, "provider has 256 bytes as UTF-8; at most 255 are allowed"),
+        ("provider", "é" * 128, "provider has 256 bytes as UTF-8; at most 255 are allowed"),
         ("user_id", "a\0", "user_id holds a NUL character, which PostgreSQL cannot store"),
         ("user_id", "\ud800", "user_id holds a lone surrogate and cannot be encoded as UTF-8"),
         ("user_id", "🔑" * 129, "user_id has 516 bytes as UTF-8; at most 512 are allowed"),
         ("user_id", 7, "user_id must be a str, not int"),
+        ("account", "a" * 256, "account has 256 bytes as UTF-8; at most 255 are allowed"),
+        ("account", "é" * 128, "account has 256 bytes as UTF-8; at most 255 are allowed"),
+        ("account", "a\0", "account holds a NUL character, which PostgreSQL cannot store"),
+        ("account", "\0", "account holds a NUL character, which PostgreSQL cannot store"),
+        ("account", "\udfff", "account holds a lone surrogate and cannot be encoded as UTF-8"),
+        ("account", None, "account must be a str, not NoneType"),
+        ("account", 0, "account must be a str, not int"),
+        ("account", b"", "account must be a str, not bytes"),
         ("access_token", None, "access_token must be a str, not NoneType"),
         ("access_token", "", "access_token must not be empty"),
         ("access_token", SECRET + "\ud800", "access_token holds a lone surrogate and cannot be encoded as UTF-8"),
@@ -265,13 +274,14 @@ def test_arguments_of_maximum_length_are_stored(row: Row, url: str, keyring: Key
     async def main() -> None:
         async with open_store(url, keyring=keyring) as store:
             await store.setup()
-            provider, user = "é" * (MAX_PROVIDER_BYTES // 2), "🔑" * (MAX_USER_ID_BYTES // 4)
-            await store.store_tokens(provider, user, big, big[::-1], None, extra=wide)
-            record = await store.load_tokens(provider, user)
+            provider, user = "é" * (MAX_PROVIDER_BYTES // 2) + "x", "🔑" * (MAX_USER_ID_BYTES // 4)
+            account = "x" + "é" * (MAX_ACCOUNT_BYTES // 2)
+            await store.store_tokens(provider, user, big, big[::-1], None, account=account, extra=wide)
+            record = await store.load_tokens(provider, user, account=account)
             assert record is not None
             assert (record["access_token"], record["refresh_token"], record["extra"]) == (big, big[::-1], wide)
-            await store.store_tokens(Colour.RED, Colour.RED, Colour.RED, Colour.RED, None)
-            record = await store.load_tokens("red", "red")
+            await store.store_tokens(Colour.RED, Colour.RED, Colour.RED, Colour.RED, None, account=Colour.RED)
+            record = await store.load_tokens("red", "red", account="red")
             assert record is not None
             assert (record["access_token"], type(record["access_token"]), record["provider"]) == ("red", str, "red")
             await store.store_tokens("red", "deep", "at", "rt", None, extra=_nested(32))

@@ -21,7 +21,7 @@ from tokenstore.refresh.telemetry import _BUCKETS, OUTCOMES, RefreshReport, Tele
 
 PAGE = DOCS / "observability.md"
 FIELDS = {
-    *("tokenstore_event", "tokenstore_provider", "tokenstore_user_id", "tokenstore_code"),
+    *("tokenstore_event", "tokenstore_provider", "tokenstore_user_id", "tokenstore_account", "tokenstore_code"),
     *("tokenstore_outcome", "tokenstore_background", "tokenstore_generation"),
     *("tokenstore_waited", "tokenstore_provider_time", "tokenstore_joined", "tokenstore_raised"),
 }
@@ -48,14 +48,14 @@ def test_the_table_of_log_levels_matches_the_code() -> None:
 
 
 def test_the_table_of_log_fields_matches_the_code(seen: Observer) -> None:
-    """A refresh logs all fields of the table, and a problem only the first four."""
+    """A refresh logs all fields of the table, and a problem only the first five."""
     ended("refreshed")
     documented = [name for cells in LOG_FIELDS for name in codes(cells[0])]
     assert sorted(documented) == sorted(seen.record)
     assert {*documented} == FIELDS
     seen.records.clear()
     Telemetry().problem(KEY, "event", "message")
-    assert sorted(documented[:4]) == sorted(seen.record)
+    assert sorted(documented[:5]) == sorted(seen.record)
     assert {f"tokenstore_{item.name}" for item in fields(RefreshReport)} - {*documented} == {"tokenstore_key"}
 
 

@@ -33,7 +33,13 @@ from tokenstore.cancellation import FINISH_GRACE
 from tokenstore.cli.app import app
 from tokenstore.cli.exits import EXIT_CODES
 from tokenstore.protocol import Backend
-from tokenstore.records import MAX_EXTRA_DEPTH, MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES
+from tokenstore.records import (
+    MAX_ACCOUNT_BYTES,
+    MAX_EXTRA_DEPTH,
+    MAX_PROVIDER_BYTES,
+    MAX_TOKEN_BYTES,
+    MAX_USER_ID_BYTES,
+)
 from tokenstore.registry import _BUILT_IN
 from tokenstore.testing import conformance
 from tokenstore_sql import calls, token_table
@@ -153,6 +159,7 @@ def test_the_pages_state_the_constants_of_the_code() -> None:
     assert "half a second" in locking
     assert f"version {'.'.join(map(str, sqlite_files._MIN_VERSION[:2]))} or later" in limits
     assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, a user id 1 to {MAX_USER_ID_BYTES}" in limits
+    assert f"an account at most {MAX_ACCOUNT_BYTES}" in limits
     assert f"most {MAX_TOKEN_BYTES}" in limits
     assert f"at most {MAX_EXTRA_DEPTH} levels" in limits
 

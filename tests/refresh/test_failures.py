@@ -27,7 +27,7 @@ async def test_a_dead_refresh_token_is_sent_once(world: World) -> None:
     assert {type(error) for error in errors} == {ReauthorizationRequiredError}
     assert {error.code for error in errors} == {"invalid_grant"}
     assert world.provider.stats().requests == 1
-    assert [(error.provider, error.user_id) for error in told_of] == [KEY]
+    assert [(error.provider, error.user_id, error.account) for error in told_of] == [KEY]
     new = await world.log_in(two)
     assert (await fresh(one))["generation"] == new["generation"] + 1
     assert world.provider.stats().requests == 2

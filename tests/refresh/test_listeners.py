@@ -44,7 +44,7 @@ async def test_listeners_are_called_once(world: World, kind: str, caplog: pytest
     await settled(store)
     _, error = told_of
     assert isinstance(error, ReauthorizationRequiredError)
-    assert (error.provider, error.user_id) == KEY
+    assert (error.provider, error.user_id, error.account) == KEY
     assert all(isinstance(other, ReauthorizationRequiredError) and other is not error for other in errors)
     problems = [record for record in caplog.records if record.levelno >= logging.WARNING and "callback" in record.msg]
     assert len([record for record in caplog.records if "callback" in record.getMessage()]) == (

@@ -180,7 +180,7 @@ async def test_a_failed_revocation_keeps_the_row_and_raises_an_error_that_names_
     assert type(caught.value) is expected
     assert not any(token in told(caught.value) for token in OLD)
     if isinstance(caught.value, RefreshError):
-        assert (caught.value.provider, caught.value.user_id) == KEY
+        assert (caught.value.provider, caught.value.user_id, caught.value.account) == KEY
     await assert_untouched(world, None)
 
 

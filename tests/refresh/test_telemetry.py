@@ -38,6 +38,7 @@ def test_each_outcome_has_one_log_record_one_count_and_one_span(outcome: str, se
         "tokenstore_event": "refresh",
         "tokenstore_provider": "github",
         "tokenstore_user_id": "user-123",
+        "tokenstore_account": "",
         "tokenstore_code": "some_code",
         "tokenstore_outcome": outcome,
         "tokenstore_background": False,
@@ -217,6 +218,7 @@ def test_a_problem_is_logged_with_the_row_and_the_error_s_type(seen: Observer) -
         "tokenstore_event": "on_refreshed",
         "tokenstore_provider": "github",
         "tokenstore_user_id": "user-123",
+        "tokenstore_account": "",
         "tokenstore_code": "Provided",
     }
 

@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from support.database import Place, app_engine
 from support.matrix import ROWS, Row, params, shared_rows
 from tokenstore import AuthTokenStore, Keyring, RefreshableRecord, TamperedError, open_store
+from tokenstore.records import TokenKey
 
 MAX_INT64 = 2**63 - 1
 ALTERED = "bobby"
+KEY = ", ".join(TokenKey._fields)
 OTHERS = ["alice", "carol"]
 EXPIRED = datetime.now(UTC) - timedelta(hours=1)
 
@@ -85,7 +87,7 @@ async def _without_constraints(place: Place) -> None:
             ).all()
             await connection.execute(text(f"DROP TABLE {place.table}"))
             declared = ", ".join(f"{name} {kind if kind == 'INTEGER' else 'BLOB'}" for name, kind in columns)
-            await connection.execute(text(f"CREATE TABLE {place.table} ({declared}, PRIMARY KEY (provider, user_id))"))
+            await connection.execute(text(f"CREATE TABLE {place.table} ({declared}, PRIMARY KEY ({KEY}))"))
             return
         types = {
             "access_token": "MEDIUMBLOB",

@@ -97,7 +97,7 @@ def test_a_locking_load_waits_for_a_lease_and_returns_the_refreshed_tokens(
             async def use() -> None:
                 async with AsyncSession(engine) as session, transaction(session):
                     store = AuthTokenStore(session, keyring=keyring, **place.options)
-                    record = await store.load_tokens(*_KEY, for_update=True)
+                    record = await store.load_tokens(**_KEY._asdict(), for_update=True)
                     assert record is not None
                     assert record["access_token"] == "gho_1"
                     assert session.in_transaction()
@@ -166,7 +166,7 @@ def test_lock_timeout_and_cancellation_end_a_locking_load_that_waits_for_a_lease
                     store = AuthTokenStore(session, keyring=keyring, lock_timeout=lock_timeout, **place.options)
                     async with transaction(session):
                         try:
-                            await store.load_tokens(*_KEY, for_update=True)
+                            await store.load_tokens(**_KEY._asdict(), for_update=True)
                         finally:
                             assert session.in_transaction() is (transaction is not _no_transaction)
 
@@ -202,7 +202,7 @@ def test_a_lease_claimed_just_before_the_lock_is_a_conflict_in_the_caller_s_tran
                     async with AsyncSession(engine) as session:
                         store = AuthTokenStore(session, keyring=keyring, lock_timeout=2, **place.options)
                         async with transaction(session):
-                            await store.load_tokens(*_KEY, for_update=True)
+                            await store.load_tokens(**_KEY._asdict(), for_update=True)
 
                 async with holder.connect() as connection:
                     if place.row.mark == "sqlite":
@@ -217,7 +217,9 @@ def test_a_lease_claimed_just_before_the_lock_is_a_conflict_in_the_caller_s_tran
                 with pytest.raises(expected, match="refresh"):
                     await user
                 await place.until_idle()
-                await other.store_tokens(*_KEY, "gho_abc", "ghr_xyz", None)
+                await other.store_tokens(
+                    **_KEY._asdict(), access_token="gho_abc", refresh_token="ghr_xyz", access_token_expires_at=None
+                )
 
     asyncio.run(main())
 
@@ -235,10 +237,10 @@ def test_locking_a_second_row_waits_for_its_lease_and_keeps_the_first_row_s_lock
             await _Refresh(other._backend, keyring).begin(duration=0.3)
             store = AuthTokenStore(session, keyring=keyring, **place.options)
             if place.row.mark == "sqlite":  # on SQLite the first lock covers all rows
-                assert await store.load_tokens(*_KEY, for_update=True)
+                assert await store.load_tokens(**_KEY._asdict(), for_update=True)
             else:
                 assert await store.load_tokens("github", "first", for_update=True)
-                assert await store.load_tokens(*_KEY, for_update=True)
+                assert await store.load_tokens(**_KEY._asdict(), for_update=True)
                 with pytest.raises(LockTimeoutError):
                     async with open_store(place.url, keyring=keyring, lock_timeout=0.2) as impatient:
                         await seen(impatient, "first")

@@ -172,9 +172,9 @@ class _ReadThenWrite(AnySQLBackend):
         if row is None:
             await super().put(key, tokens)
             return
-        c = self.table.c
+        this_row = (self.table.c[name] == part for name, part in key._asdict().items())
         fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
-        statement = update(self.table).where(c.provider == key.provider, c.user_id == key.user_id).values(fresh)
+        statement = update(self.table).where(*this_row).values(fresh)
         await self._run([key], functools.partial(_execute, statement), write=True)
 
 

@@ -33,6 +33,8 @@ Action = Literal["store", "load", "update", "delete", "reseal", "claim", "comple
 STORES = 3
 # Seconds: a brief lease may expire during the program, a lasting one cannot.
 BRIEF, LASTING = 0.000_001, 3600.0
+# The rows' users, and their accounts.
+_ROWS = ((0, ""), (0, "work"), (1, ""))
 # Neighbouring stores seal with different keys, so that each store finds rows to reseal.
 _KEYS = {"north": b"n" * 32, "south": b"s" * 32}
 
@@ -175,14 +177,14 @@ class _Task:
             case "store":
                 value = next(self.ids)
                 with self._recorded("put", key, value=value):
-                    await self.tokens.store_tokens(*key, **tokens(value))
+                    await self.tokens.store_tokens(**key._asdict(), **tokens(value))
             case "load":
                 await self._load(key)
             case "delete":
                 with self._recorded("delete", key) as outcome:
-                    outcome["ok"] = await self.tokens.delete_tokens(*key)
+                    outcome["ok"] = await self.tokens.delete_tokens(**key._asdict())
             case "reseal":
-                await self.tokens.reseal_tokens(*key)  # not recorded: it must not change what other calls return
+                await self.tokens.reseal_tokens(**key._asdict())  # not recorded: other calls must not see it
             case "update":
                 await self._update(step)
             case "claim":
@@ -195,7 +197,7 @@ class _Task:
 
     async def _load(self, key: TokenKey) -> Version | None:
         with self._recorded("get", key) as outcome:
-            seen = outcome["seen"] = version(await self.tokens.load_tokens(*key))
+            seen = outcome["seen"] = version(await self.tokens.load_tokens(**key._asdict()))
         return seen
 
     async def _claim(self, step: Step, key: TokenKey, generation: int) -> None:
@@ -293,7 +295,8 @@ class _Task:
         self.run.history.append(Operation(name=name, **fields))
 
     def _key(self, index: int) -> TokenKey:
-        return TokenKey("provider", f"{self.run.user_id}{index}")
+        number, account = _ROWS[index]
+        return TokenKey("provider", f"{self.run.user_id}{number}", account)
 
 
 async def _pause(points: int) -> None:

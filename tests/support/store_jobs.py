@@ -43,21 +43,24 @@ async def store(link: Link, url: str, value: str) -> None:
     """Store the tokens of one write."""
     (one, *_) = await link.open(url)
     link.meet()
-    await one.tokens.store_tokens(*KEY, **tokens(value))
+    await one.tokens.store_tokens(**KEY._asdict(), **tokens(value))
 
 
 async def load(link: Link, url: str) -> Version | None:
     """Return the write that the row comes from."""
     (one, *_) = await link.open(url)
     link.meet()
-    return version(await one.tokens.load_tokens(*KEY))
+    return version(await one.tokens.load_tokens(**KEY._asdict()))
 
 
 async def store_grant(link: Link, url: str, refresh_token: str) -> None:
     """Store a refresh token with an expired access token."""
     (one, *_) = await link.open(url)
     link.meet()
-    await one.tokens.store_tokens(*KEY, "expired", refresh_token, datetime.now(UTC) - timedelta(hours=1))
+    expired_at = datetime.now(UTC) - timedelta(hours=1)
+    await one.tokens.store_tokens(
+        **KEY._asdict(), access_token="expired", refresh_token=refresh_token, access_token_expires_at=expired_at
+    )
 
 
 async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], tasks: int) -> list[str]:
@@ -67,14 +70,15 @@ async def refresh(link: Link, url: str, token_url: str, client: dict[str, str], 
 
     async def valid_token() -> str:
         async with one.tokens.transaction() as transaction:
-            record = await transaction.load_tokens(*KEY, for_update=True)
+            record = await transaction.load_tokens(**KEY._asdict(), for_update=True)
             assert record is not None
             if one.tokens.is_access_token_valid(record):
                 return record["access_token"]
             assert one.tokens.is_refresh_token_valid(record)
             new = await refresh_over_http(token_url, record["refresh_token"], **client, timeout=60)
             expires_at = datetime.now(UTC) + timedelta(seconds=new["expires_in"])
-            await transaction.store_tokens(*KEY, new["access_token"], new["refresh_token"], expires_at)
+            pair = {name: new[name] for name in ("access_token", "refresh_token")}
+            await transaction.store_tokens(**KEY._asdict(), **pair, access_token_expires_at=expires_at)
             return str(new["access_token"])
 
     return await asyncio.gather(*(valid_token() for _ in range(tasks)))
@@ -84,8 +88,8 @@ async def hold_lock(link: Link, url: str) -> None:
     """Lock the row, overwrite it, and pause before the commit."""
     (one, *_) = await link.open(url)
     async with one.tokens.transaction() as transaction:
-        await transaction.load_tokens(*KEY, for_update=True)
-        await transaction.store_tokens(*KEY, **tokens("uncommitted"))
+        await transaction.load_tokens(**KEY._asdict(), for_update=True)
+        await transaction.store_tokens(**KEY._asdict(), **tokens("uncommitted"))
         link.meet()
 
 
@@ -94,7 +98,7 @@ async def wait_for_lock(link: Link, url: str, seconds: float) -> Version | None:
 
     async def lock() -> Version | None:
         async with one.tokens.transaction() as transaction:
-            return version(await transaction.load_tokens(*KEY, for_update=True))
+            return version(await transaction.load_tokens(**KEY._asdict(), for_update=True))
 
     (one, *_) = await link.open(url, lock_timeout=0.1)
     try:

@@ -78,14 +78,15 @@ def refresh_due(
                     continue
                 strangers[key.provider] += 1
                 if options.as_json:
-                    _print_result(*key, "no_refresher", None)
+                    _print_result(key, "no_refresher", None)
             with progress(due) as advance:
                 async for result in store.refresh_due(within=seconds, provider=provider, concurrency=concurrency):
                     outcomes[result.outcome] += 1
                     advance()
                     if options.as_json:
                         error = None if result.error is None else str(result.error)
-                        _print_result(result.provider, result.user_id, result.outcome, error)
+                        key = TokenKey(result.provider, result.user_id, result.account)
+                        _print_result(key, result.outcome, error)
                     elif result.outcome == "failed":
                         print_error(str(result.error))
         return outcomes
@@ -105,11 +106,11 @@ async def _due(store: AuthTokenStore, provider: str | None, seconds: float) -> A
         async for entry in store.list_tokens(provider=provider):
             expires_at = entry["access_token_expires_at"]
             if entry["has_refresh_token"] and expires_at is not None and expires_at <= horizon:
-                yield TokenKey(entry["provider"], entry["user_id"])
+                yield TokenKey(entry["provider"], entry["user_id"], entry["account"])
 
 
-def _print_result(provider: str, user_id: str, outcome: str, error: str | None) -> None:
-    print_json({"provider": provider, "user_id": user_id, "outcome": outcome, "error": error})
+def _print_result(key: TokenKey, outcome: str, error: str | None) -> None:
+    print_json({**key._asdict(), "outcome": outcome, "error": error})
 
 
 def _seconds(text: str) -> float:

@@ -140,7 +140,7 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None) -> Ref
             code=code,
             retry_after=retry_in,
         )
-    error.provider, error.user_id = key
+    error.provider, error.user_id, error.account = key
     return error
 
 
@@ -150,7 +150,7 @@ def not_stored(key: TokenKey, record: TokenRecord) -> TokensNotStoredError:
         f"{key}: the provider issued new tokens, which could not be stored; `record` is the only copy",
         records=[record],
     )
-    error.provider, error.user_id = key
+    error.provider, error.user_id, error.account = key
     return error
 
 
@@ -188,7 +188,7 @@ def not_revoked(key: TokenKey, error: BaseException, record: TokenRecord, refres
         failed = ProviderUnavailableError(f"{key}: the provider did not answer in time; {origin}", code="timeout")
     else:
         failed = ProviderUnavailableError(f"{key}: the tokens could not be revoked; {origin}", code="revocation_failed")
-    failed.provider, failed.user_id = key
+    failed.provider, failed.user_id, failed.account = key
     return failed
 
 

@@ -94,7 +94,7 @@ class Settings:
         """
         skew = skew_of(lifetime)
         margin = min(self.margin, skew + (lifetime - skew) / 4)
-        spread = zlib.crc32(f"{row.key.provider}\0{row.key.user_id}\0{row.generation}".encode()) / 2**32
+        spread = zlib.crc32("\0".join((*row.key, str(row.generation))).encode()) / 2**32
         return skew + max(margin - skew, 0.0) * (0.5 + spread / 2)
 
 

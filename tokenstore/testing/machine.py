@@ -54,8 +54,10 @@ _TIMEOUT = 20.0
 # from that as UTF-16 and from the alphabetical one.
 _KEYS = [
     TokenKey("github", "bob"),
+    TokenKey("github", "bob", "work"),
     TokenKey("GitHub", "bob"),
     TokenKey("github", "bob "),
+    TokenKey("github", "bob", "Work"),
     TokenKey("github", "e\u0301"),
     TokenKey("\ufb00", "é"),
     TokenKey("\ufb00", "😀"),
@@ -75,7 +77,10 @@ _failures = st.none() | st.builds(
 )
 # Between, before and after the keys.
 _places = st.builds(
-    TokenKey, st.sampled_from(["G", "GitHub", "github", "h", "\ufb00"]), st.sampled_from(["a", "c", "é!", "z"])
+    TokenKey,
+    st.sampled_from(["G", "GitHub", "github", "h", "\ufb00"]),
+    st.sampled_from(["a", "bob", "c", "é!", "z"]),
+    st.sampled_from(["", "X", "x"]),
 )
 _operations = st.one_of(
     st.tuples(st.just("lock"), _keys),

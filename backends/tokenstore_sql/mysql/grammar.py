@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, cast, func, literal_column, tuple_
 from sqlalchemy.dialects.mysql import Insert, insert
 
-from tokenstore_sql.statements.grammar import Grammar
+from tokenstore_sql.statements.grammar import Grammar, key_columns
 
 __all__ = ["MySQLGrammar"]
 
@@ -40,9 +40,8 @@ class MySQLGrammar(Grammar):
 
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
         # With OR between pairs of comparisons, as elsewhere, the optimizers think for longer than the server reads.
-        c = table.c
+        key = key_columns(table)
         named = (
-            tuple_(*(bindparam(f"{p}_{n}", type_=column.type) for p, column in (("p", c.provider), ("u", c.user_id))))
-            for n in range(size)
+            tuple_(*(bindparam(f"{name}_{n}", type_=column.type) for name, column in key.items())) for n in range(size)
         )
-        return query.where(tuple_(c.provider, c.user_id).in_(named))
+        return query.where(tuple_(*key.values()).in_(named))

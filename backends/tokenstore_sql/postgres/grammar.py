@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from tokenstore_sql.postgres.arrays import Array
-from tokenstore_sql.statements.grammar import Grammar, on_conflict_replace
+from tokenstore_sql.statements.grammar import Grammar, key_columns, on_conflict_replace
 
 __all__ = ["PostgresGrammar"]
 
@@ -58,9 +58,10 @@ class PostgresGrammar(Grammar):
 
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
         # One lookup for each key. OFFSET keeps the planner from making a join of it, which reads a small table whole.
-        c = table.c
-        wanted = _unnested({"p": c.provider, "u": c.user_id})
-        one = query.where(c.provider == wanted.c.p, c.user_id == wanted.c.u).offset(literal_column("0"))
+        key = key_columns(table)
+        wanted = _unnested(key)
+        this_row = (column == wanted.c[name] for name, column in key.items())
+        one = query.where(*this_row).offset(literal_column("0"))
         found = one.lateral("found")
         return select(*found.c).select_from(wanted.join(found, true()))
 

@@ -6,16 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import ColumnElement, Select, Table, Update, and_, bindparam, or_
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 
-__all__ = ["Grammar", "Upsert", "on_conflict_replace"]
+__all__ = ["KEY_PARAMETERS", "Grammar", "Upsert", "key_columns", "on_conflict_replace"]
 
 Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
+
+KEY_PARAMETERS: Final[Mapping[str, str]] = {"p": "provider", "u": "user_id", "a": "account"}
+"""From the parameters that name a row to the columns of the primary key, in the order of ``TokenKey``."""
+
+
+def key_columns(table: Table) -> dict[str, ColumnElement[Any]]:
+    """The columns of the primary key, by the parameters that name a row."""
+    return {name: table.c[column] for name, column in KEY_PARAMETERS.items()}
 
 
 class Grammar(ABC):
@@ -47,10 +55,11 @@ class Grammar(ABC):
 
     def among(self, query: Select[Any], table: Table, size: int) -> Select[Any]:
         """Restrict a query to rows that are named by parameters."""
-        c = table.c
-        return query.where(
-            or_(*(and_(c.provider == bindparam(f"p_{n}"), c.user_id == bindparam(f"u_{n}")) for n in range(size)))
+        rows = (
+            and_(*(column == bindparam(f"{name}_{n}") for name, column in key_columns(table).items()))
+            for n in range(size)
         )
+        return query.where(or_(*rows))
 
     def insert_many(self, table: Table, columns: Mapping[str, str], now: ColumnElement[int], size: int) -> Upsert:
         """An insert of several rows; ``columns`` maps a parameter's name to the column that gets its value."""

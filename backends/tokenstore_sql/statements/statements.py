@@ -24,15 +24,14 @@ from sqlalchemy import (
 )
 
 from tokenstore.records import MAX_GENERATION, TokenKey
-from tokenstore_sql.statements.grammar import Grammar
+from tokenstore_sql.statements.grammar import KEY_PARAMETERS, Grammar, key_columns
 
 __all__ = ["Statements"]
 
 
 # From the parameters of a write of tokens to the columns that get their values.
 _PUT: Final[Mapping[str, str]] = {
-    "p": "provider",
-    "u": "user_id",
+    **KEY_PARAMETERS,
     "access_token": "access_token",
     "refresh_token": "refresh_token",
     "extra": "extra",
@@ -50,7 +49,7 @@ def _micros(name: str) -> ColumnElement[int]:
 class Statements:
     """The statements for one table, built once.
 
-    The parameters that name a row are ``p`` (provider) and ``u`` (user id).
+    The parameters that name a row are ``p`` (provider), ``u`` (user id) and ``a`` (account).
 
     Args:
         table: The table.
@@ -63,12 +62,13 @@ class Statements:
         self._of_size: dict[tuple[str, int], Executable] = {}
         self.as_of = as_of = grammar.now().label("as_of")
         c, now = table.c, as_of.element
-        this_row = (c.provider == bindparam("p"), c.user_id == bindparam("u"))
+        this_row = tuple(column == bindparam(name) for name, column in key_columns(table).items())
         this_version = (*this_row, c.generation == bindparam("g", type_=BigInteger()))
         held = (*this_version, c.lease_holder == bindparam("h"))
         columns = (
             c.provider,
             c.user_id,
+            c.account,
             c.access_token,
             c.refresh_token,
             c.extra,
@@ -102,7 +102,8 @@ class Statements:
         )
         next_version = {**idle, "generation": in_range + literal_column("1"), "updated_at": now}
         self._replaced, self._also = (*sealed, *expiries), next_version
-        written = {"provider": bindparam("p"), "user_id": bindparam("u"), **sealed, **expiries}
+        key: dict[str, Any] = {column: bindparam(name) for name, column in KEY_PARAMETERS.items()}
+        written = {**key, **sealed, **expiries}
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
         insert = grammar.insert(table).values({**written, **first})
         self.put = grammar.or_replace(insert, replaced=self._replaced, also=self._also)
@@ -142,7 +143,7 @@ class Statements:
             # The number of keys is rounded up to a power of two by naming the last key again: few queries to compile.
             keys = [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
         query = self._of("get", len(keys), lambda size: self.grammar.among(self._record, self.table, size))
-        return query, self.grammar.together(("p", "u"), keys)
+        return query, self.grammar.together(tuple(KEY_PARAMETERS), keys)
 
     def put_many(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Executable, Mapping[str, Any]]:
         """The upsert of several rows, and its parameters; ``rows`` are the parameters of ``put`` for each row."""
@@ -166,14 +167,15 @@ class Statements:
     def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
         """The queries whose rows, one query after the other up to the limit ``n``, are a page.
 
-        A page that begins after a key (``after_p``, ``after_u``) is two ranges of the primary key: the other rows of
-        the key's provider, then the rows of later providers. MySQL would not use the index for the one comparison
-        ``(provider, user_id) > (…)``.
+        A page that begins after a key (``after_p``, ``after_u``, ``after_a``) is three ranges of the primary key: the
+        user's later accounts, the provider's later users, then the rows of later providers. MySQL would not use the
+        index for the one comparison ``(provider, user_id, account) > (…)``.
         """
         c = self.table.c
         page: Any = select(
             c.provider,
             c.user_id,
+            c.account,
             c.refresh_token.is_not(None).label("has_refresh_token"),
             c.access_token_expires_at,
             c.refresh_token_expires_at,
@@ -187,8 +189,12 @@ class Statements:
             page = page.where(c.provider == bindparam("p"))
         if by_user:
             page = page.where(c.user_id == bindparam("u"))
-        in_order = page.order_by(c.provider, c.user_id)
         if not after:
-            return [in_order]
-        rest = page.where(c.provider == bindparam("after_p"), c.user_id > bindparam("after_u"))
-        return [rest.order_by(c.user_id), in_order.where(c.provider > bindparam("after_p"))]
+            return [page.order_by(c.provider, c.user_id, c.account)]
+        of_provider = page.where(c.provider == bindparam("after_p"))
+        of_user = of_provider.where(c.user_id == bindparam("after_u"))
+        return [
+            of_user.where(c.account > bindparam("after_a")).order_by(c.account),
+            of_provider.where(c.user_id > bindparam("after_u")).order_by(c.user_id, c.account),
+            page.where(c.provider > bindparam("after_p")).order_by(c.provider, c.user_id, c.account),
+        ]

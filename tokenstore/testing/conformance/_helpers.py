@@ -14,8 +14,8 @@ from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
 T = TypeVar("T")
 
 KEY = TokenKey("github", "user-1")
-OTHER = TokenKey("github", "user-2")
-THIRD = TokenKey("gitlab", "user-1")
+OTHER = TokenKey("github", "user-1", "work")
+THIRD = TokenKey("gitlab", "user-2")
 LONG = 3600.0
 """Duration in seconds of a lease that does not expire during the test."""
 SHORT = 0.03
@@ -151,4 +151,4 @@ def without_times(record: SealedRecord) -> SealedRecord:
 
 
 def in_key_order(keys: Iterable[TokenKey]) -> list[TokenKey]:
-    return sorted(keys, key=lambda key: (key.provider.encode(), key.user_id.encode()))
+    return sorted(keys, key=lambda key: tuple(part.encode() for part in key))

@@ -5,9 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from itertools import product
 
 from tokenstore.protocol import Backend
-from tokenstore.records import MAX_PROVIDER_BYTES, MAX_TOKEN_BYTES, MAX_USER_ID_BYTES, Failure, ScannedRow, TokenKey
+from tokenstore.records import (
+    MAX_ACCOUNT_BYTES,
+    MAX_PROVIDER_BYTES,
+    MAX_TOKEN_BYTES,
+    MAX_USER_ID_BYTES,
+    Failure,
+    ScannedRow,
+    TokenKey,
+)
 from tokenstore.testing.conformance._helpers import (
     KEY,
     LONG,
@@ -176,15 +185,22 @@ class RowTests(Testbed):
 
     @on_one_backend
     async def test_keys_compare_byte_for_byte(self, backend: Backend) -> None:
-        """Providers and user ids are not case-folded, normalised, trimmed or matched as patterns."""
-        keys = [TokenKey(text, "u") for text in DISTINCT_TEXTS] + [TokenKey("p", text) for text in DISTINCT_TEXTS]
+        """Providers, user ids and accounts are not case-folded, normalised, trimmed or matched as patterns."""
+        keys = [
+            key
+            for text in DISTINCT_TEXTS
+            for key in (TokenKey(text, "u"), TokenKey("p", text), TokenKey("p", "u", text))
+        ]
+        keys.append(TokenKey("p", "u"))
         assert len(set(keys)) == len(keys)
         expected = {key: sealed(str(number)) for number, key in enumerate(keys)}
         await put_all(backend, expected)
         assert {record.key: record.tokens for record in await read_rows(backend, *keys) if record} == expected
         assert await all_keys(backend, 1000) == in_key_order(keys)
         for key in keys[::5]:
-            assert [row.key for row in await backend.scan(**key._asdict(), limit=9)] == [key]
+            found = await backend.scan(provider=key.provider, user_id=key.user_id, limit=1000)
+            assert key in [row.key for row in found]
+            assert {row.key[:2] for row in found} == {key[:2]}
             assert await backend.delete(key)
             assert not await backend.delete(key)
         left = [key for number, key in enumerate(keys) if number % 5]
@@ -192,16 +208,19 @@ class RowTests(Testbed):
 
     @on_one_backend
     async def test_keys_of_maximum_length(self, backend: Backend) -> None:
-        """A provider of 128 bytes and a user id of 512 bytes; keys that differ only in the last byte are different."""
+        """A provider and an account of 255 bytes and a user id of 512 bytes.
+
+        Keys that differ only in the last byte of a part are different.
+        """
+        limits = (MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES, MAX_ACCOUNT_BYTES)
         keys = [
-            TokenKey("p" * (MAX_PROVIDER_BYTES - 1) + end, "u" * (MAX_USER_ID_BYTES - 1) + last)
-            for end in "ab"
-            for last in "ab"
+            TokenKey(*("x" * (limit - 1) + end for limit, end in zip(limits, ends, strict=True)))
+            for ends in product("ab", repeat=3)
         ]
-        keys.append(TokenKey("🔑" * (MAX_PROVIDER_BYTES // 4), "🔑" * (MAX_USER_ID_BYTES // 4)))
-        await put_all(backend, {key: sealed(key.provider[-1] + key.user_id[-1]) for key in keys})
+        keys.append(TokenKey(*("🔑" * (limit // 4) for limit in limits)))
+        await put_all(backend, {key: sealed("".join(part[-1] for part in key)) for key in keys})
         for key in keys:
-            assert (await read_row(backend, key)).tokens == sealed(key.provider[-1] + key.user_id[-1])
+            assert (await read_row(backend, key)).tokens == sealed("".join(part[-1] for part in key))
         assert await all_keys(backend, 2) == in_key_order(keys)
 
     @on_one_backend
@@ -272,6 +291,26 @@ class RowTests(Testbed):
             assert await all_keys(backend, limit, provider="b", user_id="2") == [keys[4]]
             assert await all_keys(backend, limit, provider="d") == []
             assert await all_keys(backend, limit, provider="a", user_id="4") == []
+
+    @on_one_backend
+    async def test_scan_over_rows_that_differ_in_the_account(self, backend: Backend) -> None:
+        """Pages begin and end within one user's accounts; the empty account comes first."""
+        keys = in_key_order(
+            TokenKey(provider, user, account)
+            for provider, user in (("a", "2"), ("b", "1"), ("b", "2"), ("c", "1"))
+            for account in ("", "A", "a", "a ", "é", "😀")
+        )
+        await put_all(backend, {key: sealed() for key in reversed(keys)})
+        for limit in (1, 2, 4, 5, 6, 7, 24, 25):
+            assert await all_keys(backend, limit) == keys
+            assert await all_keys(backend, limit, provider="b") == keys[6:18]
+            assert await all_keys(backend, limit, user_id="2") == [*keys[:6], *keys[12:18]]
+            assert await all_keys(backend, limit, provider="b", user_id="2") == keys[12:18]
+        for after in (*keys, *(key._replace(account=f"{key.account}!") for key in keys)):
+            expected = [key for key in keys if key > after]
+            assert await all_keys(backend, 5, after=after) == expected
+            assert await all_keys(backend, 5, after=after, provider="b") == [k for k in expected if k.provider == "b"]
+            assert await all_keys(backend, 5, after=after, user_id="2") == [k for k in expected if k.user_id == "2"]
 
     @on_one_backend
     async def test_scan_after_a_key_that_does_not_exist(self, backend: Backend) -> None:
