@@ -65,7 +65,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
     assert revealed["extra"] == {"id_token": NESTED, "token_type": "Bearer"}
     assert all(secret in cli("show", "github", "u1", "--reveal", url=url).out for secret in SECRETS)
 
-    deleted = {"provider": "github", "user_id": "u1", "deleted": True}
+    deleted = {"provider": "github", "user_id": "u1", "account": "", "deleted": True}
     assert cli("delete", "github", "u1", "--yes", "--json", url=url).rows == [deleted]
     assert cli("delete", "github", "u1", "--yes", url=url).code == 1
     assert cli("show", "github", "u1", url=url).code == 1

@@ -133,13 +133,13 @@ def test_a_code_that_may_contain_anything_is_not_logged(code: str, seen: Observe
 
 
 @pytest.mark.parametrize("text", ["a\nERROR forged", "a\r", "\x1b[2J", "a\u2028b", "\u202egnp"])
-def test_a_provider_or_user_id_cannot_start_a_new_log_line(text: str, seen: Observer) -> None:
+def test_a_key_cannot_start_a_new_log_line(text: str, seen: Observer) -> None:
     """Neither in the message nor in a log format that contains the fields."""
     telemetry = Telemetry()
-    with telemetry.refresh(RefreshReport(TokenKey(text, text), background=False)):
+    with telemetry.refresh(RefreshReport(TokenKey(text, text, text), background=False)):
         pass
-    telemetry.problem(TokenKey(text, text), "event", "a problem")
-    shape = logging.Formatter("%(message)s %(tokenstore_provider)s %(tokenstore_user_id)s")
+    telemetry.problem(TokenKey(text, text, text), "event", "a problem")
+    shape = logging.Formatter("%(message)s %(tokenstore_provider)s %(tokenstore_user_id)s %(tokenstore_account)s")
     for record in seen.records:
         assert shape.format(record).isprintable()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "URL_VARIABLE",
+    "AccountOption",
     "CommonOptions",
     "JsonOption",
     "ProviderArgument",
@@ -54,6 +55,17 @@ ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="The p
 
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
 """The second part of a row's key."""
+
+AccountOption = Annotated[
+    str,
+    typer.Option(
+        "--account",
+        metavar="ACCOUNT",
+        show_default=False,
+        help="Which of the user's accounts at the provider; default: the empty name, for a user who has one.",
+    ),
+]
+"""The third part of a row's key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import typer
 
 from tokenstore.cli.exits import NOT_FOUND
 from tokenstore.cli.options import (
+    AccountOption,
     JsonOption,
     ProviderArgument,
     UrlOption,
@@ -26,7 +27,7 @@ from tokenstore.cli.output import format_time, print_error, print_json, print_li
 from tokenstore.errors import InvalidInputError, TamperedError
 from tokenstore.escaping import escaped
 from tokenstore.integrations._bodies import parsed
-from tokenstore.records import optional_datetime
+from tokenstore.records import TokenKey, optional_datetime
 from tokenstore.refresh.responses import ACCESS_TOKEN_EXPIRY, REFRESH_TOKEN_EXPIRY, ExpiryFields, read_expiry
 
 __all__ = ["delete", "list_tokens", "put", "show"]
@@ -39,6 +40,7 @@ def put(
     ctx: typer.Context,
     provider: ProviderArgument,
     user: UserArgument,
+    account: AccountOption = "",
     expires_in: Annotated[float | None, typer.Option(metavar="SECONDS", help="The access token's lifetime.")] = None,
     expires_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The access token's expiry, ISO 8601; UTC if no zone.")
@@ -73,15 +75,16 @@ def put(
     async def write() -> None:
         async with store:
             await store.store_tokens(
-                provider, user, access_token, refresh_token, access_expiry, refresh_expiry, extra=response
+                *(provider, user, access_token, refresh_token, access_expiry, refresh_expiry),
+                account=account,
+                extra=response,
             )
 
     run_async(write())
     if options.as_json:
         print_json(
             {
-                "provider": provider,
-                "user_id": user,
+                **TokenKey(provider, user, account)._asdict(),
                 "access_token_expires_at": access_expiry,
                 "refresh_token_expires_at": refresh_expiry,
                 "has_refresh_token": refresh_token is not None,
@@ -129,6 +132,7 @@ def show(
     ctx: typer.Context,
     provider: ProviderArgument,
     user: UserArgument,
+    account: AccountOption = "",
     reveal: Annotated[bool, typer.Option("--reveal", help="Print the tokens, too.")] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -138,9 +142,9 @@ def show(
 
     async def read() -> dict[str, Any]:
         async with open_from_options(options, needs_keys=True) as store:
-            record = await store.load_tokens(provider, user)
+            record = await store.load_tokens(provider, user, account=account)
             if record is None:
-                _not_found(provider, user)
+                _not_found(TokenKey(provider, user, account))
             shown = dict(record.items())
             secret = {name: shown.pop(name) for name in ("access_token", "refresh_token", "extra")}
             shown |= {
@@ -163,6 +167,7 @@ def show(
         [
             ("provider", provider),
             ("user", user),
+            *([("account", account)] if account else []),
             ("access token", f"{access}; expires {format_time(row['access_token_expires_at'])}"),
             ("refresh token", refresh + refresh_expiry),
             ("extra", ", ".join(row["extra_fields"]) or "none"),
@@ -199,7 +204,9 @@ def list_tokens(
 
     altered = run_async(scan())
     if rows:
-        print_table(map(_cells, rows), "PROVIDER", "USER", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
+        print_table(
+            map(_cells, rows), "PROVIDER", "USER", "ACCOUNT", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED"
+        )
     elif not options.as_json and altered is None:
         print_error("no rows", prefix="")
     if altered is not None:
@@ -209,6 +216,7 @@ def list_tokens(
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["provider"]
     yield row["user_id"]
+    yield row["account"]
     yield format_time(row["access_token_expires_at"])
     yield format_time(row["refresh_token_expires_at"]) if row["has_refresh_token"] else "none issued"
     yield row["key_id"] + _NOT_PRIMARY * bool(row["needs_reseal"])
@@ -219,31 +227,33 @@ def delete(
     ctx: typer.Context,
     provider: ProviderArgument,
     user: UserArgument,
+    account: AccountOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a prompt.")] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete a user's tokens. Needs no keys."""
     options = common_options(ctx, url, as_json)
+    key = TokenKey(provider, user, account)
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidInputError("cannot prompt: standard input is not a terminal; pass --yes")
-        question = f"Delete the tokens of provider {provider!r}, user {user!r}? The refresh token cannot be recovered."
+        question = f"Delete the tokens of {key}? The refresh token cannot be recovered."
         if not typer.confirm(question, err=True):
             raise typer.Exit(NOT_FOUND)
 
     async def remove() -> bool:
         async with open_from_options(options, needs_keys=False) as store:
-            return await store.delete_tokens(provider, user)
+            return await store.delete_tokens(provider, user, account=account)
 
     if not run_async(remove()):
-        _not_found(provider, user)
+        _not_found(key)
     if options.as_json:
-        print_json({"provider": provider, "user_id": user, "deleted": True})
+        print_json({**key._asdict(), "deleted": True})
     else:
         print_line("deleted")
 
 
-def _not_found(provider: str, user: str) -> Never:
-    print_error(f"no tokens of provider {provider!r}, user {user!r}")
+def _not_found(key: TokenKey) -> Never:
+    print_error(f"no tokens of {key}")
     raise typer.Exit(NOT_FOUND)
