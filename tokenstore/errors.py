@@ -12,7 +12,7 @@
     ├── StoreClosedError                            the store or transaction has ended
     ├── SealingError                                a stored value cannot be opened
     │   ├── UnknownKeyError                         its key is not in the keyring
-    │   └── TamperedError                           it was altered, moved, or sealed by another key of that name
+    │   └── TamperedError                           it was altered, moved, or sealed by another key or namespace
     ├── BackendError                                the database refused or failed
     │   ├── TableMissingError                       the table has not been created
     │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within ``lock_timeout``
@@ -128,8 +128,9 @@ class UnknownKeyError(SealingError):
 class TamperedError(SealingError):
     """The row was altered outside the store, or is not the requested one.
 
-    A sealed value does not open (altered, truncated, moved from another row or column, or sealed by another key that
-    had the same name at another time), or a plain column has a value that no store has written.
+    A sealed value does not open (altered, truncated, moved from another row or column, sealed in another namespace, or
+    sealed by another key that had the same name at another time), or a plain column has a value that no store has
+    written.
     """
 
 

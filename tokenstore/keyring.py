@@ -9,9 +9,9 @@ A sealed value is one self-describing byte string::
     2+n     12        nonce, random
     14+n    m + 16    AES-256-GCM-SIV (RFC 8452) ciphertext and tag
 
-The associated data binds the value to its place: the first 2+n bytes above, then provider, user id, account and field
-name, each UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column does not
-open.
+The associated data binds the value to its place: the first 2+n bytes above, then namespace, provider, user id, account
+and field name, each UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column,
+or to a table that is used with another namespace, does not open.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
 from tokenstore.errors import ConfigurationError, SealingError, TamperedError, UnknownKeyError
@@ -52,9 +53,18 @@ def _part(text: str) -> bytes:
 _FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra")}
 
 
-def place_of(key: TokenKey) -> bytes:
-    """The part of the associated data that is the same for all fields of a row."""
-    return _part(key.provider) + _part(key.user_id) + _part(key.account)
+# A store has one namespace. The bound is for programs that open a store for each tenant.
+_namespace_part: Final = lru_cache(maxsize=64)(_part)
+
+
+def place_of(key: TokenKey, namespace: str = "") -> bytes:
+    """The part of the associated data that is the same for all fields of a row.
+
+    Args:
+        key: The row.
+        namespace: The store's namespace.
+    """
+    return _namespace_part(namespace) + _part(key.provider) + _part(key.user_id) + _part(key.account)
 
 
 def generate_key(name: str = "k1") -> str:
@@ -209,7 +219,8 @@ class Keyring:
             key: The row.
             field: The field's name.
             plaintext: Its value.
-            place: The result of :func:`place_of` for the row, so that it is computed once for all fields.
+            place: The result of :func:`place_of` for the row, so that it is computed once for all fields. Default:
+                that of the row in the empty namespace.
         """
         header, nonce = self._header, os.urandom(_NONCE_BYTES)
         associated = header + (place or place_of(key)) + (_FIELDS.get(field) or _part(field))
@@ -232,8 +243,8 @@ class Keyring:
             return cipher.decrypt(sealed[head:body], sealed[body:], associated).decode()
         except _invalid_tag():
             raise TamperedError(
-                f"{field} of {key} does not open with key {header[2:].decode()!r}: it was altered or moved, "
-                f"or another key had that name when it was sealed"
+                f"{field} of {key} does not open with key {header[2:].decode()!r}: it was altered, moved, or sealed in "
+                f"another namespace, or another key had that name when it was sealed"
             ) from None
 
     def sealed_by(self, name: str, sealed: bytes) -> bool:

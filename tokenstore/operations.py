@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any, Protocol, TypeGuard, overload
 
 from tokenstore.errors import InvalidInputError
-from tokenstore.keyring import Keyring
 from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
-from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import clears_locals
 from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
 
@@ -41,7 +40,7 @@ class RowOperations(Protocol):
 class TokenOperations(ABC):
     """What a store and its transactions have in common."""
 
-    _keyring: Keyring
+    _sealer: Sealer
     _clock: Clock
 
     @abstractmethod
@@ -92,8 +91,7 @@ class TokenOperations(ABC):
             refresh_token = token_text("refresh_token", refresh_token)
         expires_at = optional_epoch_us("access_token_expires_at", access_token_expires_at)
         refresh_expires_at = optional_epoch_us("refresh_token_expires_at", refresh_token_expires_at)
-        sealed = seal_tokens(
-            self._keyring,
+        sealed = self._sealer.seal(
             key,
             access_token=access_token,
             refresh_token=refresh_token,
@@ -126,7 +124,8 @@ class TokenOperations(ABC):
             TransactionRequiredError: ``for_update=True`` outside a transaction.
             LockTimeoutError: The lock was not free within ``lock_timeout``.
             UnknownKeyError: The row was sealed with a key that is not in the keyring.
-            TamperedError: The row was altered outside the store, or the database answered with another row.
+            TamperedError: The row was altered outside the store, was sealed in another namespace, or is not the
+                requested one.
             BackendError: The database refused or failed.
         """
         key = token_key(provider, user_id, account)
@@ -134,7 +133,7 @@ class TokenOperations(ABC):
             row = requested_row(key, await self._lock(key))
         else:
             row = requested_row(key, await self._rows().get(key))
-        return None if row is None else open_record(self._keyring, key, row)
+        return None if row is None else self._sealer.open(key, row)
 
     @clears_locals
     async def delete_tokens(self, provider: str, user_id: str, *, account: str = "") -> bool:
@@ -196,7 +195,7 @@ class TokenOperations(ABC):
         For a record, the sealed values tell. For an entry, whose values are not read, only the column ``key_id`` tells,
         which anyone who can write to the table can change: do not remove a key because of it.
         """
-        return bool(_field(token_record, "key_id") != self._keyring.primary)
+        return bool(_field(token_record, "key_id") != self._sealer.keyring.primary)
 
 
 def _field(record: object, name: str) -> Any:

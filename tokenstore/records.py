@@ -14,6 +14,7 @@ __all__ = [
     "MAX_ACCOUNT_BYTES",
     "MAX_EXTRA_DEPTH",
     "MAX_GENERATION",
+    "MAX_NAMESPACE_BYTES",
     "MAX_PROVIDER_BYTES",
     "MAX_TOKEN_BYTES",
     "MAX_USER_ID_BYTES",
@@ -41,6 +42,9 @@ MAX_USER_ID_BYTES = 512
 
 MAX_ACCOUNT_BYTES = 255
 """The longest account name, in UTF-8 bytes. It may be empty."""
+
+MAX_NAMESPACE_BYTES = 255
+"""The longest name of a store's namespace, in UTF-8 bytes. It may be empty."""
 
 MAX_TOKEN_BYTES = 256 * 1024
 """The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""

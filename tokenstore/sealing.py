@@ -10,84 +10,99 @@ from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
 from tokenstore.validation import RequestedRow
 
-__all__ = ["open_record", "seal_tokens"]
+__all__ = ["Sealer"]
 
 
-def seal_tokens(
-    keyring: Keyring,
-    key: TokenKey,
-    *,
-    access_token: str,
-    refresh_token: str | None,
-    extra: str | None,
-    access_token_expires_at: int | None,
-    refresh_token_expires_at: int | None,
-) -> SealedTokens:
-    """Seal one write with the keyring's primary key.
+class Sealer:
+    """The keys and the namespace of one store: seals the tokens of its writes, and opens the values of its rows.
 
     Args:
         keyring: The keys.
-        key: The row's key, which is bound to every value.
-        access_token: Checked by :func:`tokenstore.validation.token_text`.
-        refresh_token: Checked in the same way, or None.
-        extra: The JSON that :func:`tokenstore.validation.extra_json` made, or None.
-        access_token_expires_at: Microseconds since the epoch, or None for "never".
-        refresh_token_expires_at: Microseconds since the epoch, or None for "never".
+        namespace: Bound to every value, so that what was sealed in one namespace does not open in another.
     """
-    seal, place = keyring.seal, place_of(key)
-    return SealedTokens(
-        access_token=seal(key, "access_token", access_token, place),
-        refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token, place),
-        extra=None if extra is None else seal(key, "extra", extra, place),
-        access_token_expires_at=access_token_expires_at,
-        refresh_token_expires_at=refresh_token_expires_at,
-        key_id=keyring.primary,
-    )
 
+    __slots__ = ("_namespace", "keyring")
 
-def open_record(keyring: Keyring, key: TokenKey, row: RequestedRow) -> TokenRecord:
-    """Open every value of a row.
+    def __init__(self, keyring: Keyring, namespace: str = "") -> None:
+        self.keyring = keyring
+        self._namespace = namespace
 
-    Args:
-        keyring: The keys.
-        key: The requested row. The values open for this key only.
-        row: The database's answer, which :func:`tokenstore.validation.requested_row` has checked.
+    def __repr__(self) -> str:
+        return f"<Sealer {self.keyring!r}>"
 
-    Raises:
-        UnknownKeyError: The row was sealed with a key that is not in the keyring.
-        TamperedError: The row was altered outside the store.
-    """
-    tokens = row.tokens
-    unseal, place = keyring.open, place_of(key)
-    access_token = unseal(key, "access_token", tokens.access_token, place)
-    refresh_token = extra = None
-    if tokens.refresh_token is not None:
-        refresh_token = unseal(key, "refresh_token", tokens.refresh_token, place)
-    if tokens.extra is not None:
-        extra = unseal(key, "extra", tokens.extra, place)
-    # The column is plain text, which anyone who can write to the table can change. It tells an operator who is about to
-    # remove a key which rows still need that key: a row with another key's name could not be read afterwards.
-    named, key_id = keyring.sealed_by, tokens.key_id
-    if not (
-        named(key_id, tokens.access_token)
-        and (tokens.refresh_token is None or named(key_id, tokens.refresh_token))
-        and (tokens.extra is None or named(key_id, tokens.extra))
-    ):
-        raise TamperedError(f"{key}: the column key_id is not the key that sealed the row; it was altered")
-    return TokenRecord(
-        provider=key.provider,
-        user_id=key.user_id,
-        account=key.account,
-        access_token=access_token,
-        refresh_token=refresh_token,
-        access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
-        refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
-        extra={} if extra is None else _extra_of(key, extra),
-        generation=row.generation,
-        key_id=tokens.key_id,
-        created_at=from_epoch_us(row.created_at),
-        updated_at=from_epoch_us(row.updated_at),
-    )
+    def seal(
+        self,
+        key: TokenKey,
+        *,
+        access_token: str,
+        refresh_token: str | None,
+        extra: str | None,
+        access_token_expires_at: int | None,
+        refresh_token_expires_at: int | None,
+    ) -> SealedTokens:
+        """Seal one write with the keyring's primary key.
+
+        Args:
+            key: The row's key, which is bound to every value.
+            access_token: Checked by :func:`tokenstore.validation.token_text`.
+            refresh_token: Checked in the same way, or None.
+            extra: The JSON that :func:`tokenstore.validation.extra_json` made, or None.
+            access_token_expires_at: Microseconds since the epoch, or None for "never".
+            refresh_token_expires_at: Microseconds since the epoch, or None for "never".
+        """
+        seal, place = self.keyring.seal, place_of(key, self._namespace)
+        return SealedTokens(
+            access_token=seal(key, "access_token", access_token, place),
+            refresh_token=None if refresh_token is None else seal(key, "refresh_token", refresh_token, place),
+            extra=None if extra is None else seal(key, "extra", extra, place),
+            access_token_expires_at=access_token_expires_at,
+            refresh_token_expires_at=refresh_token_expires_at,
+            key_id=self.keyring.primary,
+        )
+
+    def open(self, key: TokenKey, row: RequestedRow) -> TokenRecord:
+        """Open every value of a row.
+
+        Args:
+            key: The requested row. The values open for this key only.
+            row: The database's answer, which :func:`tokenstore.validation.requested_row` has checked.
+
+        Raises:
+            UnknownKeyError: The row was sealed with a key that is not in the keyring.
+            TamperedError: The row was altered outside the store, or sealed in another namespace.
+        """
+        tokens = row.tokens
+        unseal, place = self.keyring.open, place_of(key, self._namespace)
+        access_token = unseal(key, "access_token", tokens.access_token, place)
+        refresh_token = extra = None
+        if tokens.refresh_token is not None:
+            refresh_token = unseal(key, "refresh_token", tokens.refresh_token, place)
+        if tokens.extra is not None:
+            extra = unseal(key, "extra", tokens.extra, place)
+        # The column is plain text, which anyone who can write to the table can change. It tells an operator who is
+        # about to remove a key which rows still need that key: a row with another key's name could not be read
+        # afterwards.
+        named, key_id = self.keyring.sealed_by, tokens.key_id
+        if not (
+            named(key_id, tokens.access_token)
+            and (tokens.refresh_token is None or named(key_id, tokens.refresh_token))
+            and (tokens.extra is None or named(key_id, tokens.extra))
+        ):
+            raise TamperedError(f"{key}: the column key_id is not the key that sealed the row; it was altered")
+        return TokenRecord(
+            provider=key.provider,
+            user_id=key.user_id,
+            account=key.account,
+            access_token=access_token,
+            refresh_token=refresh_token,
+            access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
+            refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
+            extra={} if extra is None else _extra_of(key, extra),
+            generation=row.generation,
+            key_id=tokens.key_id,
+            created_at=from_epoch_us(row.created_at),
+            updated_at=from_epoch_us(row.updated_at),
+        )
 
 
 def _extra_of(key: TokenKey, text: str) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from tokenstore.records import (
 )
 from tokenstore.registry import backend_for_engine, backend_for_session, backend_for_url
 from tokenstore.results import RefreshResult
-from tokenstore.sealing import open_record, seal_tokens
+from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import ClearedContext, clears_locals
 from tokenstore.transaction import RowsUntilFailure, Transaction
-from tokenstore.validation import extra_json, requested_row, seconds, token_key
+from tokenstore.validation import extra_json, namespace_text, requested_row, seconds, token_key
 
 if TYPE_CHECKING:
     # For annotations only: the core imports no database package, and a store that never refreshes no refresh engine.
@@ -64,6 +64,9 @@ class AuthTokenStore(TokenOperations):
             session, it serves one task at a time.
         backend: Instead of a session: a backend. The store closes it.
         keyring: The keys; default: :meth:`Keyring.from_env`.
+        namespace: The name of a deployment or tenant, at most 255 UTF-8 bytes, no NUL. It is bound to every value that
+            the store seals: a value that was copied from a table of another namespace does not open. Default: the
+            empty name.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
         refreshers: For each provider a refresher, the callable that refreshes its tokens, for ``load_fresh_tokens``.
         refresh_margin: How long before its expiry a token is refreshed in the background, in seconds. Each row has its
@@ -82,7 +85,7 @@ class AuthTokenStore(TokenOperations):
 
     Raises:
         ConfigurationError: Neither or both of session and backend, an unknown option, or no keys.
-        InvalidInputError: A refresh setting is not acceptable.
+        InvalidInputError: The namespace or a refresh setting is not acceptable.
     """
 
     @clears_locals
@@ -92,6 +95,7 @@ class AuthTokenStore(TokenOperations):
         *,
         backend: Backend | None = None,
         keyring: Keyring | None = None,
+        namespace: str = "",
         clock: Clock = time.time,
         refreshers: Mapping[str, Refresh] | None = None,
         refresh_margin: float = 300.0,
@@ -110,7 +114,7 @@ class AuthTokenStore(TokenOperations):
         elif options:
             raise ConfigurationError(f"{', '.join(sorted(options))}: pass options to the backend's constructor")
         self._backend: Backend = backend
-        self._keyring = Keyring.from_env() if keyring is None else keyring
+        self._sealer = Sealer(Keyring.from_env() if keyring is None else keyring, namespace_text(namespace))
         self._clock = clock
         self._margin = seconds("refresh_margin", refresh_margin)
         self._timeout = seconds("refresh_timeout", refresh_timeout, positive=True)
@@ -198,7 +202,7 @@ class AuthTokenStore(TokenOperations):
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
         async with lockable.transaction() as rows:
             guarded = RowsUntilFailure(rows, backend, lockable.lock_timeout)
-            transaction = Transaction(guarded, self._keyring, self._clock)
+            transaction = Transaction(guarded, self._sealer, self._clock)
             try:
                 yield transaction
                 transaction._check()
@@ -408,11 +412,10 @@ class AuthTokenStore(TokenOperations):
         row = requested_row(key, await self._rows().get(key))
         if row is None:
             return False
-        record = open_record(self._keyring, key, row)
-        if record["key_id"] == self._keyring.primary:
+        record = self._sealer.open(key, row)
+        if record["key_id"] == self._sealer.keyring.primary:
             return False
-        sealed = seal_tokens(
-            self._keyring,
+        sealed = self._sealer.seal(
             key,
             access_token=record["access_token"],
             refresh_token=record["refresh_token"],
@@ -443,7 +446,7 @@ class AuthTokenStore(TokenOperations):
 
         settings = Settings(
             self._backend,
-            self._keyring,
+            self._sealer,
             Telemetry(),
             margin=self._margin,
             timeout=self._timeout,
@@ -483,6 +486,7 @@ def open_store(
     target: str | AsyncEngine | Backend,
     *,
     keyring: Keyring | None = None,
+    namespace: str = "",
     clock: Clock = time.time,
     refreshers: Mapping[str, Refresh] | None = None,
     refresh_margin: float = 300.0,
@@ -499,6 +503,9 @@ def open_store(
         target: A URL (``sqlite:///tokens.db``, ``postgresql://…``, ``mysql://…``, ``memory://``), a SQLAlchemy
             ``AsyncEngine`` (which the caller disposes of), or a backend.
         keyring: The keys; default: :meth:`Keyring.from_env`.
+        namespace: The name of a deployment or tenant, at most 255 UTF-8 bytes, no NUL. It is bound to every value that
+            the store seals: a value that was copied from a table of another namespace does not open. Default: the
+            empty name.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
         refreshers: See :class:`AuthTokenStore`, also for the next five arguments.
         refresh_margin: In seconds; default: 300.
@@ -515,7 +522,7 @@ def open_store(
 
     Raises:
         ConfigurationError: The URL, an option or the keys are not acceptable, or a driver is missing.
-        InvalidInputError: A refresh setting is not acceptable.
+        InvalidInputError: The namespace or a refresh setting is not acceptable.
     """
     # Before the backend: without keys nothing should be opened.
     keyring = Keyring.from_env() if keyring is None else keyring
@@ -530,6 +537,7 @@ def open_store(
     return AuthTokenStore(
         backend=backend,
         keyring=keyring,
+        namespace=namespace,
         clock=clock,
         refreshers=refreshers,
         refresh_margin=refresh_margin,

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TypeVar
 
 from tokenstore.errors import BackendError, StoreClosedError
-from tokenstore.keyring import Keyring
 from tokenstore.leases import lock_unleased, wait_for_lease
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.protocol import Backend, BackendTransaction
 from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.sealing import Sealer
 
 __all__ = ["RowsUntilFailure", "Transaction"]
 
@@ -85,9 +85,9 @@ class Transaction(TokenOperations):
     the block without an exception raises an error.
     """
 
-    def __init__(self, rows: RowsUntilFailure, keyring: Keyring, clock: Clock) -> None:
+    def __init__(self, rows: RowsUntilFailure, sealer: Sealer, clock: Clock) -> None:
         self._open_rows: RowsUntilFailure | None = rows
-        self._keyring = keyring
+        self._sealer = sealer
         self._clock = clock
 
     def _rows(self) -> RowsUntilFailure:

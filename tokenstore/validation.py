@@ -16,6 +16,7 @@ from tokenstore.records import (
     MAX_ACCOUNT_BYTES,
     MAX_EXTRA_DEPTH,
     MAX_GENERATION,
+    MAX_NAMESPACE_BYTES,
     MAX_PROVIDER_BYTES,
     MAX_TOKEN_BYTES,
     MAX_USER_ID_BYTES,
@@ -29,6 +30,7 @@ __all__ = [
     "RequestedRow",
     "extra_json",
     "key_problem",
+    "namespace_text",
     "optional_epoch_us",
     "plain_text",
     "requested_row",
@@ -54,7 +56,7 @@ def token_key(provider: object, user_id: object, account: object = "") -> TokenK
     return TokenKey(
         _key_part("provider", provider, MAX_PROVIDER_BYTES),
         _key_part("user_id", user_id, MAX_USER_ID_BYTES),
-        "" if account == "" and isinstance(account, str) else _key_part("account", account, MAX_ACCOUNT_BYTES),
+        "" if _is_empty(account) else _key_part("account", account, MAX_ACCOUNT_BYTES),
     )
 
 
@@ -62,6 +64,14 @@ def _key_part(name: str, value: object, limit: int) -> str:
     text = _text(name, value, limit)
     if "\0" in text:
         raise InvalidInputError(f"{name} holds a NUL character, which PostgreSQL cannot store")
+    return text
+
+
+def namespace_text(value: object) -> str:
+    """Check the name of a store's namespace. It may be empty."""
+    text = "" if _is_empty(value) else _text("namespace", value, MAX_NAMESPACE_BYTES)
+    if "\0" in text:
+        raise InvalidInputError("namespace holds a NUL character")
     return text
 
 
@@ -83,6 +93,10 @@ def token_text(name: str, value: object) -> str:
 def plain_text(name: str, value: object) -> str:
     """Check a text: a non-empty ``str`` of at most :data:`MAX_TOKEN_BYTES`."""
     return _text(name, value, MAX_TOKEN_BYTES)
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, str) and not value
 
 
 def _text(name: str, value: object, limit: int) -> str:

@@ -91,5 +91,5 @@ async def test_no_repr_of_a_store_or_sealed_row_contains_a_secret(store: AuthTok
     """The secrets are tokens, keys and the password."""
     await store.store_tokens("github", "u1", ACCESS, REFRESH, None)
     row = await store._backend.get(TokenKey("github", "u1"))
-    for shown in (repr(store), repr(store._backend), repr(row), repr(store._keyring)):
+    for shown in (repr(store), repr(store._backend), repr(row), repr(store._sealer)):
         assert not [secret for secret in (ACCESS, REFRESH, "tokenstore_test:tokenstore") if secret in shown]

@@ -14,7 +14,7 @@ from support.store_calls import load
 from tokenstore import AuthTokenStore, Keyring, TamperedError, UnknownKeyError
 from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
-from tokenstore.sealing import seal_tokens
+from tokenstore.sealing import Sealer
 
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
 
@@ -40,8 +40,7 @@ async def test_resealing_with_a_new_key_changes_only_the_sealed_values(store: Au
     assert await load(south) == before | {"key_id": "south"}
     # A reseal that read the row before a newer write and rewraps it after that write must change nothing.
     await north.store_tokens("github", "u1", "newer", REFRESH, None)
-    stale = seal_tokens(
-        Keyring({"south": SOUTH}),
+    stale = Sealer(Keyring({"south": SOUTH})).seal(
         TokenKey("github", "u1"),
         access_token="stale",
         refresh_token=None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.keys import NORTH, keyring_of
-from tokenstore import SealingError, TamperedError
+from tokenstore import Keyring, SealingError, TamperedError
+from tokenstore.keyring import place_of
 from tokenstore.records import TokenKey
 
 KEY = TokenKey("github", "user-123", "work")
@@ -21,11 +24,11 @@ def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     nonce = bytes(range(0xA0, 0xAC))
     monkeypatch.setattr("tokenstore.keyring.os.urandom", lambda size: nonce[:size])
-    sealed = keyring_of("north").seal(KEY, "access_token", "gho_abc")
+    sealed = keyring_of("north").seal(KEY, "access_token", "gho_abc", place_of(KEY, "prod"))
     assert sealed[:19] == PINNED
-    associated = b"\x01\x05north\x00\x06github\x00\x08user-123\x00\x04work\x00\x0caccess_token"
+    associated = b"\x01\x05north\x00\x04prod\x00\x06github\x00\x08user-123\x00\x04work\x00\x0caccess_token"
     assert sealed[19:] == AESGCMSIV(NORTH).encrypt(nonce, b"gho_abc", associated)
-    assert sealed.hex() == PINNED.hex() + "671077bb13553fbd45c874dba782ea654f0350515096e8"
+    assert sealed.hex() == PINNED.hex() + "555865796b84a1ba795b8ab0df4844be73cd7b8afa0a84"
     assert len(sealed) == 2 + 5 + 12 + len("gho_abc") + 16
 
 
@@ -77,11 +80,53 @@ def test_random_bytes_do_not_open(noise: bytes) -> None:
         keyring_of("north").open(KEY, "access_token", noise)
 
 
-def test_a_value_opens_only_for_its_own_provider_user_and_field() -> None:
-    """It does not open for another user, provider or field, nor for the same letters split differently."""
+class _Recorder:
+    """In place of a cipher: returns the associated data as the ciphertext."""
+
+    def encrypt(self, _nonce: bytes, _plaintext: bytes, associated: bytes) -> bytes:
+        return associated
+
+
+def _associated(key_id: str, namespace: str, provider: str, user_id: str, account: str, field: str) -> bytes:
+    """The associated data of a value."""
+    keyring = Keyring({key_id: NORTH})
+    ciphers: dict[bytes, Any] = keyring._ciphers
+    ciphers.update(dict.fromkeys(ciphers, _Recorder()))
+    key = TokenKey(provider, user_id, account)
+    return keyring.seal(key, field, "gho_abc", place_of(key, namespace))[2 + len(key_id) + 12 :]
+
+
+# Letters that a key's name may have, and characters that look like a length.
+_NAMES = st.text("ab", min_size=1, max_size=3)
+_TEXTS = st.text("ab\0\1\2", max_size=3)
+_PLACES = st.tuples(_NAMES, _TEXTS, _TEXTS, _TEXTS, _TEXTS, _TEXTS)
+
+
+def _split(text: str) -> st.SearchStrategy[tuple[str, ...]]:
+    """Cut a text into the parts of a place. The first part, a key's name, is not empty."""
+    cuts = st.lists(st.integers(1, len(text)), min_size=5, max_size=5).map(sorted)
+    return cuts.map(lambda ends: tuple(text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)))
+
+
+_SAME_LETTERS = st.text("ab", min_size=1, max_size=8).flatmap(lambda text: st.tuples(_split(text), _split(text)))
+
+
+@given(st.tuples(_PLACES, _PLACES) | _SAME_LETTERS)
+@example((("k", "", "a", "b", "", "c"), ("k", "a", "", "b", "", "c")))
+@example((("k", "", "a", "b", "c", ""), ("k", "", "a", "b", "", "c")))
+def test_no_two_places_have_the_same_associated_data(places: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    """A place is key id, namespace, provider, user, account and field; all but the key id may be empty here."""
+    one, other = places
+    assert (_associated(*one) == _associated(*other)) is (one == other)
+
+
+def test_a_value_opens_only_for_its_own_place() -> None:
+    """It does not open for another user, provider, account or field, nor for the same letters split differently."""
     keyring = keyring_of("north")
     sealed = keyring.seal(TokenKey("ab", "cd"), "access_token", "gho_abc")
     places = [
+        (TokenKey("ab", "cd", "a"), "access_token"),
+        (TokenKey("ab", "c", "d"), "access_token"),
         (TokenKey("ab", "ce"), "access_token"),
         (TokenKey("ac", "cd"), "access_token"),
         (TokenKey("cd", "ab"), "access_token"),
@@ -92,5 +137,5 @@ def test_a_value_opens_only_for_its_own_provider_user_and_field() -> None:
         (TokenKey("ab", "cd"), "extra"),
     ]
     for key, field in places:
-        with pytest.raises(TamperedError, match="altered or moved"):
+        with pytest.raises(TamperedError, match="altered, moved, or sealed in another namespace"):
             keyring.open(key, field, sealed)

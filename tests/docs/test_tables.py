@@ -36,6 +36,7 @@ from tokenstore.protocol import Backend
 from tokenstore.records import (
     MAX_ACCOUNT_BYTES,
     MAX_EXTRA_DEPTH,
+    MAX_NAMESPACE_BYTES,
     MAX_PROVIDER_BYTES,
     MAX_TOKEN_BYTES,
     MAX_USER_ID_BYTES,
@@ -159,7 +160,7 @@ def test_the_pages_state_the_constants_of_the_code() -> None:
     assert "half a second" in locking
     assert f"version {'.'.join(map(str, sqlite_files._MIN_VERSION[:2]))} or later" in limits
     assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, a user id 1 to {MAX_USER_ID_BYTES}" in limits
-    assert f"an account at most {MAX_ACCOUNT_BYTES}" in limits
+    assert f"an account at most {MAX_ACCOUNT_BYTES}, a namespace at most {MAX_NAMESPACE_BYTES}" in limits
     assert f"most {MAX_TOKEN_BYTES}" in limits
     assert f"at most {MAX_EXTRA_DEPTH} levels" in limits
 

@@ -17,6 +17,7 @@ from tokenstore.records import SealedRecord, SealedTokens, TokenKey
 from tokenstore.refresh.settings import Settings
 from tokenstore.refresh.steps import Validity
 from tokenstore.refresh.telemetry import Telemetry
+from tokenstore.sealing import Sealer
 from tokenstore_memory import MemoryBackend
 
 HOUR = 3600.0
@@ -205,7 +206,7 @@ def test_the_margin_of_a_row_has_bounds(
     keyring: Keyring, margin: float, lifetime: float | None, user: str, generation: int, remaining_us: int
 ) -> None:
     """It is between half and all of ``refresh_margin`` plus the skew, and at most a quarter of the usable lifetime."""
-    settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=margin, timeout=20)
+    settings = Settings(MemoryBackend(), Sealer(keyring), Telemetry(), margin=margin, timeout=20)
     found = _validity(settings, _row(user, generation, remaining_us), lifetime)
     remaining = remaining_us / 1e6
     life = remaining if lifetime is None else lifetime  # the row was written when it was read
@@ -221,7 +222,7 @@ def test_the_margin_of_a_row_has_bounds(
 
 def test_margins_are_spread(keyring: Keyring) -> None:
     """Tokens of many users that were issued together are refreshed at different times; each generation has another."""
-    settings = Settings(MemoryBackend(), keyring, Telemetry(), margin=300, timeout=20)
+    settings = Settings(MemoryBackend(), Sealer(keyring), Telemetry(), margin=300, timeout=20)
     rows = {
         "users": [_row(f"user-{n}", 7, 240_000_000) for n in range(400)],
         "generations": [_row("u1", n, 240_000_000) for n in range(400)],

@@ -26,6 +26,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.records import SealedRecord, TokenKey
+from tokenstore.sealing import Sealer
 
 SOON = datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 LATER = datetime(2032, 5, 6, 7, 8, 9, 654321, tzinfo=UTC)
@@ -105,14 +106,14 @@ def test_resealing_with_a_new_key_and_refusing_a_moved_ciphertext(row: Row, kind
             await store.store_tokens("github", "u", "a", "r", SOON, LATER, extra={"scope": "x"})
             await store.store_tokens("github", "v", "b", "s", SOON)
             before = await load(store)
-            store._keyring = Keyring([new, old])
+            store._sealer = Sealer(Keyring([new, old]))
             assert await store.reseal_tokens("github", "u") is True
             assert await store.reseal_tokens("github", "u") is False
             assert await load(store) == before | {"key_id": "new"}
-            store._keyring = Keyring([new])
+            store._sealer = Sealer(Keyring([new]))
             with pytest.raises(UnknownKeyError):
                 await load(store, "v")
-            store._keyring = Keyring([new, old])
+            store._sealer = Sealer(Keyring([new, old]))
             rows = [await store._backend.get(TokenKey("github", user_id)) for user_id in "uv"]
             mine, other = [cast(SealedRecord, row).tokens for row in rows]
             for forged in (

@@ -18,7 +18,7 @@ from support.database import Place, app_engine
 from support.matrix import each_database
 from tokenstore import AuthTokenStore, ConflictError, Keyring, LockTimeoutError, UnsupportedOperationError, open_store
 from tokenstore.records import TokenKey
-from tokenstore.sealing import seal_tokens
+from tokenstore.sealing import Sealer
 from tokenstore.validation import to_epoch_us
 
 # The example passes `datetime.utcnow()`, which is deprecated since Python 3.12.
@@ -40,8 +40,7 @@ class _Refresh:
         assert await self.backend.claim_lease(_KEY, generation=row.generation, holder="engine", duration=duration)
 
     async def complete(self) -> None:
-        tokens = seal_tokens(
-            self.keyring,
+        tokens = Sealer(self.keyring).seal(
             _KEY,
             access_token="gho_1",
             refresh_token="ghr_1",

@@ -23,7 +23,7 @@ from tokenstore import Keyring, open_store
 from tokenstore.errors import ConflictError
 from tokenstore.protocol import Backend, SupportsRowLocks
 from tokenstore.records import Failure, SealedRecord, TokenKey
-from tokenstore.sealing import open_record
+from tokenstore.sealing import Sealer
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.history import Operation, Version
 from tokenstore.validation import requested_row
@@ -273,7 +273,7 @@ class _Task:
 
     def _version(self, key: TokenKey, answer: SealedRecord | None) -> Version | None:
         row = requested_row(key, answer)
-        return version(None if row is None else open_record(self.keyring, key, row))
+        return version(None if row is None else Sealer(self.keyring).open(key, row))
 
     @contextmanager
     def _recorded(

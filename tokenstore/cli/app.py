@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from tokenstore.cli.demo.command import demo
 from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INPUT_OUTPUT, INTERRUPTED, USAGE, exit_code_of
-from tokenstore.cli.options import CommonOptions, JsonOption, UrlOption
+from tokenstore.cli.options import CommonOptions, JsonOption, NamespaceOption, UrlOption
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
 from tokenstore.cli.setup import init, keygen
@@ -111,6 +111,7 @@ def _main(
     ctx: typer.Context,
     url: UrlOption = None,
     as_json: JsonOption = False,
+    namespace: NamespaceOption = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -122,7 +123,7 @@ def _main(
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
         raise typer.Exit(USAGE)
-    ctx.obj = CommonOptions(url, as_json)
+    ctx.obj = CommonOptions(url, as_json, namespace)
 
 
 # In the order of the help.

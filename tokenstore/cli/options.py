@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from tokenstore.refresh.attempt import Refresh
 
 __all__ = [
+    "NAMESPACE_VARIABLE",
     "URL_VARIABLE",
     "AccountOption",
     "CommonOptions",
     "JsonOption",
+    "NamespaceOption",
     "ProviderArgument",
     "UrlOption",
     "UserArgument",
@@ -35,6 +37,9 @@ T = TypeVar("T")
 URL_VARIABLE: Final = "TOKENSTORE_URL"
 """The environment variable with the database's URL."""
 
+NAMESPACE_VARIABLE: Final = "TOKENSTORE_NAMESPACE"
+"""The environment variable with the store's namespace."""
+
 UrlOption = Annotated[
     str | None,
     typer.Option(
@@ -46,6 +51,17 @@ UrlOption = Annotated[
     ),
 ]
 """``--url``."""
+
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        metavar="NAME",
+        show_default=False,
+        help=f"The namespace that your application passes to its store. Default: ${NAMESPACE_VARIABLE}, or none.",
+    ),
+]
+"""``--namespace``."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 """``--json``."""
@@ -70,16 +86,21 @@ AccountOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class CommonOptions:
-    """``--url`` and ``--json``, which may stand before or after the command's name."""
+    """``--url``, ``--json`` and ``--namespace``, which may stand before or after the command's name."""
 
     url: str | None = field(default=None, repr=False)
     as_json: bool = False
+    namespace: str | None = None
 
 
-def common_options(ctx: typer.Context, url: str | None, as_json: bool) -> CommonOptions:
+def common_options(ctx: typer.Context, url: str | None, as_json: bool, namespace: str | None = None) -> CommonOptions:
     """Merge the options after the command's name with those before it; the former win."""
     outer = ctx.obj if isinstance(ctx.obj, CommonOptions) else CommonOptions()
-    return CommonOptions(outer.url if url is None else url, as_json or outer.as_json)
+    return CommonOptions(
+        outer.url if url is None else url,
+        as_json or outer.as_json,
+        outer.namespace if namespace is None else namespace,
+    )
 
 
 def open_from_options(
@@ -94,6 +115,7 @@ def open_from_options(
 
     Raises:
         ConfigurationError: There is no URL, or no key, or one that is not acceptable.
+        InvalidInputError: The namespace is not acceptable.
     """
     url = options.url or os.environ.get(URL_VARIABLE)
     if not url:
@@ -103,7 +125,10 @@ def open_from_options(
     keyring = None
     if not needs_keys and not has_keys():
         keyring = Keyring({"unused": os.urandom(32)})  # a store needs a keyring; this one seals and opens nothing
-    return open_store(url, keyring=keyring, refreshers=refreshers)
+    namespace = options.namespace
+    if namespace is None:
+        namespace = os.environ.get(NAMESPACE_VARIABLE, "")
+    return open_store(url, keyring=keyring, namespace=namespace, refreshers=refreshers)
 
 
 def has_keys() -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tokenstore.cli.exits import PROVIDER_FAILED
-from tokenstore.cli.options import JsonOption, UrlOption, common_options, open_from_options, run_async
+from tokenstore.cli.options import JsonOption, NamespaceOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import print_error, print_json, print_line, progress
 from tokenstore.errors import ConfigurationError, InvalidInputError, TamperedError
 from tokenstore.escaping import escaped
@@ -55,6 +55,7 @@ def refresh_due(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="The most refreshes at a time.")] = 8,
     url: UrlOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refresh tokens that expire soon. Several machines may run this at once: one of them refreshes each row.
@@ -62,7 +63,7 @@ def refresh_due(
     Exit code 5 means that a refresh failed in this run. Rows whose failure was known before are counted, and do not
     fail the command again; so are due rows of a provider without a refresher.
     """
-    options = common_options(ctx, url, as_json)
+    options = common_options(ctx, url, as_json, namespace)
     seconds = _seconds(within)
     mapping = _import_refreshers(refreshers or os.environ.get(_REFRESHERS_VARIABLE))
 

@@ -15,6 +15,7 @@ from tokenstore.cli.exits import NOT_FOUND
 from tokenstore.cli.options import (
     AccountOption,
     JsonOption,
+    NamespaceOption,
     ProviderArgument,
     UrlOption,
     UserArgument,
@@ -52,6 +53,7 @@ def put(
         str | None, typer.Option(metavar="TIME", help="The refresh token's expiry, ISO 8601; UTC if no zone.")
     ] = None,
     url: UrlOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store a user's tokens, in place of earlier ones.
@@ -61,7 +63,7 @@ def put(
     refresh_token_expires_in or refresh_token_expires_at; an option overrides them. A token without such a field never
     expires. All other fields are stored, encrypted, as `extra`.
     """
-    options = common_options(ctx, url, as_json)
+    options = common_options(ctx, url, as_json, namespace)
     # The store is opened first: a missing key is reported before the user types in tokens.
     store = open_from_options(options, needs_keys=True)
     response = _prompt() if sys.stdin.isatty() else _parse_response(sys.stdin.buffer.read(_MAX_INPUT + 1))
@@ -135,10 +137,11 @@ def show(
     account: AccountOption = "",
     reveal: Annotated[bool, typer.Option("--reveal", help="Print the tokens, too.")] = False,
     url: UrlOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a user's row; the tokens only with --reveal."""
-    options = common_options(ctx, url, as_json)
+    options = common_options(ctx, url, as_json, namespace)
 
     async def read() -> dict[str, Any]:
         async with open_from_options(options, needs_keys=True) as store:

@@ -57,7 +57,6 @@ from tokenstore.refresh.steps import (
     after_settle,
 )
 from tokenstore.refresh.telemetry import RefreshReport
-from tokenstore.sealing import open_record, seal_tokens
 from tokenstore.tracebacks import clear_locals
 from tokenstore.validation import RequestedRow
 
@@ -268,7 +267,7 @@ class Attempt:
     async def _claim(self, step: Claim) -> Step:
         self._check_time()
         # Not only after the claim: a row that does not open would keep its lease.
-        _ = open_record(self._settings.keyring, self.key, self._last.row)
+        _ = self._settings.sealer.open(self.key, self._last.row)
         if not self._admitted and (pause := await self._enter_gate()):
             return End(Outcome.FAILED, pause)
         # From before the statement is sent: the database grants the lease later, so it cannot end sooner.
@@ -321,7 +320,7 @@ class Attempt:
 
     async def _call(self) -> Failure | None:
         """Call the provider. Seal the new tokens at once, or return the failure that the row gets."""
-        record, issued_at = open_record(self._settings.keyring, self.key, self._last.row), self._last.now()
+        record, issued_at = self._settings.sealer.open(self.key, self._last.row), self._last.now()
         try:
             new = await self._run_refresher(record, issued_at)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
@@ -339,8 +338,7 @@ class Attempt:
             # Timers and tasks that the refresher left behind must not cancel the write of the new tokens.
             self.protection.disown()
         self._gate.succeeded()
-        self._sealed = seal_tokens(
-            self._settings.keyring,
+        self._sealed = self._settings.sealer.seal(
             self.key,
             access_token=new.access_token,
             refresh_token=new.refresh_token,
@@ -427,11 +425,11 @@ class Attempt:
         if tried_at > self._save_by:
             row = self._last.renewed(self._issued)
             if self._closing or self.protection.interrupted:
-                self.unsaved = open_record(self._settings.keyring, self.key, row)
+                self.unsaved = self._settings.sealer.open(self.key, row)
                 raise not_stored(self.key, self.unsaved)
             if not self.result.done():
                 self._settings.telemetry.problem(self.key, "not_stored", "new tokens could not be stored so far", error)
-                self._publish(_failed(lambda: not_stored(self.key, open_record(self._settings.keyring, self.key, row))))
+                self._publish(_failed(lambda: not_stored(self.key, self._settings.sealer.open(self.key, row))))
         await self._backoff.pause()
 
     def _write_limit(self) -> float:

@@ -32,7 +32,6 @@ from tokenstore.refresh.rows import SeenRow, new_holder, read_row
 from tokenstore.refresh.settings import Settings
 from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
 from tokenstore.results import ProviderCallFailure, RefreshResult
-from tokenstore.sealing import open_record
 from tokenstore.tracebacks import clear_locals, clears_locals
 
 __all__ = ["OnError", "OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
@@ -94,7 +93,7 @@ class RefreshEngine:
                 row = await read_row(settings.backend, key)
                 if row is None:
                     return None
-                seen, record = SeenRow(row, time.monotonic()), open_record(settings.keyring, key, row)
+                seen, record = SeenRow(row, time.monotonic()), settings.sealer.open(key, row)
                 view = settings.view(row, lifetime_of(record))
                 if view.validity is Validity.FRESH:
                     return record
@@ -117,7 +116,7 @@ class RefreshEngine:
                 return None
             # A row with the refused generation: a caller that had another generation refused joined the same attempt.
             if result.row.generation != generation:
-                return open_record(settings.keyring, key, result.row)
+                return settings.sealer.open(key, result.row)
 
     def refresh_due(
         self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
@@ -228,7 +227,7 @@ class RefreshEngine:
         key, protection = attempt.key, attempt.protection
         self._tell_of_errors(key, "refresh", attempt.raised)
         if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
-            record = open_record(self._settings.keyring, key, result.row)
+            record = self._settings.sealer.open(key, result.row)
             await self._tell(key, "on_refreshed", protection, self._on_refreshed, record)
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()

@@ -17,7 +17,6 @@ from tokenstore.refresh.loop_end import protect_lease_statement, protect_provide
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.rows import new_holder, read_row
 from tokenstore.refresh.settings import Settings
-from tokenstore.sealing import open_record
 from tokenstore.validation import RequestedRow, requested_row
 
 __all__ = ["Revocation", "SupportsRevocation"]
@@ -65,7 +64,7 @@ class Revocation:
         if row is None:
             return False
         leased = not has_failed(row)
-        record = open_record(self._settings.keyring, key, row)
+        record = self._settings.sealer.open(key, row)
         # From here on the provider may have received the request. Tokens that it revokes have to be deleted, too.
         protect_provider_call(protection, timeout)
         failure: TokenStoreError | None = None
@@ -98,7 +97,7 @@ class Revocation:
             if row is None or has_failed(row):
                 return row
             # Not only after the claim: a row that does not open would keep its lease.
-            _ = open_record(self._settings.keyring, self._key, row)
+            _ = self._settings.sealer.open(self._key, row)
             if not is_leased(row) and await self._claim(row.generation, holder):
                 return row
             if time.monotonic() > deadline:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 
-from tokenstore.keyring import Keyring
 from tokenstore.protocol import Backend
 from tokenstore.records import CLOCK_SKEW, SealedRecord, has_failed, is_leased
 from tokenstore.refresh.gates import ProviderGates
 from tokenstore.refresh.responses import lifetime_of
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
-from tokenstore.sealing import open_record
+from tokenstore.sealing import Sealer
 from tokenstore.validation import RequestedRow
 
 __all__ = ["Settings", "lifetime_when_stored", "skew_of", "validity"]
@@ -26,7 +25,7 @@ class Settings:
 
     Attributes:
         backend: The rows.
-        keyring: The keys.
+        sealer: The keys, and the namespace.
         telemetry: Logs, metrics and spans.
         margin: ``refresh_margin`` in seconds.
         timeout: ``refresh_timeout`` in seconds.
@@ -34,7 +33,7 @@ class Settings:
     """
 
     backend: Backend
-    keyring: Keyring
+    sealer: Sealer
     telemetry: Telemetry
     margin: float
     timeout: float
@@ -84,7 +83,7 @@ class Settings:
         Raises:
             SealingError: The row does not open with the keyring.
         """
-        return self.view(row, lifetime_of(open_record(self.keyring, row.key, row)), margin)
+        return self.view(row, lifetime_of(self.sealer.open(row.key, row)), margin)
 
     def _margin_of(self, row: SealedRecord, lifetime: float) -> float:
         """The refresh margin of one generation of a row, in seconds before its access token expires.
