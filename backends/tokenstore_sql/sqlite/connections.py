@@ -12,6 +12,7 @@ from sqlalchemy import Executable
 from tokenstore_sql.connections.connection import StatementResult
 from tokenstore_sql.connections.driver import OneTripConnection
 from tokenstore_sql.sqlite.database_file import DatabaseFile, FileMovedError
+from tokenstore_sql.sqlite.files import any_text
 from tokenstore_sql.sqlite.thread import ConnectionThread
 
 __all__ = ["SQLiteConnection"]
@@ -90,8 +91,20 @@ class SQLiteConnection(OneTripConnection):
 
 
 def _execute(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> StatementResult:
-    cursor = raw.execute(sql, arguments)
-    return StatementResult(cursor.fetchall(), cursor.rowcount)
+    try:
+        cursor = raw.execute(sql, arguments)
+        return StatementResult(cursor.fetchall(), cursor.rowcount)
+    except sqlite3.OperationalError as error:
+        if hasattr(error, "sqlite_errorcode"):
+            raise
+    # Not SQLite's error but that of Python's module: a column that was read holds bytes that are not UTF-8. Only then
+    # is each text decoded by a function, which takes longer.
+    raw.text_factory = any_text
+    try:
+        cursor = raw.execute(sql, arguments)
+        return StatementResult(cursor.fetchall(), cursor.rowcount)
+    finally:
+        raw.text_factory = str
 
 
 def _execute_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[StatementResult]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tokenstore.cancellation import FINISH_GRACE, wait_through_cancellation
 from tokenstore_sql.sqlite.busy import until_not_busy
 from tokenstore_sql.sqlite.database_file import DatabaseFile, FileId
-from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection, any_text
+from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection
 
 __all__ = ["ConnectionThread"]
 
@@ -90,7 +90,6 @@ class ConnectionThread:
         self.raw = sqlite3.connect(
             uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=ClosingConnection
         )
-        self.raw.text_factory = any_text
 
     def _close(self, _: object) -> None:
         if self.raw is not None:
