@@ -340,10 +340,9 @@ class AuthTokenStore(TokenOperations):
     ) -> AsyncIterator[TokenEntry]:
         """Iterate over all rows, or those of one provider or user, without tokens.
 
-        The order is that of provider, user id and account, each compared as UTF-8 bytes.
-
-        Each page is one short query, and no connection or snapshot is held between two pages. So a row that changes
-        meanwhile appears in its old or its new state.
+        The order is that of provider, user id and account, each compared as UTF-8 bytes. The queries of a page are
+        short, and no connection or snapshot is held between two pages. So a row that changes meanwhile appears in its
+        old or its new state.
 
         Args:
             provider: Only this provider's rows.

@@ -129,6 +129,7 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
         Column("retry_at", _INT64, comment="when to try again; null: not before new tokens"),
         Column("created_at", _INT64, nullable=False),
         Column("updated_at", _INT64, nullable=False),
+        # With the account: else PostgreSQL may read one row by this index, and all accounts of the user with it.
         Index(f"{name}_by_user", "user_id", "provider", "account"),
         schema=schema,
         sqlite_strict=True,

@@ -149,6 +149,28 @@ class SkipsARow(MemoryBackend):
         return page[1:] if after is not None and after not in self._rows else page
 
 
+class SkipsAccounts(MemoryBackend):
+    """A page after a key begins behind all accounts of the key's user."""
+
+    async def scan(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> list[ScannedRow]:
+        page = await super().scan(provider=provider, user_id=user_id, after=after, limit=1000)
+        return [row for row in page if after is None or row.key[:2] != after[:2]][:limit]
+
+
+class DeletesAllAccounts(MemoryBackend):
+    async def delete(self, key: TokenKey) -> bool:
+        for other in [other for other in self._rows if other[:2] == key[:2] and other != key]:
+            await super().delete(other)
+        return await super().delete(key)
+
+
 @pytest.mark.parametrize(
     "broken",
     [broken for broken in MemoryBackend.__subclasses__() if broken.__module__ == __name__],

@@ -203,6 +203,16 @@ class _CommitsFailures(AnyBackend):
             raise failure
 
 
+@_fault("delete of all accounts", *_LOST)
+class _DeletesAllAccounts(AnyBackend):
+    """A deletion that looks at the provider and the user alone."""
+
+    async def delete(self, key: TokenKey) -> bool:
+        for account in {"", "work"} - {key.account}:
+            await super().delete(key._replace(account=account))
+        return await super().delete(key)
+
+
 @_fault("read in two halves", "mixed read")
 class _TornRead(AnyBackend):
     async def get(self, key: TokenKey) -> SealedRecord | None:

@@ -51,7 +51,7 @@ async def owned(engine: AsyncEngine) -> None:
     assert_type(open_store(engine), AuthTokenStore)
     keyring = Keyring({"first": b"k" * 32})
     assert_type(generate_key(), str)
-    async with open_store("sqlite:///tokens.db", keyring=keyring, lock_timeout=2.5) as store:
+    async with open_store("sqlite:///tokens.db", keyring=keyring, namespace="prod", lock_timeout=2.5) as store:
         assert_type(store, AuthTokenStore)
         await store.setup()
         async with store.transaction() as tx:
@@ -60,7 +60,10 @@ async def owned(engine: AsyncEngine) -> None:
         async for entry in store.list_tokens(user_id="u1"):
             assert_type(entry, TokenEntry)
             assert_type(entry["access_token_expires_at"], datetime | None)
+            assert_type(entry["account"], str)
         assert_type(await store.delete_tokens("github", "u1"), bool)
+        await store.store_tokens("github", "u1", "gho_abc", None, None, account="work")
+        assert_type(await store.load_tokens("github", "u1", account="work"), TokenRecord | None)
         try:
             assert_type(await store.reseal_tokens("github", "u1"), bool)
         except TokenStoreError as error:
@@ -75,6 +78,7 @@ def validity(store: AuthTokenStore, kept: dict[str, Any], seen: Mapping[str, obj
 def known_keys(record: TokenRecord) -> None:
     """Each key of a record has a type of its own."""
     assert_type(record["access_token"], str)
+    assert_type(record["account"], str)
     assert_type(record["refresh_token"], str | None)
     assert_type(record["access_token_expires_at"], datetime | None)
     assert_type(record["created_at"], datetime)

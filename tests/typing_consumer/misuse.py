@@ -38,6 +38,8 @@ async def wrong_arguments(store: AuthTokenStore) -> None:
     await store.store_tokens("github", "u1", "token", "refresh")  # type: ignore[call-arg]
     await store.load_tokens("github", "u1", lock=True)  # type: ignore[call-arg]
     await store.load_tokens("github", 1)  # type: ignore[arg-type]
+    await store.load_tokens("github", "u1", account=None)  # type: ignore[arg-type]
+    await store.delete_tokens("github", "u1", "work")  # type: ignore[call-arg]
 
 
 async def a_missing_row_must_be_handled(store: AuthTokenStore) -> str:
