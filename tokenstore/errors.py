@@ -21,6 +21,7 @@
     │   ├── RowTooLargeError                        the row exceeds a limit of the database
     │   └── BackendUnavailableError                 no connection, a lost one, or a read-only server
     └── RefreshError                                there is no valid access token
+        ├── TokensMissingError                      no row, where the caller asked for an error
         ├── ReauthorizationRequiredError            the user has to log in again
         ├── ProviderUnavailableError                an outage, or no readable response; try again later
         ├── ProviderRefusedError                    the provider refuses this client; an operator has to act
@@ -59,6 +60,7 @@ __all__ = [
     "TableMissingError",
     "TamperedError",
     "TokenStoreError",
+    "TokensMissingError",
     "TokensNotStoredError",
     "TransactionRequiredError",
     "UnknownBackendError",
@@ -199,6 +201,13 @@ class RefreshError(TokenStoreError):
         self.provider: str | None = None
         self.user_id: str | None = None
         self.account: str | None = None
+
+
+class TokensMissingError(RefreshError):
+    """``load_fresh_tokens(missing="raise")``: there is no row, so the user has not logged in, or has been deleted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="tokens_missing")
 
 
 class ReauthorizationRequiredError(RefreshError):

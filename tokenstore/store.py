@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from tokenstore.errors import (
     ConfigurationError,
@@ -209,6 +209,30 @@ class AuthTokenStore(TokenOperations):
             finally:
                 transaction._end()
 
+    @overload
+    async def load_fresh_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        *,
+        account: str = "",
+        refresh: Refresh | None = None,
+        force: bool = False,
+        generation: int | None = None,
+        missing: Literal["none"] = "none",
+    ) -> TokenRecord | None: ...
+    @overload
+    async def load_fresh_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        *,
+        account: str = "",
+        refresh: Refresh | None = None,
+        force: bool = False,
+        generation: int | None = None,
+        missing: Literal["raise"],
+    ) -> TokenRecord: ...
     @clears_locals
     async def load_fresh_tokens(
         self,
@@ -219,6 +243,7 @@ class AuthTokenStore(TokenOperations):
         refresh: Refresh | None = None,
         force: bool = False,
         generation: int | None = None,
+        missing: Literal["none", "raise"] = "none",
     ) -> TokenRecord | None:
         """Read tokens whose access token is valid now; if it has expired, refresh it at the provider first.
 
@@ -244,11 +269,13 @@ class AuthTokenStore(TokenOperations):
             generation: With ``force``: the ``generation`` of the refused record, the number of one version of the row.
                 If the row has another generation by now, it is returned without a refresh. So many callers with the
                 same refused token cause one refresh.
+            missing: What to do if there is no row: return None (``"none"``, the default), or ``"raise"``.
 
         Returns:
             As :meth:`load_tokens`; None if there is no row.
 
         Raises:
+            TokensMissingError: With ``missing="raise"``: there is no row.
             ReauthorizationRequiredError: There is no usable refresh token; the user has to log in again.
             ProviderUnavailableError: The provider failed; ``retry_after`` says when it is called again.
             ProviderRefusedError: The provider refuses this client.
@@ -264,7 +291,11 @@ class AuthTokenStore(TokenOperations):
         key = token_key(provider, user_id, account)
         if generation is not None and (not force or isinstance(generation, bool) or not isinstance(generation, int)):
             raise InvalidInputError("generation must be the `generation` of a record, and needs force=True")
-        return await self._refreshes().load(key, refresh, force=force, generation=generation)
+        if missing not in ("none", "raise"):
+            raise InvalidInputError('missing must be "none" or "raise"')
+        engine = self._refreshes()
+        load = engine.load if missing == "none" else engine.load_existing
+        return await load(key, refresh, force=force, generation=generation)
 
     @clears_locals
     async def refresh_due(

@@ -18,6 +18,7 @@ from tokenstore import (
     ConfigurationError,
     InvalidInputError,
     StoreClosedError,
+    TokensMissingError,
     UnsupportedOperationError,
 )
 
@@ -37,6 +38,23 @@ async def test_a_valid_token_takes_one_read(world: World) -> None:
     assert not await store.revoke_tokens("github", "nobody", refresher=Refresher(world.provider))
     assert interceptor.calls == {"get": 4}
     assert script.calls == 0
+
+
+@on_memory
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_missing_row_is_an_error_if_the_caller_asks_for_one(world: World, force: bool) -> None:
+    """The error names the row. So does that of a row which is deleted while its refresh is under way."""
+    script = Script()
+    store = await world.store(refreshers={"github": script})
+    await world.expired(store, expires_in=HOUR)
+    assert (await store.load_fresh_tokens("github", "u1", missing="raise"))["access_token"] == OLD[0]
+    with pytest.raises(TokensMissingError, match=r"user 'nobody', account 'work': no tokens are stored") as caught:
+        await store.load_fresh_tokens("github", "nobody", account="work", force=force, missing="raise")
+    error = caught.value
+    assert (error.code, error.provider, error.user_id, error.account) == ("tokens_missing", "github", "nobody", "work")
+    assert script.calls == 0
+    with pytest.raises(InvalidInputError, match="missing must be"):
+        await store.load_fresh_tokens("github", "u1", missing="error")  # type: ignore[call-overload]
 
 
 @on_memory

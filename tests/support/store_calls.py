@@ -17,7 +17,7 @@ async def load(store: AuthTokenStore, user: str = "u1") -> TokenRecord:
 
 async def fresh(store: AuthTokenStore, user: str = "u1", **options: Any) -> TokenRecord:
     """Return the record of `load_fresh_tokens`; fail if there is none."""
-    record = await store.load_fresh_tokens("github", user, **options)
+    record: TokenRecord | None = await store.load_fresh_tokens("github", user, **options)
     assert record is not None
     return record
 

@@ -64,6 +64,8 @@ async def owned(engine: AsyncEngine) -> None:
         assert_type(await store.delete_tokens("github", "u1"), bool)
         await store.store_tokens("github", "u1", "gho_abc", None, None, account="work")
         assert_type(await store.load_tokens("github", "u1", account="work"), TokenRecord | None)
+        assert_type(await store.load_fresh_tokens("github", "u1"), TokenRecord | None)
+        assert_type(await store.load_fresh_tokens("github", "u1", missing="raise"), TokenRecord)
         try:
             assert_type(await store.reseal_tokens("github", "u1"), bool)
         except TokenStoreError as error:

@@ -23,7 +23,7 @@ from tokenstore.errors import (
 from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.due import refresh_due
-from tokenstore.refresh.failures import error_for
+from tokenstore.refresh.failures import error_for, tokens_missing
 from tokenstore.refresh.loop_end import protect_provider_call
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.responses import lifetime_of
@@ -117,6 +117,15 @@ class RefreshEngine:
             # A row with the refused generation: a caller that had another generation refused joined the same attempt.
             if result.row.generation != generation:
                 return settings.sealer.open(key, result.row)
+
+    async def load_existing(
+        self, key: TokenKey, refresh: Refresh | None, *, force: bool = False, generation: int | None = None
+    ) -> TokenRecord:
+        """As :meth:`load`; raises TokensMissingError if there is no row."""
+        record = await self.load(key, refresh, force=force, generation=generation)
+        if record is None:
+            raise tokens_missing(key)
+        return record
 
     def refresh_due(
         self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int

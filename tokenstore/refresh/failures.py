@@ -22,6 +22,7 @@ from tokenstore.errors import (
     ProviderUnavailableError,
     ReauthorizationRequiredError,
     RefreshError,
+    TokensMissingError,
     TokensNotStoredError,
     TokenStoreError,
     UnsupportedOperationError,
@@ -38,6 +39,7 @@ __all__ = [
     "failure_of",
     "not_revoked",
     "not_stored",
+    "tokens_missing",
 ]
 
 # Seconds until the provider is called again, if it named no time.
@@ -140,6 +142,13 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None) -> Ref
             code=code,
             retry_after=retry_in,
         )
+    error.provider, error.user_id, error.account = key
+    return error
+
+
+def tokens_missing(key: TokenKey) -> TokensMissingError:
+    """The error for a row that does not exist."""
+    error = TokensMissingError(f"{key}: no tokens are stored; the user has to log in")
     error.provider, error.user_id, error.account = key
     return error
 
