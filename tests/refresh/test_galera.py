@@ -114,9 +114,7 @@ async def _with_a_frozen_node(nodes: list[servers.Server], keyring: Keyring, tra
         _process(nodes[0]).signal(SIGSTOP)
 
     async def thaw() -> None:
-        size = [("wsrep_cluster_size", "2")]
-        while await asyncio.to_thread(nodes[1].execute, "SHOW STATUS LIKE 'wsrep_cluster_size'") != size:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await asyncio.to_thread(until_synced, nodes[1], len(nodes) - 1)
         rounds = traffic.rounds
         await until(lambda: traffic.rounds >= rounds + _USERS)
         _process(nodes[0]).signal(SIGCONT)

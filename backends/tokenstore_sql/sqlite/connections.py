@@ -92,8 +92,7 @@ class SQLiteConnection(OneTripConnection):
 
 def _execute(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> StatementResult:
     try:
-        cursor = raw.execute(sql, arguments)
-        return StatementResult(cursor.fetchall(), cursor.rowcount)
+        return _executed(sql, arguments, raw)
     except sqlite3.OperationalError as error:
         if hasattr(error, "sqlite_errorcode"):
             raise
@@ -101,10 +100,14 @@ def _execute(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> Sta
     # is each text decoded by a function, which takes longer.
     raw.text_factory = any_text
     try:
-        cursor = raw.execute(sql, arguments)
-        return StatementResult(cursor.fetchall(), cursor.rowcount)
+        return _executed(sql, arguments, raw)
     finally:
         raw.text_factory = str
+
+
+def _executed(sql: str, arguments: Sequence[Any], raw: sqlite3.Connection) -> StatementResult:
+    cursor = raw.execute(sql, arguments)
+    return StatementResult(cursor.fetchall(), cursor.rowcount)
 
 
 def _execute_each(sql: str, each: Sequence[Sequence[Any]], raw: sqlite3.Connection) -> list[StatementResult]:
