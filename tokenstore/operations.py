@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Protocol, TypeGuard, overload
+from typing import Any, Literal, Protocol, TypeGuard, overload
 
 from tokenstore.errors import InvalidInputError
 from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
@@ -32,8 +32,16 @@ class RowOperations(Protocol):
         """Insert or replace one row."""
         ...
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """Insert one row if there is none."""
+        ...
+
     async def delete(self, key: TokenKey) -> bool:
         """Delete one row."""
+        ...
+
+    async def clock(self) -> int:
+        """Read the database's clock, in microseconds since the epoch."""
         ...
 
 
@@ -51,6 +59,34 @@ class TokenOperations(ABC):
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         """Lock and read a row. Raises an error where a lock cannot be held."""
 
+    @overload
+    async def store_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        access_token: str,
+        refresh_token: str | None,
+        access_token_expires_at: datetime | None,
+        refresh_token_expires_at: datetime | None = None,
+        *,
+        account: str = "",
+        extra: Mapping[str, Any] | None = None,
+        if_absent: Literal[False] = False,
+    ) -> None: ...
+    @overload
+    async def store_tokens(
+        self,
+        provider: str,
+        user_id: str,
+        access_token: str,
+        refresh_token: str | None,
+        access_token_expires_at: datetime | None,
+        refresh_token_expires_at: datetime | None = None,
+        *,
+        account: str = "",
+        extra: Mapping[str, Any] | None = None,
+        if_absent: Literal[True],
+    ) -> bool: ...
     @clears_locals
     async def store_tokens(
         self,
@@ -63,10 +99,12 @@ class TokenOperations(ABC):
         *,
         account: str = "",
         extra: Mapping[str, Any] | None = None,
-    ) -> None:
+        if_absent: bool = False,
+    ) -> bool | None:
         """Insert or replace the tokens of one user at one provider, atomically.
 
-        The new row replaces all fields of an earlier one. Tokens and ``extra`` are encrypted first.
+        What is passed is what is stored: it replaces every field of an earlier row, also by None. Tokens and ``extra``
+        are encrypted first.
 
         Args:
             provider: The provider's name: 1 to 255 UTF-8 bytes, no NUL. Compared byte for byte.
@@ -79,6 +117,11 @@ class TokenOperations(ABC):
                 UTF-8 bytes, no NUL. Compared byte for byte. Default: the empty name, for a user who has one account.
             extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
                 at most 256 KiB as JSON, with at most 32 levels of objects and arrays, ``extra`` itself among them.
+            if_absent: Store the tokens only if there is no row yet. So an import from another table, which may be
+                repeated, never replaces what a login or a refresh has stored meanwhile.
+
+        Returns:
+            With ``if_absent=True``: whether the tokens were stored. Otherwise None.
 
         Raises:
             InvalidInputError: An argument is not acceptable; nothing was written.
@@ -99,7 +142,10 @@ class TokenOperations(ABC):
             access_token_expires_at=expires_at,
             refresh_token_expires_at=refresh_expires_at,
         )
+        if if_absent:
+            return await self._rows().insert(key, sealed)
         await self._rows().put(key, sealed)
+        return None
 
     @clears_locals
     async def load_tokens(

@@ -61,8 +61,20 @@ class Backend(Protocol):
         """
         ...
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """Insert a row if there is none, atomically: of several inserts at the same time, one succeeds.
+
+        Returns:
+            Whether the row was inserted. A row that exists is not changed.
+        """
+        ...
+
     async def delete(self, key: TokenKey) -> bool:
         """Delete a row, with its lease if it has one. Returns whether there was a row."""
+        ...
+
+    async def clock(self) -> int:
+        """Read the database's clock: microseconds since the epoch, as in :attr:`SealedRecord.as_of`."""
         ...
 
     async def scan(
@@ -158,8 +170,16 @@ class BackendTransaction(Protocol):
         """As :meth:`Backend.put`."""
         ...
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """As :meth:`Backend.insert`. Waits for another transaction that is inserting the row."""
+        ...
+
     async def delete(self, key: TokenKey) -> bool:
         """As :meth:`Backend.delete`."""
+        ...
+
+    async def clock(self) -> int:
+        """As :meth:`Backend.clock`."""
         ...
 
     async def rollback(self) -> None:

@@ -64,10 +64,19 @@ class RowsUntilFailure:
         self._begun = True
         await self._note_failure(self._rows.put(key, tokens))
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """Insert one row if there is none."""
+        self._begun = True
+        return await self._note_failure(self._rows.insert(key, tokens))
+
     async def delete(self, key: TokenKey) -> bool:
         """Delete one row."""
         self._begun = True
         return await self._note_failure(self._rows.delete(key))
+
+    async def clock(self) -> int:
+        """Read the database's clock."""
+        return await self._note_failure(self._rows.clock())
 
     async def _note_failure(self, call: Awaitable[T]) -> T:
         try:

@@ -79,9 +79,17 @@ class MemoryBackend:
         async with self.transaction() as transaction:
             await transaction.put(key, tokens)
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        async with self.transaction() as transaction:
+            return await transaction.insert(key, tokens)
+
     async def delete(self, key: TokenKey) -> bool:
         async with self.transaction() as transaction:
             return await transaction.delete(key)
+
+    async def clock(self) -> int:
+        self._open_rows()
+        return self._now()
 
     async def scan(
         self,
@@ -226,6 +234,16 @@ class MemoryTransaction:
             if found is None
             else found.after(written(found.row, tokens), now)
         )
+
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        await self._hold(key)
+        if self._row(key) is not None:
+            return False
+        await self.put(key, tokens)
+        return True
+
+    async def clock(self) -> int:
+        return await self._backend.clock()
 
     async def delete(self, key: TokenKey) -> bool:
         await self._hold(key)

@@ -54,8 +54,14 @@ class SQLOperations(ABC):
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         await self._run([key], lambda rows: rows.put(key, tokens), write=True)
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        return await self._run([key], lambda rows: rows.insert(key, tokens), write=True)
+
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
+
+    async def clock(self) -> int:
+        return await self._run([], lambda rows: rows.clock(), write=False)
 
     async def scan(
         self,

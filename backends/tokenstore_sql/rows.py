@@ -82,8 +82,15 @@ class Rows:
             for several in _chunks(writes, self.statements.grammar.most_at_once):
                 _ = await self._run_locking(*self.statements.put_many(several), brief=not self.transactional)
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        return await self._write(self.statements.insert, _put(key, tokens)) > 0
+
     async def delete(self, key: TokenKey) -> bool:
         return await self._write(self.statements.delete, _where(key)) > 0
+
+    async def clock(self) -> int:
+        rows, _ = await self.connection.run(self.statements.clock)
+        return int(rows[0][0])
 
     async def scan(
         self, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int

@@ -102,8 +102,14 @@ class SQLTransaction:
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         await self._calls.run([key], lambda rows: rows.put(key, tokens), write=True)
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        return await self._calls.run([key], lambda rows: rows.insert(key, tokens), write=True)
+
     async def delete(self, key: TokenKey) -> bool:
         return await self._calls.run([key], lambda rows: rows.delete(key), write=True)
+
+    async def clock(self) -> int:
+        return await self._calls.run([], lambda rows: rows.clock(), write=False)
 
     async def rollback(self) -> None:
         await self._calls.rollback()

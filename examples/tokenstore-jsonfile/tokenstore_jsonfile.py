@@ -118,6 +118,23 @@ class JsonFileBackend:
 
         await self._change(put)
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """Insert a row if there is none."""
+
+        def insert(rows: _Rows) -> bool:
+            if key in rows:
+                return False
+            rows[key] = _Row(tokens, new_generation(), _now(), _now())
+            return True
+
+        return await self._change(insert)
+
+    async def clock(self) -> int:
+        """Read the clock that leases, failures and times of writes are measured on."""
+        if self._closed:
+            raise StoreClosedError("this store is closed")
+        return _now()
+
     async def delete(self, key: TokenKey) -> bool:
         """Delete a row, with its lease if it has one."""
         return await self._change(lambda rows: rows.pop(key, None) is not None)

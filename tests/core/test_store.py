@@ -99,3 +99,16 @@ async def test_calls_of_a_closed_store_raise_store_closed_error(store: AuthToken
     ):
         with pytest.raises(StoreClosedError):
             await call
+
+
+@on_every_row
+async def test_if_absent_stores_only_where_there_is_no_row(store: AuthTokenStore) -> None:
+    """So a repeated import never replaces what a login or a refresh stored meanwhile."""
+    arguments = ("github", "u1", "imported", "imported-refresh", None)
+    assert await store.store_tokens(*arguments, if_absent=True) is True
+    await store.store_tokens("github", "u1", "newer", None, None)
+    assert await store.store_tokens(*arguments, if_absent=True) is False
+    assert await store.store_tokens(*arguments, if_absent=True, account="work") is True
+    record = await store.load_tokens("github", "u1")
+    assert record is not None
+    assert (record["access_token"], record["refresh_token"]) == ("newer", None)

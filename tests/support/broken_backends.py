@@ -127,6 +127,7 @@ class _Unlocked:
 
     def __init__(self, real: BackendTransaction) -> None:
         self.get, self.put, self.delete, self.rollback = real.get, real.put, real.delete, real.rollback
+        self.insert, self.clock = real.insert, real.clock
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         row = await self.get(key)
@@ -147,6 +148,7 @@ class _KeepsWritesOnRollback:
 
     def __init__(self, real: BackendTransaction) -> None:
         self.get, self.put, self.delete, self.lock = real.get, real.put, real.delete, real.lock
+        self.insert, self.clock = real.insert, real.clock
 
     async def rollback(self) -> None:
         await _network()

@@ -50,6 +50,12 @@ class Interceptor:
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         await self._pass("put", lambda: self.backend.put(key, tokens))
 
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        return bool(await self._pass("insert", lambda: self.backend.insert(key, tokens)))
+
+    async def clock(self) -> int:
+        return await self.backend.clock()
+
     async def delete(self, key: TokenKey) -> bool:
         return bool(await self._pass("delete", lambda: self.backend.delete(key)))
 

@@ -86,6 +86,7 @@ _operations = st.one_of(
     st.tuples(st.just("lock"), _keys),
     st.tuples(st.just("get"), _keys),
     st.tuples(st.just("put"), _keys, _tokens),
+    st.tuples(st.just("insert"), _keys, _tokens),
     st.tuples(st.just("delete"), _keys),
     st.tuples(st.just("rollback")),
 )
@@ -177,6 +178,10 @@ class _Machine(RuleBasedStateMachine):
     @rule(key=_keys, tokens=_tokens)
     def put(self, key: TokenKey, tokens: SealedTokens) -> None:
         self._agree(lambda backend, _: backend.put(key, tokens))
+
+    @rule(key=_keys, tokens=_tokens)
+    def insert(self, key: TokenKey, tokens: SealedTokens) -> None:
+        self._agree(lambda backend, _: backend.insert(key, tokens))
 
     @rule(key=_keys)
     def delete(self, key: TokenKey) -> None:
@@ -272,6 +277,13 @@ class _Machine(RuleBasedStateMachine):
     def put_one_row_at_once(self, key: TokenKey, versions: list[SealedTokens]) -> None:
         self._at_once(*(self._backend.put(key, tokens) for tokens in versions))
         self._catch_up(key, versions)
+
+    @rule(key=_keys, versions=st.lists(_tokens, min_size=2, max_size=5))
+    def insert_at_once(self, key: TokenKey, versions: list[SealedTokens]) -> None:
+        inserted = self._at_once(*(self._backend.insert(key, tokens) for tokens in versions))
+        winner = versions[inserted.index(True)] if True in inserted else versions[0]
+        expected = self._run(self._model.insert(key, winner))
+        assert inserted.count(True) == expected, f"{inserted.count(True)} of {len(versions)} inserts succeeded"
 
     @rule(key=_keys, age=_ages, brief=st.booleans(), number=st.integers(2, 6))
     def claim_at_once(self, key: TokenKey, age: int, brief: bool, number: int) -> None:

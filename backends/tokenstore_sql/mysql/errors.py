@@ -39,6 +39,7 @@ class MySQLErrors(ErrorTable):
         "1205": LockTimeoutError,
         "3572": LockTimeoutError,
         "1213": ConflictError,
+        "1062": ConflictError,  # another connection inserted the row at the same moment
         "1020": ConflictError,  # MariaDB since 11.6.2: the row changed since this snapshot
         "1969": LockTimeoutError,  # MariaDB's max_statement_time, if an administrator set one
         "3024": LockTimeoutError,  # MySQL's max_execution_time

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, bindparam, cast, func, literal_column, tuple_
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Select,
+    Table,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    quoted_name,
+    select,
+    tuple_,
+)
+from sqlalchemy import table as named_table
 from sqlalchemy.dialects.mysql import Insert, insert
 
 from tokenstore_sql.statements.grammar import Grammar, key_columns
@@ -34,6 +48,19 @@ class MySQLGrammar(Grammar):
 
     def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
         return insert.on_duplicate_key_update({**{name: insert.inserted[name] for name in replaced}, **also})
+
+    def insert_if_absent(
+        self, table: Table, values: Mapping[str, ColumnElement[Any]], this_row: Sequence[ColumnElement[bool]]
+    ) -> Insert:
+        # Not INSERT IGNORE, which turns any error into a warning. An insert of the same row by another connection at
+        # the same moment ends this one with a duplicate key, which is a conflict, and sent again.
+        typed = [
+            bindparam(value.key, type_=table.c[name].type) if isinstance(value, BindParameter) else value
+            for name, value in values.items()
+        ]
+        dual = named_table(quoted_name("DUAL", quote=False))
+        absent = select(*typed).select_from(dual).where(~select(literal_column("1")).where(*this_row).exists())
+        return insert(table).from_select(list(values), absent)
 
     # There is one statement for each number of rows, so there must not be too many of them.
     most_at_once = 64

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from tokenstore_sql.postgres.arrays import Array
-from tokenstore_sql.statements.grammar import Grammar, key_columns, on_conflict_replace
+from tokenstore_sql.statements.grammar import Grammar, key_columns, on_conflict_ignore, on_conflict_replace
 
 __all__ = ["PostgresGrammar"]
 
@@ -51,6 +51,11 @@ class PostgresGrammar(Grammar):
 
     def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
         return on_conflict_replace(insert, replaced, also)
+
+    def insert_if_absent(
+        self, table: Table, values: Mapping[str, ColumnElement[Any]], this_row: Sequence[ColumnElement[bool]]
+    ) -> Any:
+        return on_conflict_ignore(insert(table), values)
 
     # The parameters are an array for each column: one statement, and one plan, for any number of rows.
     any_number = True

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Integer, Select, Table, cast, func, literal_column
 from sqlalchemy.dialects.sqlite import Insert, insert
 
-from tokenstore_sql.statements.grammar import Grammar, on_conflict_replace
+from tokenstore_sql.statements.grammar import Grammar, on_conflict_ignore, on_conflict_replace
 
 __all__ = ["SQLiteGrammar"]
 
@@ -26,6 +26,11 @@ class SQLiteGrammar(Grammar):
 
     def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
         return on_conflict_replace(insert, replaced, also)
+
+    def insert_if_absent(
+        self, table: Table, values: Mapping[str, ColumnElement[Any]], this_row: Sequence[ColumnElement[bool]]
+    ) -> Any:
+        return on_conflict_ignore(insert(table), values)
 
     # SQLite's parser refuses an expression of more terms as too deep.
     most_at_once = 256

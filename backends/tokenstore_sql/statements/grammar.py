@@ -13,7 +13,7 @@ from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 
-__all__ = ["KEY_PARAMETERS", "Grammar", "Upsert", "key_columns", "on_conflict_replace"]
+__all__ = ["KEY_PARAMETERS", "Grammar", "Upsert", "key_columns", "on_conflict_ignore", "on_conflict_replace"]
 
 Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
 
@@ -45,6 +45,18 @@ class Grammar(ABC):
             insert: The insert.
             replaced: The columns that get the insert's values if the row exists.
             also: Columns that get other values then.
+        """
+
+    @abstractmethod
+    def insert_if_absent(
+        self, table: Table, values: Mapping[str, ColumnElement[Any]], this_row: Sequence[ColumnElement[bool]]
+    ) -> Upsert:
+        """An insert of one row that changes nothing, and counts no row, if the row exists.
+
+        Args:
+            table: The table.
+            values: The new row's values by column.
+            this_row: What identifies the row.
         """
 
     most_at_once: ClassVar[int]
@@ -94,6 +106,11 @@ class Grammar(ABC):
 @cache
 def _numbered(names: tuple[str, ...], rows: int) -> tuple[str, ...]:
     return tuple(f"{name}_{n}" for n in range(rows) for name in names)
+
+
+def on_conflict_ignore(insert: Any, values: Mapping[str, ColumnElement[Any]]) -> Any:
+    """PostgreSQL's insert that changes nothing if the row exists, which SQLite took over."""
+    return insert.values(values).on_conflict_do_nothing(index_elements=list(insert.table.primary_key))
 
 
 def on_conflict_replace(insert: Any, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:

@@ -89,6 +89,7 @@ class Statements:
         self.get = record.where(*this_row)
         self._record = record
         self.lock = grammar.lock_and_read(unlocked, as_of)
+        self.clock = select(as_of)
 
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
@@ -107,6 +108,7 @@ class Statements:
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
         insert = grammar.insert(table).values({**written, **first})
         self.put = grammar.or_replace(insert, replaced=self._replaced, also=self._also)
+        self.insert = grammar.insert_if_absent(table, {**written, **first}, this_row)
         self.delete = delete(table).where(*this_row)
         claim = (
             update(table)

@@ -105,11 +105,12 @@ async def all_keys(backend: Backend, limit: int, **where: Any) -> list[TokenKey]
 
 
 def each_operation(backend: Backend) -> list[Callable[[], Awaitable[object]]]:
-    """Return one call of each operation on rows."""
+    """Return one call of each operation on rows, which the database's clock is not."""
     held: dict[str, Any] = {"generation": 1, "holder": "h"}
     return [
         lambda: backend.get(KEY),
         lambda: backend.put(KEY, sealed()),
+        lambda: backend.insert(KEY, sealed()),
         lambda: backend.delete(KEY),
         lambda: backend.scan(limit=1),
         lambda: backend.claim_lease(KEY, duration=LONG, **held),

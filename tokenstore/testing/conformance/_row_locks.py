@@ -37,6 +37,10 @@ from tokenstore.testing.conformance._helpers import (
 from tokenstore.testing.conformance._testbed import Testbed, on_two_backends
 
 
+class _RolledBack(Exception):  # not an error: ends a transaction with a roll-back
+    pass
+
+
 class RowLockConformance(Testbed):
     """The tests of :class:`tokenstore.protocol.SupportsRowLocks` and :class:`tokenstore.protocol.BackendTransaction`.
 
@@ -334,6 +338,44 @@ class RowLockConformance(Testbed):
             for key in keys:
                 assert (await read_row(backend, key)).tokens in (sealed("1"), sealed("2"))
         assert found.count(None) >= 3, "more than one of the four locking reads found a row"
+
+    @on_two_backends()
+    async def test_an_insert_in_a_transaction(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """It shows the row to others after the commit, does nothing if there is a row, and reads the clock."""
+        async with backend.transaction() as transaction:
+            before = await transaction.clock()
+            assert await transaction.lock(KEY) is None
+            assert await transaction.insert(KEY, sealed("a")) is True
+            assert await transaction.insert(KEY, sealed("b")) is False
+            assert (await read_row(transaction)).tokens == sealed("a")
+            assert await other.get(KEY) is None
+        assert (await read_row(other)).tokens == sealed("a")
+        assert before <= (await read_row(other)).created_at
+        async with other.transaction() as transaction:
+            assert await transaction.insert(KEY, sealed("c")) is False
+            assert await transaction.insert(OTHER, sealed("d")) is True
+            await transaction.rollback()
+        assert (await read_row(backend)).tokens == sealed("a")
+        assert await backend.get(OTHER) is None
+
+    @on_two_backends()
+    async def test_an_insert_waits_for_the_insert_of_another_transaction(
+        self, backend: LockingBackend, other: LockingBackend
+    ) -> None:
+        """It succeeds if the other transaction is rolled back, and otherwise does nothing."""
+        for commits in (False, True):
+            inserting: asyncio.Task[bool] | None = None
+            with contextlib.suppress(_RolledBack):
+                async with backend.transaction() as transaction:
+                    assert await transaction.insert(KEY, sealed("first")) is True
+                    inserting = asyncio.ensure_future(other.insert(KEY, sealed("second")))
+                    await assert_waiting(inserting)
+                    if not commits:
+                        raise _RolledBack
+            assert inserting is not None
+            assert await asyncio.wait_for(inserting, TIMEOUT) is not commits
+            assert (await read_row(other)).tokens == sealed("first" if commits else "second")
+            assert await other.delete(KEY)
 
     @on_two_backends(lock_timeout=1)
     async def test_a_deadlock_ends_with_an_error(self, backend: LockingBackend, other: LockingBackend) -> None:

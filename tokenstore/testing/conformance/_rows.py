@@ -33,8 +33,9 @@ from tokenstore.testing.conformance._helpers import (
     sealed,
     store_row,
     until,
+    without_times,
 )
-from tokenstore.testing.conformance._testbed import Testbed, on_one_backend
+from tokenstore.testing.conformance._testbed import Testbed, on_one_backend, on_two_backends
 
 DISTINCT_TEXTS = [
     "alice",
@@ -108,6 +109,41 @@ class RowTests(Testbed):
         assert 0 <= record.as_of - record.updated_at < TIMEOUT * 1_000_000
         # Half an hour allows for a badly set clock, but not for a time in the wrong time zone.
         assert abs(record.created_at / 1_000_000 - time.time()) < 1800
+
+    @on_one_backend
+    async def test_insert_changes_no_row_that_exists(self, backend: Backend) -> None:
+        assert await backend.insert(KEY, sealed("first")) is True
+        record = await read_row(backend)
+        assert (record.tokens, record.lease_holder, record.failure) == (sealed("first"), None, None)
+        assert await backend.claim_lease(KEY, generation=record.generation, holder="h", duration=LONG)
+        before = await read_row(backend)
+        assert await backend.insert(KEY, sealed("second")) is False
+        assert without_times(await read_row(backend)) == without_times(before)
+        assert await backend.insert(OTHER, sealed("other")) is True
+        assert await backend.delete(KEY)
+        assert await backend.insert(KEY, sealed("third")) is True
+        again = await read_row(backend)
+        assert (again.tokens, again.lease_holder) == (sealed("third"), None)
+        assert again.generation != record.generation
+
+    @on_two_backends()
+    async def test_one_of_many_inserts_succeeds(self, backend: Backend, other: Backend) -> None:
+        for turn in range(5):
+            key = KEY._replace(account=f"{turn}")
+            versions = [sealed(f"{turn}-{number}") for number in range(8)]
+            inserted = await asyncio.gather(
+                *((backend, other)[number % 2].insert(key, tokens) for number, tokens in enumerate(versions))
+            )
+            assert inserted.count(True) == 1
+            assert (await read_row(backend, key)).tokens == versions[inserted.index(True)]
+
+    @on_one_backend
+    async def test_the_clock_is_the_one_that_rows_are_read_with(self, backend: Backend) -> None:
+        _ = await store_row(backend)
+        earlier = (await read_row(backend)).as_of
+        now = await backend.clock()
+        assert type(now) is int
+        assert earlier <= now <= (await read_row(backend)).as_of
 
     @on_one_backend
     async def test_absent_fields_are_read_as_none(self, backend: Backend) -> None:
