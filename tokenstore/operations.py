@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, overload
 
 from tokenstore.errors import InvalidInputError
-from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.protocol import RowOperations
+from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, TokenKey, TokenRecord
 from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import clears_locals
 from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
 
-__all__ = ["Clock", "RowOperations", "TokenOperations"]
+if TYPE_CHECKING:
+    from tokenstore.logins import Login
+
+__all__ = ["Clock", "TokenOperations"]
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -21,39 +25,20 @@ Clock = Callable[[], float]
 _US = 1_000_000
 
 
-class RowOperations(Protocol):
-    """The statements on one row that a store and its transactions need."""
-
-    async def get(self, key: TokenKey) -> SealedRecord | None:
-        """Read one row."""
-        ...
-
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        """Insert or replace one row."""
-        ...
-
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        """Insert one row if there is none."""
-        ...
-
-    async def delete(self, key: TokenKey) -> bool:
-        """Delete one row."""
-        ...
-
-    async def clock(self) -> int:
-        """Read the database's clock, in microseconds since the epoch."""
-        ...
-
-
 class TokenOperations(ABC):
     """What a store and its transactions have in common."""
 
     _sealer: Sealer
     _clock: Clock
+    _refreshers: Mapping[str, object]
 
     @abstractmethod
     def _rows(self) -> RowOperations:
         """The rows to read and write. Raises StoreClosedError if the store or transaction has ended."""
+
+    @abstractmethod
+    async def _store_login(self, login: Login) -> TokenRecord:
+        """Store a token response."""
 
     @abstractmethod
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
@@ -146,6 +131,65 @@ class TokenOperations(ABC):
             return await self._rows().insert(key, sealed)
         await self._rows().put(key, sealed)
         return None
+
+    @clears_locals
+    async def store_token_response(
+        self,
+        provider: str,
+        user_id: str,
+        response: Mapping[str, Any],
+        *,
+        account: str = "",
+        keep_refresh_token: bool = True,
+        if_absent: bool = False,
+    ) -> TokenRecord:
+        """Store the token response of a login as the provider sent it (RFC 6749 section 5.1).
+
+        Reads ``access_token``, ``refresh_token`` and the fields that tell their expiry: ``expires_in``, ``expires_at``,
+        ``refresh_token_expires_in`` and other spellings, which ``docs/providers.md`` lists. Lifetimes begin now, by the
+        database's clock. All other fields are stored as ``extra``. If no field tells the access token's expiry, it has
+        the lifetime of the stored token, or else the refresher's ``default_lifetime``; without one, its expiry is
+        unknown, and ``access_token_expiry_known`` is False.
+
+        Many providers issue a refresh token at a user's first login alone. So a response without one keeps the stored
+        one, also if a refresh replaces it at the same time. It is not kept if both the response and the stored row name
+        the provider's account (by ``sub`` or ``id``, or in an ID token), and the names differ.
+
+        Args:
+            provider: The provider's name, as for :meth:`store_tokens`.
+            user_id: The user's id, as for :meth:`store_tokens`.
+            response: The token response, parsed: a mapping. Its tokens may be in an object inside, as in Slack's.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
+            keep_refresh_token: Whether a response without a refresh token keeps the stored one.
+            if_absent: Store the tokens only if there is no row yet.
+
+        Returns:
+            The record of the row as it is now: with ``if_absent=True`` that of the earlier row, if there was one.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable, or the response has no access token; nothing was written.
+            ReauthorizationRequiredError: The response is the error ``invalid_grant``; nothing was written.
+            ProviderRefusedError: The response is another error of RFC 6749, such as ``invalid_client``.
+            ProviderUnavailableError: The response is ``server_error`` or ``temporarily_unavailable``.
+            LockTimeoutError: Another transaction held the row's lock, or a refresh its lease, for too long.
+            ConflictError: Other writes of the row came first.
+            SealingError: The response has no refresh token, and the row that has one does not open with the keyring.
+            BackendError: The database refused or failed.
+        """
+        key = token_key(provider, user_id, account)
+        # Imported here: a store that is given no responses needs neither.
+        from tokenstore.logins import Login
+        from tokenstore.refresh.kept import lifetime_setting
+
+        login = Login(
+            self._sealer,
+            key,
+            response,
+            default_lifetime=lifetime_setting(self._refreshers.get(key.provider), "default_lifetime"),
+            keep_refresh_token=keep_refresh_token,
+            if_absent=if_absent,
+        )
+        return await self._store_login(login)
 
     @clears_locals
     async def load_tokens(

@@ -21,6 +21,7 @@ __all__ = [
     "BackendFactory",
     "BackendTransaction",
     "BorrowedSession",
+    "RowOperations",
     "SupportsRowLocks",
     "SupportsWatching",
 ]
@@ -188,6 +189,30 @@ class BackendTransaction(Protocol):
         Afterwards the transaction continues as if it had just begun. The core calls this if a row that it has locked
         has a live lease, because the lease holder needs the row's lock to end the lease.
         """
+        ...
+
+
+class RowOperations(Protocol):
+    """What a backend and a transaction have in common: the operations on one row that need no lock."""
+
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        """Read one row."""
+        ...
+
+    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+        """Insert or replace one row."""
+        ...
+
+    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+        """Insert one row if there is none."""
+        ...
+
+    async def delete(self, key: TokenKey) -> bool:
+        """Delete one row."""
+        ...
+
+    async def clock(self) -> int:
+        """Read the database's clock, in microseconds since the epoch."""
         ...
 
 

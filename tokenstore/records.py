@@ -107,9 +107,11 @@ class SealedTokens:
         access_token: The sealed access token.
         refresh_token: The sealed refresh token, or None where none was issued.
         extra: The sealed JSON of further response fields, or None.
-        access_token_expires_at: Microseconds since the epoch, or None for "never".
-        refresh_token_expires_at: Microseconds since the epoch, or None for "never".
+        access_token_expires_at: Microseconds since the epoch, or None: no known expiry.
+        refresh_token_expires_at: Microseconds since the epoch, or None: no known expiry.
         key_id: The name of the key that sealed every field of this write.
+        access_token_expiry_known: Whether it is known when the access token expires. If it is, an
+            ``access_token_expires_at`` of None means "never".
     """
 
     access_token: bytes
@@ -118,6 +120,7 @@ class SealedTokens:
     access_token_expires_at: int | None
     refresh_token_expires_at: int | None
     key_id: str
+    access_token_expiry_known: bool = True
 
     def __repr__(self) -> str:
         return f"<SealedTokens key_id={self.key_id!r}>"
@@ -158,6 +161,7 @@ class ScannedRow:
     has_refresh_token: bool
     access_token_expires_at: int | None
     refresh_token_expires_at: int | None
+    access_token_expiry_known: bool
     key_id: str
     generation: int
     created_at: int
@@ -173,6 +177,7 @@ class TokenEntry(TypedDict):
     account: str
     access_token_expires_at: datetime | None
     refresh_token_expires_at: datetime | None
+    access_token_expiry_known: bool
     has_refresh_token: bool
     generation: int
     key_id: str
@@ -183,7 +188,7 @@ class TokenEntry(TypedDict):
 _Text = Literal["provider", "user_id", "account", "access_token", "key_id"]
 _Expiry = Literal["access_token_expires_at", "refresh_token_expires_at"]
 _Time = Literal["created_at", "updated_at"]
-_Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation"]
+_Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation", "access_token_expiry_known"]
 
 
 class TokenRecord(dict[str, Any]):
@@ -193,7 +198,8 @@ class TokenRecord(dict[str, Any]):
     an error tracker that records local variables. Pass on the fields that are needed, never the record.
 
     Keys: ``provider``, ``user_id``, ``account``, ``access_token``, ``refresh_token`` (None: none issued),
-    ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: never),
+    ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: no known expiry),
+    ``access_token_expiry_known`` (bool: whether the access token's expiry is known, so that None means never),
     ``extra`` (a dict of further response fields), ``generation`` (int, changes with every write), ``key_id``,
     ``created_at`` and ``updated_at`` (aware UTC datetimes).
 
@@ -218,6 +224,8 @@ class TokenRecord(dict[str, Any]):
         def __getitem__(self, key: _Time, /) -> datetime: ...
         @overload
         def __getitem__(self, key: Literal["generation"], /) -> int: ...
+        @overload
+        def __getitem__(self, key: Literal["access_token_expiry_known"], /) -> bool: ...
         @overload
         def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
         def __getitem__(self, key: str, /) -> Any: ...
@@ -264,6 +272,8 @@ class RefreshableRecord(TokenRecord):
         def __getitem__(self, key: _Time, /) -> datetime: ...
         @overload
         def __getitem__(self, key: Literal["generation"], /) -> int: ...
+        @overload
+        def __getitem__(self, key: Literal["access_token_expiry_known"], /) -> bool: ...
         @overload
         def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
         def __getitem__(self, key: str, /) -> Any: ...

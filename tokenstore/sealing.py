@@ -39,6 +39,7 @@ class Sealer:
         extra: str | None,
         access_token_expires_at: int | None,
         refresh_token_expires_at: int | None,
+        access_token_expiry_known: bool = True,
     ) -> SealedTokens:
         """Seal one write with the keyring's primary key.
 
@@ -47,8 +48,9 @@ class Sealer:
             access_token: Checked by :func:`tokenstore.validation.token_text`.
             refresh_token: Checked in the same way, or None.
             extra: The JSON that :func:`tokenstore.validation.extra_json` made, or None.
-            access_token_expires_at: Microseconds since the epoch, or None for "never".
-            refresh_token_expires_at: Microseconds since the epoch, or None for "never".
+            access_token_expires_at: Microseconds since the epoch, or None: no known expiry.
+            refresh_token_expires_at: Microseconds since the epoch, or None: no known expiry.
+            access_token_expiry_known: See :class:`SealedTokens`.
         """
         seal, place = self.keyring.seal, place_of(key, self._namespace)
         return SealedTokens(
@@ -58,6 +60,7 @@ class Sealer:
             access_token_expires_at=access_token_expires_at,
             refresh_token_expires_at=refresh_token_expires_at,
             key_id=self.keyring.primary,
+            access_token_expiry_known=access_token_expiry_known,
         )
 
     def open(self, key: TokenKey, row: RequestedRow) -> TokenRecord:
@@ -97,6 +100,7 @@ class Sealer:
             refresh_token=refresh_token,
             access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
             refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
+            access_token_expiry_known=tokens.access_token_expiry_known,
             extra={} if extra is None else _extra_of(key, extra),
             generation=row.generation,
             key_id=tokens.key_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     # For annotations only: the core imports no database package, and a store that never refreshes no refresh engine.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+    from tokenstore.logins import Login
     from tokenstore.refresh.attempt import Refresh
     from tokenstore.refresh.engine import OnError, OnReauthorizationRequired, OnRefreshed, RefreshEngine
     from tokenstore.refresh.protected_task import Protection
@@ -119,7 +120,7 @@ class AuthTokenStore(TokenOperations):
         self._margin = seconds("refresh_margin", refresh_margin)
         self._timeout = seconds("refresh_timeout", refresh_timeout, positive=True)
         self._provider_concurrency = positive_int("provider_concurrency", provider_concurrency)
-        self._refreshers = refreshers or {}
+        self._refreshers: Mapping[str, Refresh] = refreshers or {}
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
         self._on_error = on_error
@@ -202,7 +203,7 @@ class AuthTokenStore(TokenOperations):
             raise UnsupportedOperationError(f"{backend!r} has no transactions")
         async with lockable.transaction() as rows:
             guarded = RowsUntilFailure(rows, backend, lockable.lock_timeout)
-            transaction = Transaction(guarded, self._sealer, self._clock)
+            transaction = Transaction(guarded, self._sealer, self._clock, self._refreshers)
             try:
                 yield transaction
                 transaction._check()
@@ -252,6 +253,7 @@ class AuthTokenStore(TokenOperations):
         returned at once, and refreshed in the background. If the caller is cancelled, its refresh goes on. The end of
         the event loop waits for a refresh that has called the provider. Validity is judged by the database's clock.
         As in :meth:`is_access_token_valid`, a token counts as expired 60 s early, but at most half of its lifetime.
+        A token with an unknown expiry is valid until the refresher's ``max_lifetime``, if it has one, has passed.
 
         Args:
             provider: The provider's name.
@@ -409,6 +411,7 @@ class AuthTokenStore(TokenOperations):
                     account=row.key.account,
                     access_token_expires_at=optional_datetime(row.access_token_expires_at),
                     refresh_token_expires_at=optional_datetime(row.refresh_token_expires_at),
+                    access_token_expiry_known=row.access_token_expiry_known,
                     has_refresh_token=row.has_refresh_token,
                     generation=row.generation,
                     key_id=row.key_id,
@@ -452,6 +455,7 @@ class AuthTokenStore(TokenOperations):
             extra=extra_json(record["extra"]),
             access_token_expires_at=row.tokens.access_token_expires_at,
             refresh_token_expires_at=row.tokens.refresh_token_expires_at,
+            access_token_expiry_known=row.tokens.access_token_expiry_known,
         )
         return await self._rows().rewrap(key, sealed, generation=row.generation)
 
@@ -498,6 +502,18 @@ class AuthTokenStore(TokenOperations):
                 "use a store on the session's engine, `open_store(engine)`, or on a URL"
             )
         return self._engine
+
+    async def _store_login(self, login: Login) -> TokenRecord:
+        backend, session = self._rows(), self._session
+        if session is None:
+            return await login.store(backend, 3 * self._timeout)
+        try:
+            return await login.store_locked(session, session.lock)
+        except BaseException:
+            # A lock that this call took must not outlive it. A transaction of the application's stays as it is.
+            with suppress(UnsupportedOperationError):
+                await session.rollback()
+            raise
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         backend = self._rows()

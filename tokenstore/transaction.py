@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenstore.errors import BackendError, StoreClosedError
 from tokenstore.leases import lock_unleased, wait_for_lease
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.protocol import Backend, BackendTransaction
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import Sealer
+
+if TYPE_CHECKING:
+    from tokenstore.logins import Login
 
 __all__ = ["RowsUntilFailure", "Transaction"]
 
@@ -94,10 +97,11 @@ class Transaction(TokenOperations):
     the block without an exception raises an error.
     """
 
-    def __init__(self, rows: RowsUntilFailure, sealer: Sealer, clock: Clock) -> None:
+    def __init__(self, rows: RowsUntilFailure, sealer: Sealer, clock: Clock, refreshers: Mapping[str, object]) -> None:
         self._open_rows: RowsUntilFailure | None = rows
         self._sealer = sealer
         self._clock = clock
+        self._refreshers = refreshers
 
     def _rows(self) -> RowsUntilFailure:
         if self._open_rows is None:
@@ -110,6 +114,10 @@ class Transaction(TokenOperations):
             raise StoreClosedError(
                 "a call in this transaction failed, so it is rolled back; start again with a new transaction"
             )
+
+    async def _store_login(self, login: Login) -> TokenRecord:
+        rows = self._rows()
+        return await login.store_locked(rows, rows.lock)
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         return await self._rows().lock(key)

@@ -219,6 +219,7 @@ def scanned_row_problem(row: ScannedRow) -> str | None:
     for column, possible in (
         ("access_token_expires_at", row.access_token_expires_at is None or _is_time(row.access_token_expires_at)),
         ("refresh_token_expires_at", row.refresh_token_expires_at is None or _is_time(row.refresh_token_expires_at)),
+        ("access_token_expiry_known", isinstance(row.access_token_expiry_known, bool)),
         ("key_id", _is_name(row.key_id)),
         ("generation", _is_generation(row.generation)),
         ("created_at", _is_time(row.created_at)),
@@ -252,6 +253,8 @@ def _impossible_column(row: SealedRecord) -> str | None:
         return "access_token_expires_at"
     if tokens.refresh_token_expires_at is not None and not _is_time(tokens.refresh_token_expires_at):
         return "refresh_token_expires_at"
+    if tokens.access_token_expiry_known not in (True, False):
+        return "access_token_expiry_known"
     if not _is_name(tokens.key_id):
         return "key_id"
     if not _is_generation(row.generation):

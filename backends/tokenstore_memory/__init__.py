@@ -116,6 +116,7 @@ class MemoryBackend:
                 stored.row.tokens.refresh_token is not None,
                 stored.row.tokens.access_token_expires_at,
                 stored.row.tokens.refresh_token_expires_at,
+                stored.row.tokens.access_token_expiry_known,
                 stored.row.tokens.key_id,
                 stored.row.generation,
                 stored.created_at,

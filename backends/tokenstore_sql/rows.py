@@ -128,7 +128,8 @@ class Rows:
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         sealed = _sealed(tokens)
-        del sealed["access_token_expires_at"], sealed["refresh_token_expires_at"]
+        for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known"):
+            del sealed[name]
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
 
     async def count_clients(self) -> int:
@@ -164,6 +165,7 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
         "key_id": tokens.key_id,
         "access_token_expires_at": tokens.access_token_expires_at,
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
+        "access_token_expiry_known": int(tokens.access_token_expiry_known),
     }
 
 
@@ -172,8 +174,9 @@ def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
 
 
 def _scanned(row: Sequence[Any]) -> ScannedRow:
-    provider, user_id, account, has_refresh_token, *rest = row
-    return ScannedRow(TokenKey(provider, user_id, account), bool(has_refresh_token), *rest)
+    provider, user_id, account, has_refresh_token, access_expiry, refresh_expiry, known, *rest = row
+    key = TokenKey(provider, user_id, account)
+    return ScannedRow(key, bool(has_refresh_token), access_expiry, refresh_expiry, _switch(known), *rest)
 
 
 def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:
@@ -191,6 +194,7 @@ def _record(row: Sequence[Any]) -> SealedRecord:
         extra,
         access_token_expires_at,
         refresh_token_expires_at,
+        access_token_expiry_known,
         key_id,
         generation,
         lease_holder,
@@ -207,7 +211,15 @@ def _record(row: Sequence[Any]) -> SealedRecord:
     # By position, as names take twice as long.
     return SealedRecord(
         TokenKey(provider, user_id, account),
-        SealedTokens(access_token, refresh_token, extra, access_token_expires_at, refresh_token_expires_at, key_id),
+        SealedTokens(
+            access_token,
+            refresh_token,
+            extra,
+            access_token_expires_at,
+            refresh_token_expires_at,
+            key_id,
+            _switch(access_token_expiry_known),
+        ),
         generation,
         lease_holder,
         None if lease_expires_at is None else _seconds(lease_expires_at, as_of),
@@ -216,6 +228,11 @@ def _record(row: Sequence[Any]) -> SealedRecord:
         updated_at,
         as_of,
     )
+
+
+def _switch(value: Any) -> Any:
+    """A truth value of a column of numbers; an altered column's other value stays, and the core refuses it."""
+    return value == 1 if value in (0, 1) else value
 
 
 def _seconds(at: Any, as_of: Any) -> float:

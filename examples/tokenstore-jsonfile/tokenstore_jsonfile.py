@@ -326,6 +326,7 @@ def _scanned(key: TokenKey, row: _Row, now: int) -> ScannedRow:
         has_refresh_token=row.tokens.refresh_token is not None,
         access_token_expires_at=row.tokens.access_token_expires_at,
         refresh_token_expires_at=row.tokens.refresh_token_expires_at,
+        access_token_expiry_known=row.tokens.access_token_expiry_known,
         key_id=row.tokens.key_id,
         generation=row.generation,
         created_at=row.created_at,

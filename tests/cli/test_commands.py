@@ -22,7 +22,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
     stored = cli("put", "github", "u1", "--json", url=url, stdin=json.dumps(RESPONSE))
     [summary] = stored.rows
     assert summary["has_refresh_token"]
-    assert summary["extra_fields"] == ["id_token", "token_type"]
+    assert summary["extra_fields"] == ["expires_in", "id_token", "token_type"]
 
     shown = cli("show", "github", "u1", "--json", url=url)
     [record] = shown.rows
@@ -38,7 +38,8 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "access_token_valid": True,
         "refresh_token_valid": True,
         "has_refresh_token": True,
-        "extra_fields": ["id_token", "token_type"],
+        "access_token_expiry_known": True,
+        "extra_fields": ["expires_in", "id_token", "token_type"],
         "key_id": "k1",
         "needs_reseal": False,
     }
@@ -50,6 +51,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "account",
         "access_token_expires_at",
         "refresh_token_expires_at",
+        "access_token_expiry_known",
         "has_refresh_token",
         "generation",
         "key_id",
@@ -62,7 +64,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
 
     revealed = cli("show", "github", "u1", "--reveal", "--json", url=url).rows[0]
     assert (revealed["access_token"], revealed["refresh_token"]) == (ACCESS, REFRESH)
-    assert revealed["extra"] == {"id_token": NESTED, "token_type": "Bearer"}
+    assert revealed["extra"] == {"id_token": NESTED, "token_type": "Bearer", "expires_in": 3600}
     assert all(secret in cli("show", "github", "u1", "--reveal", url=url).out for secret in SECRETS)
 
     deleted = {"provider": "github", "user_id": "u1", "account": "", "deleted": True}

@@ -146,6 +146,14 @@ def test_invalid_or_conflicting_arguments_are_refused(arguments: Mapping[str, An
 def test_the_timeout_is_a_positive_number_of_seconds(timeout: Any) -> None:
     with pytest.raises(InvalidInputError, match="timeout"):
         OAuth2Refresher("https://example.com/token", ID, timeout=timeout)
+    for name in ("default_lifetime", "max_lifetime"):
+        with pytest.raises(InvalidInputError, match=name):
+            OAuth2Refresher("https://example.com/token", ID, **{name: timeout})
+
+
+def test_the_lifetimes_are_seconds_or_unknown() -> None:
+    refresher = OAuth2Refresher("https://example.com/token", ID, default_lifetime=7200)
+    assert (refresher.default_lifetime, refresher.max_lifetime) == (7200.0, None)
 
 
 def test_the_error_for_certificates_that_cannot_be_loaded_names_them(

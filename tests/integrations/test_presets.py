@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, record, refresh, refusal
+from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, refresh, refusal
 from support.paths import DOCS
 from support.preset_calls import refresher_at, required
 from support.scripted_endpoint import Endpoint, answer
@@ -22,6 +22,7 @@ from tokenstore import (
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.presets import PROVIDERS
 from tokenstore.integrations.providers import Provider
+from tokenstore.refresh.kept import Kept
 from tokenstore.refresh.responses import read_response
 
 PAGE = DOCS / "providers.md"
@@ -192,12 +193,10 @@ def test_a_response_with_the_vendor_s_fields_is_read(endpoint: Endpoint, preset:
     assert ("client_secret" in sent) is (found.auth_method == "client_secret_post")
     assert ("authorization" in request.headers) is (found.auth_method == "client_secret_basic")
 
-    old = record()
-    old["refresh_token_expires_at"] = None
-    new = read_response(fields, old, issued_at=1_000_000)
+    new = read_response(fields, Kept(REFRESH), issued_at=1_000_000)
     assert new.access_token == body["access_token"]
     assert new.refresh_token == body.get("refresh_token", REFRESH)
-    assert new.access_token_expires_at == (lifetime and (lifetime + 1) * 1_000_000)
+    assert new.expiry.at == (lifetime and (lifetime + 1) * 1_000_000)
     assert new.refresh_token_expires_at == (refresh_lifetime and (refresh_lifetime + 1) * 1_000_000)
     assert json.loads(new.extra or "{}").keys() >= further
 
@@ -206,7 +205,7 @@ def test_a_keycloak_offline_token_does_not_expire(endpoint: Endpoint) -> None:
     """Its `refresh_expires_in` is 0."""
     endpoint.script(answer({**EXAMPLES["keycloak"][0], "refresh_expires_in": 0}))
     fields = refresh(refresher_at(endpoint, "keycloak"))
-    assert read_response(fields, record(), issued_at=1_000_000).refresh_token_expires_at is None
+    assert read_response(fields, Kept(REFRESH), issued_at=1_000_000).refresh_token_expires_at is None
 
 
 def test_notion_gets_json_and_the_version_of_its_api(endpoint: Endpoint) -> None:

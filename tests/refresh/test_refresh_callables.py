@@ -254,7 +254,7 @@ async def test_a_callable_may_keep_and_change_its_record(world: World) -> None:
     store = await world.store(refreshers={"github": careless})
     await world.expired(store)
     assert pair(await fresh(store)) == pair(await world.stored()) == ("new-access", OLD[1])
-    assert (await world.stored())["extra"] == {"scope": "read"}
+    assert (await world.stored())["extra"] == {"scope": "read", "expires_in": 3600}
 
 
 @on_memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 
 from support.refresh_world import World, on_memory
 from support.refreshers import NEW
-from tokenstore import InvalidInputError, TokenRecord
+from tokenstore import InvalidInputError, ReauthorizationRequiredError, TokenRecord
 from tokenstore.records import from_epoch_us
-from tokenstore.refresh.responses import NewTokens, lifetime_of, read_response
+from tokenstore.refresh.kept import kept_at_refresh, lifetime_of
+from tokenstore.refresh.responses import NEVER, UNKNOWN, NewTokens, read_response
 from tokenstore.validation import to_epoch_us
 
 NOW = to_epoch_us("now", datetime(2030, 1, 1, tzinfo=UTC))
@@ -36,14 +36,15 @@ def record(**fields: Any) -> TokenRecord:
             "refresh_token": "rt-1",
             "access_token_expires_at": from_epoch_us(NOW),
             "refresh_token_expires_at": from_epoch_us(OLD_EXPIRY),
+            "updated_at": from_epoch_us(NOW),
             "extra": {},
             **fields,
         }
     )
 
 
-def read(response: object, **fields: Any) -> NewTokens:
-    return read_response(response, record(**fields), NOW)
+def read(response: object, default_lifetime: float | None = None, **fields: Any) -> NewTokens:
+    return read_response(response, kept_at_refresh(record(**fields), default_lifetime), NOW)
 
 
 def after(seconds: float) -> int:
@@ -65,7 +66,7 @@ def test_a_complete_response() -> None:
     }
     new = read(response, extra={"scope": "old", "id_token": "kept", "expires_in": 7200})
     assert (new.access_token, new.refresh_token) == ("at-2", "rt-2")
-    assert (new.access_token_expires_at, new.refresh_token_expires_at) == (after(3600), after(86400))
+    assert (new.expiry.at, new.refresh_token_expires_at) == (after(3600), after(86400))
     assert json.loads(new.extra or "") == {
         "token_type": "Bearer",
         "scope": "repo",
@@ -88,8 +89,15 @@ def test_without_a_refresh_token_the_old_one_is_kept(given_token: dict[str, Any]
 
 
 def test_a_new_refresh_token_does_not_keep_the_old_one_s_expiry() -> None:
-    """Without an expiry in the response, the new refresh token does not expire."""
+    """Without an expiry in the response, that of the new refresh token is unknown."""
     assert read(TOKEN | {"refresh_token": "rt-2"}).refresh_token_expires_at is None
+
+
+@pytest.mark.parametrize("said", [{}, {"refresh_expires_in": 0}, {"refresh_token_expires_in": "soon"}])
+def test_a_refresh_token_that_is_sent_again_keeps_its_expiry(said: dict[str, Any]) -> None:
+    """Some providers send the same refresh token with each access token, and its lifetime at the login alone."""
+    assert read(TOKEN | {"refresh_token": "rt-1"} | said).refresh_token_expires_at == OLD_EXPIRY
+    assert read(TOKEN | {"refresh_token": "rt-1", "refresh_expires_in": 10}).refresh_token_expires_at == after(10)
 
 
 @pytest.mark.parametrize("response", [None, "at", 7, [], [("access_token", "at")], object(), NEW.items()])
@@ -135,12 +143,12 @@ LIFETIMES: dict[str, tuple[object, float]] = {
 
 @pytest.mark.parametrize(("said", "seconds"), LIFETIMES.values(), ids=LIFETIMES)
 def test_a_lifetime_is_counted_from_the_request(said: object, seconds: float) -> None:
-    """A lifetime that cannot be read, or is zero, means that the token has expired, not that it never expires."""
+    """A lifetime that cannot be read, or is zero, tells nothing: the expiry is unknown."""
     new = read(TOKEN | {"expires_in": said})
-    assert new.access_token_expires_at == after(seconds)
+    assert new.expiry == ((after(seconds), True) if seconds else UNKNOWN)
     stored = json.loads(new.extra) if new.extra else {}
     assert stored.get("expires_in", 0) == seconds
-    assert lifetime_of(record(extra=stored)) in (None, seconds)
+    assert lifetime_of(record(extra=stored)) == (seconds or None)
 
 
 @pytest.mark.parametrize("name", ["refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in"])
@@ -155,7 +163,7 @@ def test_a_refresh_tokens_lifetime(name: str, said: object, seconds: float) -> N
     assert (kept.refresh_token, kept.refresh_token_expires_at) == ("rt-1", after(seconds) if seconds else OLD_EXPIRY)
 
 
-MOMENTS: dict[str, tuple[object, int]] = {
+MOMENTS: dict[str, tuple[object, int | None]] = {
     "a datetime": (datetime(2030, 1, 1, 1, tzinfo=UTC), after(3600)),
     "a naive one is UTC": (datetime(2030, 1, 1, 1), after(3600)),
     "one with an offset": (datetime(2030, 1, 1, 3, tzinfo=timezone(timedelta(hours=2))), after(3600)),
@@ -170,28 +178,80 @@ MOMENTS: dict[str, tuple[object, int]] = {
     "too large": (10**400, CENTURIES * SECOND),
     "infinite": (float("inf"), CENTURIES * SECOND),
     "in the past": (0, 0),
-    "a bool": (True, NOW),
-    "a date": (date(2030, 1, 2), NOW),
-    "words": ("tomorrow", NOW),
-    "not a number": (float("nan"), NOW),
-    "beyond the calendar": (datetime.min.replace(tzinfo=timezone(timedelta(hours=9))), NOW),
-    "a mapping": ({}, NOW),
+    "a bool": (True, None),
+    "a date": (date(2030, 1, 2), None),
+    "words": ("tomorrow", None),
+    "not a number": (float("nan"), None),
+    "beyond the calendar": (datetime.min.replace(tzinfo=timezone(timedelta(hours=9))), None),
+    "a mapping": ({}, None),
 }
 
 
 @pytest.mark.parametrize(("said", "moment"), MOMENTS.values(), ids=MOMENTS)
-def test_a_time_of_expiry_can_be_a_datetime_or_a_number_since_the_epoch(said: object, moment: int) -> None:
-    """For an access token, a time that cannot be read has passed."""
-    for name in ("expires_at", "access_token_expires_at", "expires_on", "expiry_date", "expiry"):
+def test_a_time_of_expiry_can_be_a_datetime_or_a_number_since_the_epoch(said: object, moment: int | None) -> None:
+    """A time that cannot be read tells nothing. The lifetime up to the time is stored."""
+    for name in ("expires_at", "access_token_expires_at", "expires_on", "expiry_date", "expiry", "expiresAt"):
         new = read(TOKEN | {"refresh_token": "rt-2", name: said, "refresh_token_expires_at": said})
-        assert new.access_token_expires_at == moment, name
-        assert new.refresh_token_expires_at == (moment if moment > NOW else None), name
-        assert new.extra is None
+        assert new.expiry == (moment, moment is not None), name
+        left = 0.0 if moment is None else max(moment - NOW, 0) / SECOND
+        assert new.refresh_token_expires_at == (moment if left else None), name
+        assert json.loads(new.extra or "{}") == ({"expires_in": left} if left else {})
+
+
+@pytest.mark.parametrize(
+    ("said", "moment"),
+    [
+        (3600, after(3600)),
+        ("5183999", after(5183999)),
+        (after(3600) // SECOND, after(3600)),
+        (after(3600) // 1000, after(3600)),
+        ("2030-01-01T01:00:00Z", after(3600)),
+        (0, None),
+        (-1, None),
+    ],
+)
+def test_the_field_expires_holds_a_lifetime_or_a_time(said: object, moment: int | None) -> None:
+    """A number is a lifetime if it would be a time before 2002."""
+    assert read(TOKEN | {"expires": said}).expiry == (moment, moment is not None)
+
+
+def test_microsofts_extended_lifetime_counts_if_there_is_no_other() -> None:
+    assert read(TOKEN | {"ext_expires_in": 7200, "expires_in": 3600}).expiry.at == after(3600)
+    assert read(TOKEN | {"ext_expires_in": 7200}).expiry.at == after(7200)
+
+
+def test_names_in_camel_case() -> None:
+    """Libraries of JavaScript, and some providers, write them so."""
+    response = {"accessToken": "at-2", "refreshToken": "rt-2", "expiresIn": 60, "refreshTokenExpiresIn": 600, "x": 1}
+    new = read(response)
+    assert (new.access_token, new.refresh_token) == ("at-2", "rt-2")
+    assert (new.expiry.at, new.refresh_token_expires_at) == (after(60), after(600))
+    assert json.loads(new.extra or "") == {"x": 1, "expires_in": 60}
+
+
+def test_tokens_in_an_object_inside() -> None:
+    """Slack puts a user's tokens there. Several such objects, or an error beside it, are not taken apart."""
+    inside = {"access_token": "xoxp-1", "expires_in": 60, "scope": "chat:write", "id": "U1"}
+    new = read({"ok": True, "team": {"id": "T1"}, "authed_user": inside}, refresh_token=None)
+    assert (new.access_token, new.expiry.at) == ("xoxp-1", after(60))
+    assert json.loads(new.extra or "") == {
+        "ok": True,
+        "team": {"id": "T1"},
+        "scope": "chat:write",
+        "id": "U1",
+        "expires_in": 60,
+    }
+    for unfit in ({"a": inside, "b": inside}, {"list": [inside]}, {"a": {"b": inside}}):
+        with pytest.raises(InvalidInputError):
+            read(unfit)
+    with pytest.raises(ReauthorizationRequiredError):
+        read({"error": "invalid_grant", "a": inside})
 
 
 def test_gos_zero_time_is_never() -> None:
     """It is what Go's `oauth2.Token` holds for a token that does not expire."""
-    assert read(TOKEN | {"expiry": "0001-01-01T00:00:00Z"}).access_token_expires_at is None
+    assert read(TOKEN | {"expiry": "0001-01-01T00:00:00Z"}, default_lifetime=60).expiry == NEVER
+    assert read(TOKEN | {"expiry": "0001-01-01T00:00:00Z", "expires_in": 60}).expiry.at == after(60)
 
 
 def test_the_first_readable_field_counts() -> None:
@@ -199,7 +259,7 @@ def test_the_first_readable_field_counts() -> None:
     new = read(
         TOKEN | {"refresh_token": "rt-2", "expires_in": "", "expires_at": "soon", "expires_on": after(60) // SECOND}
     )
-    assert new.access_token_expires_at == after(60)
+    assert new.expiry.at == after(60)
     later = {"refresh_token_expires_in": 0, "refresh_expires_in": "", "refresh_token_expires_at": after(60) // SECOND}
     assert read(TOKEN | {"refresh_token": "rt-2"} | later).refresh_token_expires_at == after(60)
 
@@ -208,11 +268,11 @@ def test_a_lifetime_has_priority_over_a_time_of_expiry() -> None:
     """A lifetime does not depend on the clocks of two machines. A field that is None counts as missing."""
     both = {"expires_in": 60, "expires_at": 0, "refresh_token_expires_in": 60, "refresh_token_expires_at": 0}
     new = read(TOKEN | both)
-    assert new.access_token_expires_at == new.refresh_token_expires_at == after(60)
-    assert read(TOKEN | {"expires_in": None, "expires_at": 0}).access_token_expires_at == 0
-    assert read(TOKEN | {"expires_at": None, "access_token_expires_at": 0}).access_token_expires_at == 0
-    assert read(TOKEN | dict.fromkeys(both)).access_token_expires_at is None
-    assert read(TOKEN).access_token_expires_at is None
+    assert new.expiry.at == new.refresh_token_expires_at == after(60)
+    assert read(TOKEN | {"expires_in": None, "expires_at": 0}).expiry.at == 0
+    assert read(TOKEN | {"expires_at": None, "access_token_expires_at": 0}).expiry.at == 0
+    assert read(TOKEN | dict.fromkeys(both)).expiry == UNKNOWN
+    assert read(TOKEN).expiry == UNKNOWN
 
 
 # -- everything else ---------------------------------------------------------------------------------
@@ -240,7 +300,7 @@ UNFIT: dict[str, dict[Any, Any]] = {
 def test_fields_that_cannot_be_stored_are_left_out(unfit: dict[Any, Any]) -> None:
     """The tokens are stored nevertheless, together with the extra fields that were stored before."""
     new = read(TOKEN | unfit | {"refresh_token": "rt-2", "expires_in": 60}, extra={"scope": "repo"})
-    assert (new.access_token, new.refresh_token, new.access_token_expires_at) == ("at-2", "rt-2", after(60))
+    assert (new.access_token, new.refresh_token, new.expiry.at) == ("at-2", "rt-2", after(60))
     assert json.loads(new.extra or "") == {"scope": "repo", "expires_in": 60}
 
 
@@ -270,9 +330,24 @@ def test_an_access_token_that_no_header_can_carry_is_none(token: str) -> None:
     assert read(TOKEN | {"refresh_token": token}).refresh_token == expected
 
 
-def test_an_old_lifetime_is_not_kept() -> None:
-    """The stored lifetime belongs to the old token."""
-    assert read(TOKEN, extra={"expires_in": 60}).extra is None
+def test_without_a_lifetime_the_token_has_the_previous_one() -> None:
+    """That is the stated one, then the one with which the row was written, then the refresher's default."""
+    hour_later = {"access_token_expires_at": from_epoch_us(after(3600))}
+    for silent in ({}, {"expires_in": None}, {"expires_in": "soon"}, {"expires_in": 0}, {"expires_at": ""}):
+        new = read(TOKEN | silent, extra={"expires_in": 60}, default_lifetime=7.0)
+        assert (new.expiry, new.extra) == ((after(60), True), '{"expires_in":60.0}')
+        new = read(TOKEN | silent, default_lifetime=7.0, **hour_later)
+        assert (new.expiry, new.extra) == ((after(3600), True), '{"expires_in":3600.0}')
+        new = read(TOKEN | silent, default_lifetime=7.0, extra={"expires_in": 0})
+        assert (new.expiry, new.extra) == ((after(7), True), '{"expires_in":7.0}')
+        assert read(TOKEN | silent).expiry == UNKNOWN
+
+
+@pytest.mark.parametrize("left", [-3600, 0, 60])
+def test_the_rest_of_a_lifetime_is_no_lifetime(left: float) -> None:
+    """A row that was stored just before its token expired says little about the next token."""
+    new = read(TOKEN, access_token_expires_at=from_epoch_us(after(left)), extra={})
+    assert new.expiry == UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -353,12 +428,12 @@ def test_any_mapping_with_an_access_token_is_a_response(response: dict[str, Any]
     refresh_token = response.get("refresh_token")
     fit = isinstance(refresh_token, str) and refresh_token and refresh_token.isprintable()  # else it may be trimmed
     assert new.refresh_token == refresh_token if fit else new.refresh_token
-    for moment in (new.access_token_expires_at, new.refresh_token_expires_at):
+    for moment in (new.expiry.at, new.refresh_token_expires_at):
         assert moment is None or to_epoch_us("it", from_epoch_us(moment)) == moment
     lifetime = response.get("expires_in")
-    if isinstance(lifetime, float | int) and not isinstance(lifetime, bool) and not math.isnan(lifetime):
-        assert new.access_token_expires_at is not None
-        assert new.access_token_expires_at >= NOW
+    if isinstance(lifetime, float | int) and not isinstance(lifetime, bool) and lifetime > 0:
+        assert new.expiry.at is not None
+        assert new.expiry.at >= NOW
     stored = json.loads(new.extra) if new.extra else {}
     assert not {"access_token", "refresh_token", "expires_at", "refresh_token_expires_in"} & stored.keys()
     known_lifetime = lifetime_of(record(extra=stored))

@@ -13,7 +13,7 @@ import rich  # noqa: F401  # so that a missing extra is reported at once, and no
 
 from tokenstore.escaping import escaped
 
-__all__ = ["format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
+__all__ = ["format_expiry", "format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
 
 
 def print_line(text: str) -> None:
@@ -35,6 +35,11 @@ def print_json(value: Mapping[str, Any]) -> None:
 def format_time(moment: datetime | None) -> str:
     """A time in UTC to the minute; None: "never"."""
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}Z"
+
+
+def format_expiry(row: Mapping[str, Any]) -> str:
+    """When the access token of a record or of a listed row expires."""
+    return format_time(row["access_token_expires_at"]) if row["access_token_expiry_known"] else "unknown"
 
 
 def print_table(rows: Iterable[Iterable[str]], *columns: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import datetime
-from time import time
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Final, Never
 
 import typer
@@ -24,12 +24,18 @@ from tokenstore.cli.options import (
     open_from_options,
     run_async,
 )
-from tokenstore.cli.output import format_time, print_error, print_json, print_line, print_table
-from tokenstore.errors import InvalidInputError, TamperedError
+from tokenstore.cli.output import format_expiry, format_time, print_error, print_json, print_line, print_table
+from tokenstore.errors import InvalidInputError, RefreshError, TamperedError
 from tokenstore.escaping import escaped
 from tokenstore.integrations._bodies import parsed
-from tokenstore.records import TokenKey, optional_datetime
-from tokenstore.refresh.responses import ACCESS_TOKEN_EXPIRY, REFRESH_TOKEN_EXPIRY, ExpiryFields, read_expiry
+from tokenstore.records import TokenKey, TokenRecord
+from tokenstore.refresh.responses import (
+    ACCESS_TOKEN_EXPIRY,
+    REFRESH_TOKEN_EXPIRY,
+    ExpiryFields,
+    read_expiry,
+    response_fields,
+)
 
 __all__ = ["delete", "list_tokens", "put", "show"]
 
@@ -52,6 +58,11 @@ def put(
     refresh_expires_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The refresh token's expiry, ISO 8601; UTC if no zone.")
     ] = None,
+    keep_refresh_token: Annotated[
+        bool,
+        typer.Option(help="Whether a response without a refresh token keeps the stored one."),
+    ] = True,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Store only if the user has no tokens yet.")] = False,
     url: UrlOption = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
@@ -59,49 +70,52 @@ def put(
     """Store a user's tokens, in place of earlier ones.
 
     Reads a token response (JSON as in RFC 6749 section 5.1, or a form) from standard input; on a terminal it prompts
-    for the tokens, without echo. It reads the fields expires_in, expires_at, expires_on, expiry_date or expiry, and
-    refresh_token_expires_in or refresh_token_expires_at; an option overrides them. A token without such a field never
-    expires. All other fields are stored, encrypted, as `extra`.
+    for the tokens, without echo. It reads the fields expires_in, expires_at, refresh_token_expires_in and their other
+    spellings; an option overrides them. All other fields are stored, encrypted, as `extra`. A response without a
+    refresh token keeps the stored one.
     """
     options = common_options(ctx, url, as_json, namespace)
     # The store is opened first: a missing key is reported before the user types in tokens.
     store = open_from_options(options, needs_keys=True)
     response = _prompt() if sys.stdin.isatty() else _parse_response(sys.stdin.buffer.read(_MAX_INPUT + 1))
-    access_expiry = _expiry(response, ACCESS_TOKEN_EXPIRY, expires_in, expires_at)
-    refresh_expiry = _expiry(response, REFRESH_TOKEN_EXPIRY, refresh_expires_in, refresh_expires_at)
-    access_token, refresh_token = response.pop("access_token", None), response.pop("refresh_token", None)
-    refresh_token = None if refresh_token == "" else refresh_token  # none was issued, as in a refresh
-    if access_token is None:
-        raise InvalidInputError("the token response has no access_token")
+    with suppress(RefreshError):  # the store tells what it is
+        response = dict(response_fields(response))
+    _set_expiry(response, ACCESS_TOKEN_EXPIRY, "--expires", expires_in, expires_at)
+    _set_expiry(response, REFRESH_TOKEN_EXPIRY, "--refresh-expires", refresh_expires_in, refresh_expires_at)
 
-    async def write() -> None:
+    async def write() -> TokenRecord:
         async with store:
-            await store.store_tokens(
-                *(provider, user, access_token, refresh_token, access_expiry, refresh_expiry),
+            return await store.store_token_response(
+                provider,
+                user,
+                response,
                 account=account,
-                extra=response,
+                keep_refresh_token=keep_refresh_token,
+                if_absent=if_absent,
             )
 
-    run_async(write())
+    record = run_async(write())
+    has_refresh_token = record["refresh_token"] is not None
     if options.as_json:
         print_json(
             {
                 **TokenKey(provider, user, account)._asdict(),
-                "access_token_expires_at": access_expiry,
-                "refresh_token_expires_at": refresh_expiry,
-                "has_refresh_token": refresh_token is not None,
-                "extra_fields": sorted(response),
+                "access_token_expires_at": record["access_token_expires_at"],
+                "access_token_expiry_known": record["access_token_expiry_known"],
+                "refresh_token_expires_at": record["refresh_token_expires_at"],
+                "has_refresh_token": has_refresh_token,
+                "extra_fields": sorted(record["extra"]),
             }
         )
     else:
-        refresh = f"expires {format_time(refresh_expiry)}" if refresh_token is not None else "none"
-        print_line(f"stored; access token expires {format_time(access_expiry)}; refresh token: {refresh}")
+        refresh = f"expires {format_time(record['refresh_token_expires_at'])}" if has_refresh_token else "none"
+        print_line(f"stored; access token expires {format_expiry(record)}; refresh token: {refresh}")
 
 
 def _prompt() -> dict[str, Any]:
     access_token = typer.prompt("Access token", hide_input=True, err=True)
     refresh_token = typer.prompt(
-        "Refresh token (empty: none)", hide_input=True, err=True, default="", show_default=False
+        "Refresh token (empty: keep a stored one)", hide_input=True, err=True, default="", show_default=False
     )
     return {"access_token": access_token, "refresh_token": refresh_token or None}
 
@@ -115,19 +129,29 @@ def _parse_response(data: bytes) -> dict[str, Any]:
     return response
 
 
-def _expiry(
-    response: dict[str, Any], fields: ExpiryFields, lifetime: float | None, moment: str | None
-) -> datetime | None:
-    """Take a token's expiry out of the response; the options override it."""
+def _set_expiry(
+    response: dict[str, Any], fields: ExpiryFields, option: str, lifetime: float | None, moment: str | None
+) -> None:
+    """Put the options' expiry of a token into the response, or check the one that it has.
+
+    A response from a file may be old. Then its lifetime began at an unknown time, and its time of expiry is right.
+
+    Raises:
+        InvalidInputError: The options or the fields cannot be read.
+    """
     if lifetime is not None and moment is not None:
-        option = "--refresh-expires" if fields is REFRESH_TOKEN_EXPIRY else "--expires"
         raise InvalidInputError(f"pass either {option}-in or {option}-at, not both")
-    if fields is REFRESH_TOKEN_EXPIRY and lifetime is not None and lifetime <= 0:
-        raise InvalidInputError("--refresh-expires-in must be more than zero")
-    times = {name: response.pop(name, None) for name in fields.names}
+    if lifetime is not None and lifetime <= 0:
+        raise InvalidInputError(f"{option}-in must be more than zero")
     if lifetime is not None or moment is not None:
-        times = {fields.lifetimes[0]: lifetime, fields.moments[0]: moment}
-    return optional_datetime(read_expiry(times, fields, int(time() * 1_000_000), fresh=False))
+        for name in fields.spellings:
+            response.pop(name, None)
+        response |= {fields.lifetimes[0]: lifetime, fields.moments[0]: moment}
+    by_moment = replace(fields, lifetimes=())
+    _ = read_expiry(response, fields, 0, fresh=False)
+    if read_expiry(response, by_moment, 0, fresh=True).known:
+        for name in replace(fields, moments=()).spellings:
+            response.pop(name, None)
 
 
 def show(
@@ -171,7 +195,7 @@ def show(
             ("provider", provider),
             ("user", user),
             *([("account", account)] if account else []),
-            ("access token", f"{access}; expires {format_time(row['access_token_expires_at'])}"),
+            ("access token", f"{access}; expires {format_expiry(row)}"),
             ("refresh token", refresh + refresh_expiry),
             ("extra", ", ".join(row["extra_fields"]) or "none"),
             ("key", row["key_id"] + _NOT_PRIMARY * row["needs_reseal"]),
@@ -220,7 +244,7 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["provider"]
     yield row["user_id"]
     yield row["account"]
-    yield format_time(row["access_token_expires_at"])
+    yield format_expiry(row)
     yield format_time(row["refresh_token_expires_at"]) if row["has_refresh_token"] else "none issued"
     yield row["key_id"] + _NOT_PRIMARY * bool(row["needs_reseal"])
     yield format_time(row["updated_at"])

@@ -78,6 +78,8 @@ class RefresherOptions(TypedDict, total=False):
     http_client: httpx.AsyncClient | None
     trust_env: bool
     http_hosts: Collection[str]
+    default_lifetime: float | None
+    max_lifetime: float | None
 
 
 class PresetOptions(RefresherOptions, Placeholders, total=False):
@@ -115,10 +117,18 @@ class OAuth2Refresher:
             called without a proxy.
         http_hosts: Hosts of a private network that may be called over http: names, or private addresses. The secret and
             the tokens travel in clear there; only you can know that nobody else is on that network. Default: none.
+        default_lifetime: The lifetime of an access token if neither its response nor the stored row tells one, in
+            seconds. Default: its expiry is unknown.
+        max_lifetime: How long an access token with an unknown expiry is used, in seconds. Default: until a caller
+            forces a refresh.
+
+    Attributes:
+        default_lifetime: The argument.
+        max_lifetime: The argument.
 
     Raises:
         ConfigurationError: A URL, a key or a combination of arguments that cannot work.
-        InvalidInputError: ``timeout`` is not a positive number of seconds.
+        InvalidInputError: ``timeout`` or a lifetime is not a positive number of seconds.
         MissingDependencyError: The extra ``oauth`` is not installed.
     """
 
@@ -142,6 +152,8 @@ class OAuth2Refresher:
         http_client: httpx.AsyncClient | None = None,
         trust_env: bool = True,
         http_hosts: Collection[str] = frozenset(),
+        default_lifetime: float | None = None,
+        max_lifetime: float | None = None,
     ) -> None:
         _require_extra()
         private = checked_hosts(http_hosts)
@@ -173,6 +185,8 @@ class OAuth2Refresher:
         if scope is not None:
             self._parameters["scope"] = checked_text("scope", scope)
         self._timeout = seconds("timeout", timeout, positive=True)
+        self.default_lifetime = _lifetime("default_lifetime", default_lifetime)
+        self.max_lifetime = _lifetime("max_lifetime", max_lifetime)
         self._http_client = http_client
         self._trust_env = trust_env and not local
         if http_client is None:
@@ -410,6 +424,10 @@ class OAuth2Refresher:
                 retry_after=wait,
             )
         return None
+
+
+def _lifetime(name: str, value: float | None) -> float | None:
+    return None if value is None else seconds(name, value, positive=True)
 
 
 def _require_extra() -> None:

@@ -29,6 +29,7 @@ from tokenstore.refresh.failures import (
     failure_of,
     not_stored,
 )
+from tokenstore.refresh.kept import kept_at_refresh, lifetime_setting
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
 from tokenstore.refresh.protected_task import Protection
@@ -131,6 +132,8 @@ class Attempt:
         self._step = step
         self._seen = seen
         self._margin = margin
+        self._default_lifetime = lifetime_setting(refresh, "default_lifetime")
+        self._max_lifetime = lifetime_setting(refresh, "max_lifetime")
         self._deadline = time.monotonic() + settings.wait
         self._leased_until = float("-inf")
         self._claimed = False
@@ -343,8 +346,9 @@ class Attempt:
             access_token=new.access_token,
             refresh_token=new.refresh_token,
             extra=new.extra,
-            access_token_expires_at=new.access_token_expires_at,
+            access_token_expires_at=new.expiry.at,
             refresh_token_expires_at=new.refresh_token_expires_at,
+            access_token_expiry_known=new.expiry.known,
         )
         self._save_by = min(self._save_by, time.monotonic() + self._settings.save)
         self._backoff.reset()
@@ -367,7 +371,7 @@ class Attempt:
                 # Without an awaitable, the refresher was a plain function, and has refreshed already.
                 if inspect.isawaitable(response):
                     response = await response
-        return read_response(response, record, issued_at)
+        return read_response(response, kept_at_refresh(record, self._default_lifetime), issued_at)
 
     async def _settle(self, step: Settle) -> Step:
         try:
@@ -454,7 +458,7 @@ class Attempt:
         self._claimed = False
 
     def _view(self, row: RequestedRow | None) -> View | None:
-        return None if row is None else self._settings.opened_view(row, self._margin)
+        return None if row is None else self._settings.opened_view(row, self._margin, self._max_lifetime)
 
     def _check_time(self) -> None:
         if self._closing:

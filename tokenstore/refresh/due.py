@@ -13,8 +13,9 @@ from tokenstore.listing import RefusedRow, scan_rows
 from tokenstore.protocol import Backend
 from tokenstore.records import TokenKey
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
+from tokenstore.refresh.kept import lifetime_setting
 from tokenstore.refresh.rows import new_holder
-from tokenstore.refresh.settings import Settings, lifetime_when_stored, skew_of, validity
+from tokenstore.refresh.settings import Settings, lifetime_when_stored, refreshed_by, skew_of, validity
 from tokenstore.refresh.steps import Goal, Outcome, Read, Validity
 from tokenstore.results import RefreshOutcome, RefreshResult
 
@@ -55,9 +56,13 @@ async def refresh_due(
     async with AsyncExitStack() as stack:
         rows = {
             provider: await stack.enter_async_context(
-                aclosing(_due_keys(settings.backend, provider, within, page_size))
+                aclosing(
+                    _due_keys(
+                        settings.backend, provider, within, page_size, lifetime_setting(refresher, "max_lifetime")
+                    )
+                )
             )
-            for provider in refreshers
+            for provider, refresher in refreshers.items()
         }
         try:
             while True:
@@ -98,7 +103,7 @@ def _next_provider(
 
 
 async def _due_keys(
-    backend: Backend, provider: str, within: float, page_size: int
+    backend: Backend, provider: str, within: float, page_size: int, max_lifetime: float | None
 ) -> AsyncGenerator[TokenKey | RefusedRow, None]:
     rows = scan_rows(backend, provider=provider, page_size=page_size)
     async with aclosing(rows):
@@ -106,7 +111,7 @@ async def _due_keys(
             if isinstance(row, RefusedRow):
                 yield row
                 continue
-            expires_at = row.access_token_expires_at
+            expires_at = refreshed_by(row, row.updated_at, max_lifetime)
             skew = skew_of(lifetime_when_stored(expires_at, row.updated_at))
             if row.has_refresh_token and validity(expires_at, row.as_of, within, skew) is not Validity.FRESH:
                 yield row.key

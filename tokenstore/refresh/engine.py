@@ -24,9 +24,9 @@ from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
+from tokenstore.refresh.kept import lifetime_of, lifetime_setting
 from tokenstore.refresh.loop_end import protect_provider_call
 from tokenstore.refresh.protected_task import Protection
-from tokenstore.refresh.responses import lifetime_of
 from tokenstore.refresh.revoke import Revocation, SupportsRevocation
 from tokenstore.refresh.rows import SeenRow, new_holder, read_row
 from tokenstore.refresh.settings import Settings
@@ -94,7 +94,7 @@ class RefreshEngine:
                 if row is None:
                     return None
                 seen, record = SeenRow(row, time.monotonic()), settings.sealer.open(key, row)
-                view = settings.view(row, lifetime_of(record))
+                view = settings.view(row, lifetime_of(record), max_lifetime=lifetime_setting(refresh, "max_lifetime"))
                 if view.validity is Validity.FRESH:
                     return record
                 due = view.validity is Validity.DUE

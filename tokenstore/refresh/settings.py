@@ -6,15 +6,15 @@ import zlib
 from dataclasses import dataclass, field
 
 from tokenstore.protocol import Backend
-from tokenstore.records import CLOCK_SKEW, SealedRecord, has_failed, is_leased
+from tokenstore.records import CLOCK_SKEW, ScannedRow, SealedRecord, SealedTokens, has_failed, is_leased
 from tokenstore.refresh.gates import ProviderGates
-from tokenstore.refresh.responses import lifetime_of
+from tokenstore.refresh.kept import lifetime_of
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
 from tokenstore.sealing import Sealer
 from tokenstore.validation import RequestedRow
 
-__all__ = ["Settings", "lifetime_when_stored", "skew_of", "validity"]
+__all__ = ["Settings", "lifetime_when_stored", "refreshed_by", "skew_of", "validity"]
 
 _US = 1_000_000
 
@@ -54,36 +54,44 @@ class Settings:
         """How long the write of new tokens is tried before callers get an error. The tries go on after that."""
         return self.timeout * 1.5
 
-    def view(self, row: SealedRecord, lifetime: float | None, margin: float | None = None) -> View:
+    def view(
+        self,
+        row: SealedRecord,
+        lifetime: float | None,
+        margin: float | None = None,
+        max_lifetime: float | None = None,
+    ) -> View:
         """Judge a row by the database's clock, so that machines with different clocks agree.
 
         Args:
             row: The row.
             lifetime: The stated lifetime of its access token, in seconds. None: it counts from the write of the row.
             margin: How long before its expiry the token is due, in seconds. Default: the row's part of ``margin``.
+            max_lifetime: How long a token with an unknown expiry is used, in seconds. None: until it is refused.
         """
         tokens = row.tokens
+        expires_at = refreshed_by(tokens, row.updated_at, max_lifetime)
         if lifetime is None:
-            lifetime = lifetime_when_stored(tokens.access_token_expires_at, row.updated_at)
+            lifetime = lifetime_when_stored(expires_at, row.updated_at)
         if margin is None:
             margin = self._margin_of(row, lifetime)
         refresh_expires_at = tokens.refresh_token_expires_at
         return View(
             generation=row.generation,
-            validity=validity(tokens.access_token_expires_at, row.as_of, margin, skew_of(lifetime)),
+            validity=validity(expires_at, row.as_of, margin, skew_of(lifetime)),
             refreshable=tokens.refresh_token is not None
             and (refresh_expires_at is None or refresh_expires_at > row.as_of),
             lease_holder=row.lease_holder if is_leased(row) else None,
             failure=row.failure if has_failed(row) else None,
         )
 
-    def opened_view(self, row: RequestedRow, margin: float | None = None) -> View:
+    def opened_view(self, row: RequestedRow, margin: float | None = None, max_lifetime: float | None = None) -> View:
         """As :meth:`view`; opens the row to learn the token's lifetime.
 
         Raises:
             SealingError: The row does not open with the keyring.
         """
-        return self.view(row, lifetime_of(self.sealer.open(row.key, row)), margin)
+        return self.view(row, lifetime_of(self.sealer.open(row.key, row)), margin, max_lifetime)
 
     def _margin_of(self, row: SealedRecord, lifetime: float) -> float:
         """The refresh margin of one generation of a row, in seconds before its access token expires.
@@ -97,11 +105,27 @@ class Settings:
         return skew + max(margin - skew, 0.0) * (0.5 + spread / 2)
 
 
+def refreshed_by(row: SealedTokens | ScannedRow, updated_at: int, max_lifetime: float | None) -> int | None:
+    """When an access token expires or, if that is unknown, has been used for its longest time.
+
+    Args:
+        row: The row's tokens, or the listed row.
+        updated_at: When the row was written: microseconds since the epoch.
+        max_lifetime: How long a token with an unknown expiry is used, in seconds. None: until it is refused.
+
+    Returns:
+        Microseconds since the epoch; None: there is no such time.
+    """
+    if row.access_token_expires_at is None and not row.access_token_expiry_known and max_lifetime is not None:
+        return updated_at + round(max_lifetime * _US)
+    return row.access_token_expires_at
+
+
 def lifetime_when_stored(expires_at: int | None, updated_at: int) -> float:
     """How long an access token had to live when its row was written, in seconds.
 
     Args:
-        expires_at: Microseconds since the epoch, or None for "never".
+        expires_at: Microseconds since the epoch, or None: no known expiry.
         updated_at: Microseconds since the epoch.
     """
     return float("inf") if expires_at is None else max((expires_at - updated_at) / _US, 0.0)
@@ -119,7 +143,7 @@ def validity(expires_at: int | None, now: int, margin: float, skew: float) -> Va
     """How long an access token remains valid.
 
     Args:
-        expires_at: Microseconds since the epoch, or None for "never".
+        expires_at: Microseconds since the epoch, or None: no known expiry.
         now: Microseconds since the epoch.
         margin: How long before its expiry the token is due, in seconds.
         skew: How long before its expiry it counts as expired, in seconds.

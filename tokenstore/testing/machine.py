@@ -71,7 +71,9 @@ _times = st.one_of(
     st.none(), st.sampled_from([-62_135_596_800_000_000, -1, 0, 253_402_300_799_999_999]), st.integers(0, 2**51)
 )
 _blobs = st.binary(min_size=1, max_size=40)
-_tokens = st.builds(SealedTokens, _blobs, st.none() | _blobs, st.none() | _blobs, _times, _times, st.sampled_from("kK"))
+_tokens = st.builds(
+    SealedTokens, _blobs, st.none() | _blobs, st.none() | _blobs, _times, _times, st.sampled_from("kK"), st.booleans()
+)
 _failures = st.none() | st.builds(
     Failure, st.sampled_from(["invalid_grant", "unavailable"]), st.sampled_from([None, _SHORT, _LONG])
 )

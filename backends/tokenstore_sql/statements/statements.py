@@ -37,12 +37,13 @@ _PUT: Final[Mapping[str, str]] = {
     "extra": "extra",
     "access_token_expires_at": "access_token_expires_at",
     "refresh_token_expires_at": "refresh_token_expires_at",
+    "access_token_expiry_known": "access_token_expiry_known",
     "key_id": "key_id",
     "g": "generation",
 }
 
 
-def _micros(name: str) -> ColumnElement[int]:
+def _number(name: str) -> ColumnElement[int]:
     return bindparam(name, type_=BigInteger())
 
 
@@ -74,6 +75,7 @@ class Statements:
             c.extra,
             c.access_token_expires_at,
             c.refresh_token_expires_at,
+            c.access_token_expiry_known,
             c.key_id,
             c.generation,
             c.lease_holder,
@@ -94,7 +96,10 @@ class Statements:
         sealed: dict[str, Any] = {
             name: bindparam(name) for name in ("access_token", "refresh_token", "extra", "key_id")
         }
-        expiries = {name: _micros(name) for name in ("access_token_expires_at", "refresh_token_expires_at")}
+        expiries = {
+            name: _number(name)
+            for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known")
+        }
         idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "retry_at"), null())
         # For every generation that a store has written, the mask and coalesce() change nothing. They bring a row whose
         # generation was altered back into range, so that its user can log in again.
@@ -118,7 +123,7 @@ class Statements:
                 # A failure without a time to retry holds until new tokens clear it: NULL <= now is not true.
                 c.failure_code.is_(None) | (c.retry_at <= now),
             )
-            .values(lease_holder=bindparam("h"), lease_expires_at=now + _micros("duration"))
+            .values(lease_holder=bindparam("h"), lease_expires_at=now + _number("duration"))
         )
         self.claim = grammar.lock_first(claim, table, this_row)
         complete = (
@@ -134,7 +139,7 @@ class Statements:
         fail = (
             update(table)
             .where(*held)
-            .values({**idle, "failure_code": bindparam("code"), "retry_at": now + _micros("retry_in")})
+            .values({**idle, "failure_code": bindparam("code"), "retry_at": now + _number("retry_in")})
         )
         self.fail = grammar.lock_first(fail, table, this_row)
         self.rewrap = update(table).where(*this_version).values(**sealed)
@@ -181,6 +186,7 @@ class Statements:
             c.refresh_token.is_not(None).label("has_refresh_token"),
             c.access_token_expires_at,
             c.refresh_token_expires_at,
+            c.access_token_expiry_known,
             c.key_id,
             c.generation,
             c.created_at,

@@ -30,12 +30,13 @@ class ConcurrencyTests(Testbed):
         generation = await store_row(backend, tag="old")
         assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG)
         before = await read_row(backend)
-        anew = sealed("anew")
+        anew = sealed("anew", access_token_expiry_known=False)
         assert await backend.rewrap(KEY, anew, generation=generation) is True
         kept = replace(
             anew,
             access_token_expires_at=before.tokens.access_token_expires_at,
             refresh_token_expires_at=before.tokens.refresh_token_expires_at,
+            access_token_expiry_known=before.tokens.access_token_expiry_known,
         )
         record = await read_row(backend)
         assert without_times(record) == without_times(replace(before, tokens=kept))

@@ -147,7 +147,13 @@ class RowTests(Testbed):
 
     @on_one_backend
     async def test_absent_fields_are_read_as_none(self, backend: Backend) -> None:
-        tokens = sealed(refresh_token=None, extra=None, access_token_expires_at=None, refresh_token_expires_at=None)
+        tokens = sealed(
+            refresh_token=None,
+            extra=None,
+            access_token_expires_at=None,
+            refresh_token_expires_at=None,
+            access_token_expiry_known=False,
+        )
         await backend.put(KEY, tokens)
         assert (await read_row(backend)).tokens == tokens
         await backend.put(KEY, sealed())
@@ -362,7 +368,11 @@ class RowTests(Testbed):
     @on_one_backend
     async def test_scan_returns_all_fields_but_the_tokens(self, backend: Backend) -> None:
         await put_all(
-            backend, {KEY: sealed("1"), OTHER: sealed("2", refresh_token=None, refresh_token_expires_at=None)}
+            backend,
+            {
+                KEY: sealed("1"),
+                OTHER: sealed("2", refresh_token=None, refresh_token_expires_at=None, access_token_expiry_known=False),
+            },
         )
         expected = []
         for key in (KEY, OTHER):
@@ -373,6 +383,7 @@ class RowTests(Testbed):
                     has_refresh_token=record.tokens.refresh_token is not None,
                     access_token_expires_at=record.tokens.access_token_expires_at,
                     refresh_token_expires_at=record.tokens.refresh_token_expires_at,
+                    access_token_expiry_known=record.tokens.access_token_expiry_known,
                     key_id=record.tokens.key_id,
                     generation=record.generation,
                     created_at=record.created_at,
@@ -382,6 +393,7 @@ class RowTests(Testbed):
             )
         found = await backend.scan(limit=10)
         assert [replace(row, as_of=0) for row in found] == expected
-        assert [type(row.has_refresh_token) for row in found] == [bool, bool]
+        assert {type(row.has_refresh_token) for row in found} == {bool}
+        assert {type(row.access_token_expiry_known) for row in found} == {bool}
 
     # Leases
