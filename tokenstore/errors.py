@@ -22,6 +22,7 @@
     │   └── BackendUnavailableError                 no connection, a lost one, or a read-only server
     └── RefreshError                                there is no valid access token
         ├── TokensMissingError                      no row, where the caller asked for an error
+        ├── InsufficientScopeError                  the token lacks a scope that the caller asked for
         ├── ReauthorizationRequiredError            the user has to log in again
         ├── ProviderUnavailableError                an outage, or no readable response; try again later
         ├── ProviderRefusedError                    the provider refuses this client; an operator has to act
@@ -45,6 +46,7 @@ __all__ = [
     "BackendUnavailableError",
     "ConfigurationError",
     "ConflictError",
+    "InsufficientScopeError",
     "InvalidInputError",
     "LockTimeoutError",
     "LoginRefusedError",
@@ -208,6 +210,20 @@ class TokensMissingError(RefreshError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="tokens_missing")
+
+
+class InsufficientScopeError(RefreshError):
+    """``load_fresh_tokens(scopes=…)``: the user has not granted all of these scopes, and has to log in for them.
+
+    Attributes:
+        missing: The scopes that are missing, sorted.
+        granted: The scopes that the token has, sorted.
+    """
+
+    def __init__(self, message: str, *, missing: Sequence[str], granted: Sequence[str]) -> None:
+        super().__init__(message, code="insufficient_scope")
+        self.missing = tuple(missing)
+        self.granted = tuple(granted)
 
 
 class ReauthorizationRequiredError(RefreshError):

@@ -30,7 +30,7 @@ class TokenOperations(ABC):
 
     _sealer: Sealer
     _clock: Clock
-    _refreshers: Mapping[str, object]
+    _refreshers: Mapping[str, Any]
 
     @abstractmethod
     def _rows(self) -> RowOperations:

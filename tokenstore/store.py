@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
@@ -77,6 +77,8 @@ class AuthTokenStore(TokenOperations):
             times as long. The write of new tokens is tried for 1.5 times as long before callers get an error.
             ``load_fresh_tokens`` waits 3 times as long for other processes.
         provider_concurrency: The most calls of one provider at a time in this process; further refreshes wait.
+        force_min_age: ``load_fresh_tokens(force=True)`` does not refresh a valid token that was stored less than so
+            many seconds ago.
         on_refreshed: Called with the new record, in the process that refreshed.
         on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable.
         on_error: Called with a :class:`ProviderCallFailure` for each exception of a refresher, after the row is free
@@ -102,6 +104,7 @@ class AuthTokenStore(TokenOperations):
         refresh_margin: float = 300.0,
         refresh_timeout: float = 20.0,
         provider_concurrency: int = 32,
+        force_min_age: float = 10.0,
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
         on_error: OnError | None = None,
@@ -120,6 +123,7 @@ class AuthTokenStore(TokenOperations):
         self._margin = seconds("refresh_margin", refresh_margin)
         self._timeout = seconds("refresh_timeout", refresh_timeout, positive=True)
         self._provider_concurrency = positive_int("provider_concurrency", provider_concurrency)
+        self._force_min_age = seconds("force_min_age", force_min_age)
         self._refreshers: Mapping[str, Refresh] = refreshers or {}
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
@@ -220,6 +224,9 @@ class AuthTokenStore(TokenOperations):
         refresh: Refresh | None = None,
         force: bool = False,
         generation: int | None = None,
+        force_min_age: float | None = None,
+        min_ttl: float = 0.0,
+        scopes: Collection[str] = (),
         missing: Literal["none"] = "none",
     ) -> TokenRecord | None: ...
     @overload
@@ -232,6 +239,9 @@ class AuthTokenStore(TokenOperations):
         refresh: Refresh | None = None,
         force: bool = False,
         generation: int | None = None,
+        force_min_age: float | None = None,
+        min_ttl: float = 0.0,
+        scopes: Collection[str] = (),
         missing: Literal["raise"],
     ) -> TokenRecord: ...
     @clears_locals
@@ -244,6 +254,9 @@ class AuthTokenStore(TokenOperations):
         refresh: Refresh | None = None,
         force: bool = False,
         generation: int | None = None,
+        force_min_age: float | None = None,
+        min_ttl: float = 0.0,
+        scopes: Collection[str] = (),
         missing: Literal["none", "raise"] = "none",
     ) -> TokenRecord | None:
         """Read tokens whose access token is valid now; if it has expired, refresh it at the provider first.
@@ -271,6 +284,15 @@ class AuthTokenStore(TokenOperations):
             generation: With ``force``: the ``generation`` of the refused record, the number of one version of the row.
                 If the row has another generation by now, it is returned without a refresh. So many callers with the
                 same refused token cause one refresh.
+            force_min_age: With ``force``: a token that was stored less than so many seconds ago is returned without a
+                refresh, if it is valid. So an API that answers 401 to every token does not cause a refresh for each
+                request. Default: the store's ``force_min_age``.
+            min_ttl: How long the access token has to remain valid, in seconds, as for a job that takes that long. A
+                token that would not is refreshed first. If the provider's tokens never live that long, half of their
+                lifetime counts. Default: 0, beside the clock skew.
+            scopes: Scopes that the token has to have (RFC 6749 section 3.3), several texts. They are compared with the
+                response's ``scope``; if it has none, with the refresher's attribute ``scope``, which was requested; if
+                there is none either, nothing is missing. Default: none.
             missing: What to do if there is no row: return None (``"none"``, the default), or ``"raise"``.
 
         Returns:
@@ -278,13 +300,14 @@ class AuthTokenStore(TokenOperations):
 
         Raises:
             TokensMissingError: With ``missing="raise"``: there is no row.
+            InsufficientScopeError: With ``scopes``: the user has not granted all of them.
             ReauthorizationRequiredError: There is no usable refresh token; the user has to log in again.
             ProviderUnavailableError: The provider failed; ``retry_after`` says when it is called again.
             ProviderRefusedError: The provider refuses this client.
             RefreshTimeoutError: Another process held the row's lease or lock for three times ``refresh_timeout``, or no
                 place among the provider's ``provider_concurrency`` calls became free in that time.
             TokensNotStoredError: New tokens could not be written for 1.5 times ``refresh_timeout``; it carries them.
-            ConfigurationError: There is no refresher for this provider.
+            ConfigurationError: There is no refresher for this provider. A token that does not expire needs none.
             UnsupportedOperationError: The store has a borrowed session.
             InvalidInputError: An argument is not acceptable.
             SealingError: The row does not open with the keyring.
@@ -293,11 +316,22 @@ class AuthTokenStore(TokenOperations):
         key = token_key(provider, user_id, account)
         if generation is not None and (not force or isinstance(generation, bool) or not isinstance(generation, int)):
             raise InvalidInputError("generation must be the `generation` of a record, and needs force=True")
+        if force_min_age is not None and not force:
+            raise InvalidInputError("force_min_age needs force=True")
         if missing not in ("none", "raise"):
             raise InvalidInputError('missing must be "none" or "raise"')
         engine = self._refreshes()
-        load = engine.load if missing == "none" else engine.load_existing
-        return await load(key, refresh, force=force, generation=generation)
+        from tokenstore.refresh.needs import Need, checked_scopes
+
+        need = Need(
+            force=force,
+            generation=generation,
+            min_ttl=seconds("min_ttl", min_ttl),
+            force_min_age=self._force_min_age if force_min_age is None else seconds("force_min_age", force_min_age),
+            scopes=checked_scopes(scopes),
+            raise_missing=missing == "raise",
+        )
+        return await engine.load(key, refresh, need)
 
     @clears_locals
     async def refresh_due(
@@ -538,6 +572,7 @@ def open_store(
     refresh_margin: float = 300.0,
     refresh_timeout: float = 20.0,
     provider_concurrency: int = 32,
+    force_min_age: float = 10.0,
     on_refreshed: OnRefreshed | None = None,
     on_reauthorization_required: OnReauthorizationRequired | None = None,
     on_error: OnError | None = None,
@@ -553,10 +588,11 @@ def open_store(
             the store seals: a value that was copied from a table of another namespace does not open. Default: the
             empty name.
         clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
-        refreshers: See :class:`AuthTokenStore`, also for the next five arguments.
+        refreshers: See :class:`AuthTokenStore`, also for the arguments up to ``on_error``.
         refresh_margin: In seconds; default: 300.
         refresh_timeout: In seconds; default: 20.
         provider_concurrency: Default: 32.
+        force_min_age: In seconds; default: 10.
         on_refreshed: Default: no callback.
         on_reauthorization_required: Default: no callback.
         on_error: Default: no callback.
@@ -589,6 +625,7 @@ def open_store(
         refresh_margin=refresh_margin,
         refresh_timeout=refresh_timeout,
         provider_concurrency=provider_concurrency,
+        force_min_age=force_min_age,
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
         on_error=on_error,

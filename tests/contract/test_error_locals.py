@@ -214,7 +214,9 @@ def test_rows_that_do_not_open(walk: Walk) -> None:
             await backend.put(ROW, replace(tokens, **change))
             await walk.wait("load_tokens", store.load_tokens("github", "u1"))
             await walk.wait("load_fresh_tokens", store.load_fresh_tokens("github", "u1"))
-            await walk.wait("load_fresh_tokens, force", store.load_fresh_tokens("github", "u1", force=True))
+            await walk.wait(
+                "load_fresh_tokens, force", store.load_fresh_tokens("github", "u1", force=True, force_min_age=0)
+            )
             await walk.wait("revoke_tokens", store.revoke_tokens("github", "u1"))
             await walk.wait("in a transaction", _writes(store)["transaction"]())
             async for result in store.refresh_due(within=60):
@@ -286,7 +288,7 @@ def test_refreshers(walk: Walk) -> None:
             for error in results:
                 assert isinstance(error, BaseException)
                 walk.through(error, name)
-            await walk.wait(f"{name}, later", store.load_fresh_tokens("github", "u1", force=True))
+            await walk.wait(f"{name}, later", store.load_fresh_tokens("github", "u1", force=True, force_min_age=0))
             if isinstance(refresher, Revoker):
                 await walk.wait(f"{name}, revoke", store.revoke_tokens("github", "u1"))
             await _fill(store)
@@ -315,7 +317,7 @@ async def _cut_off(store: AuthTokenStore) -> None:
     hanging = Script()
     hanging.hold()
     async with asyncio.timeout(0.01):
-        await store.load_fresh_tokens("github", "u1", force=True, refresh=hanging, generation=None)
+        await store.load_fresh_tokens("github", "u1", force=True, force_min_age=0, refresh=hanging, generation=None)
         await asyncio.Event().wait()
 
 

@@ -31,6 +31,8 @@ ARGUMENTS: dict[str, Any] = {
     "error": "server_error",
     "kind": "stale read",
     "operations": [],
+    "missing": ["write"],
+    "granted": ["read"],
 }
 """For each parameter of an error's constructor, an argument."""
 

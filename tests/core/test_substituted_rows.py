@@ -89,7 +89,7 @@ CALLS: dict[str, Call] = {
     "load": lambda store: store.load_tokens("github", ALICE),
     "lock": _locked,
     "load fresh": lambda store: store.load_fresh_tokens("github", ALICE),
-    "forced refresh": lambda store: store.load_fresh_tokens("github", ALICE, force=True),
+    "forced refresh": lambda store: store.load_fresh_tokens("github", ALICE, force=True, force_min_age=0),
     "reseal": lambda store: store.reseal_tokens("github", ALICE),
     "revoke": lambda store: store.revoke_tokens("github", ALICE),
     "list": _listed,

@@ -40,7 +40,7 @@ async def _fresh(store: AuthTokenStore) -> None:
     async def refresh(_: object) -> dict[str, object]:
         return {"access_token": "access", "refresh_token": "refresh", "expires_in": 3600}
 
-    assert await store.load_fresh_tokens("github", "u1", refresh=refresh, force=True) is not None
+    assert await store.load_fresh_tokens("github", "u1", refresh=refresh, force=True, force_min_age=0) is not None
 
 
 async def _transaction(store: AuthTokenStore) -> None:

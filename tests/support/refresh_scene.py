@@ -130,7 +130,7 @@ class Scene:
         sealed = await self.direct._backend.get(TokenKey("github", user))
         assert sealed is not None
         assert (sealed.lease_holder, sealed.failure) == (None, None)
-        await fresh(self.direct, user, force=True, refresh=self.recorder)
+        await fresh(self.direct, user, force=True, force_min_age=0, refresh=self.recorder)
         assert self.provider.stats().refreshes_by_user[user] == 2
         assert self.provider.stats().reuses == 0
 

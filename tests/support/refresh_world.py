@@ -83,6 +83,7 @@ class World:
     async def store(self, backend: Backend | None = None, **options: Any) -> AuthTokenStore:
         """Open another store on the table, as another process does."""
         options.setdefault("keyring", self.keyring)
+        options.setdefault("force_min_age", 0)  # a test forces a refresh just after it has stored a row
         if "refreshers" not in options:
             options["refreshers"] = {"github": self.refresher}
         store = open_store(backend or self.backend(), **options)

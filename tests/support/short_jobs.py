@@ -247,7 +247,7 @@ class Jobs:
     async def close(self) -> int:
         """Check with a refresh that the grant is not revoked; return how many responses were received in all."""
         async with self._open() as store:
-            assert await store.load_fresh_tokens("provider", self._user, force=True) is not None
+            assert await store.load_fresh_tokens("provider", self._user, force=True, force_min_age=0) is not None
         if self._store is not None:
             await self._store.aclose()
         return len(self._refresher.received)

@@ -29,7 +29,7 @@ from tokenstore.refresh.failures import (
     failure_of,
     not_stored,
 )
-from tokenstore.refresh.kept import kept_at_refresh, lifetime_setting
+from tokenstore.refresh.kept import kept_at_refresh, lifetime_of, lifetime_setting
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
 from tokenstore.refresh.protected_task import Protection
@@ -159,6 +159,8 @@ class Attempt:
             # needs no second refresh.
             force=mine.force or (goal.force and mine.seen is None),
             stale=mine.stale if goal.stale is None else goal.stale,
+            min_ttl=max(mine.min_ttl, goal.min_ttl),
+            force_min_age=min((one.force_min_age for one in (mine, goal) if one.is_forced), default=0.0),
         )
 
     def close(self, save_by: float) -> None:
@@ -458,7 +460,17 @@ class Attempt:
         self._claimed = False
 
     def _view(self, row: RequestedRow | None) -> View | None:
-        return None if row is None else self._settings.opened_view(row, self._margin, self._max_lifetime)
+        """Judge a row. Opens it to learn the token's lifetime."""
+        if row is None:
+            return None
+        return self._settings.view(
+            row,
+            lifetime_of(self._settings.sealer.open(self.key, row)),
+            margin=self._margin,
+            max_lifetime=self._max_lifetime,
+            min_ttl=self.goal.min_ttl,
+            force_min_age=self.goal.force_min_age,
+        )
 
     def _check_time(self) -> None:
         if self._closing:

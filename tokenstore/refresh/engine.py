@@ -26,11 +26,12 @@ from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
 from tokenstore.refresh.kept import lifetime_of, lifetime_setting
 from tokenstore.refresh.loop_end import protect_provider_call
+from tokenstore.refresh.needs import Need, require_scopes
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.revoke import Revocation, SupportsRevocation
 from tokenstore.refresh.rows import SeenRow, new_holder, read_row
 from tokenstore.refresh.settings import Settings
-from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, after_read
+from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, View, after_read
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.tracebacks import clear_locals, clears_locals
 
@@ -78,27 +79,44 @@ class RefreshEngine:
         self._unsaved: list[TokenRecord] = []
         self._closing = False
 
-    async def load(
-        self, key: TokenKey, refresh: Refresh | None, *, force: bool = False, generation: int | None = None
-    ) -> TokenRecord | None:
+    async def load(self, key: TokenKey, refresh: Refresh | None, need: Need) -> TokenRecord | None:
         """What ``load_fresh_tokens`` does."""
-        refresh = self._refresher(key.provider, refresh)
-        settings = self._settings
+        refresh = self._refreshers.get(key.provider) if refresh is None else refresh
+        if refresh is None:
+            record = await self._load_unlimited(key, need)
+        else:
+            record = await self._load(key, refresh, need)
+        if record is None:
+            if need.raise_missing:
+                raise tokens_missing(key)
+            return None
+        if need.scopes:
+            require_scopes(key, record, need.scopes, refresh)
+        return record
+
+    async def _load(self, key: TokenKey, refresh: Refresh, need: Need) -> TokenRecord | None:
+        settings, max_lifetime = self._settings, lifetime_setting(refresh, "max_lifetime")
         while True:
             step: Step = Read()
             seen = None
-            if force:
-                goal = Goal(new_holder(settings.lease), force=generation is None, stale=generation)
+            if need.force:
+                goal = Goal(
+                    new_holder(settings.lease),
+                    force=need.generation is None,
+                    stale=need.generation,
+                    min_ttl=need.min_ttl,
+                    force_min_age=need.force_min_age,
+                )
             else:
                 row = await read_row(settings.backend, key)
                 if row is None:
                     return None
                 seen, record = SeenRow(row, time.monotonic()), settings.sealer.open(key, row)
-                view = settings.view(row, lifetime_of(record), max_lifetime=lifetime_setting(refresh, "max_lifetime"))
+                view = settings.view(row, lifetime_of(record), max_lifetime=max_lifetime, min_ttl=need.min_ttl)
                 if view.validity is Validity.FRESH:
                     return record
                 due = view.validity is Validity.DUE
-                goal, step = after_read(Goal(new_holder(settings.lease), urgent=not due), view)
+                goal, step = after_read(Goal(new_holder(settings.lease), urgent=not due, min_ttl=need.min_ttl), view)
                 if isinstance(step, Claim) and (pause := settings.gates.of(key.provider).pause(seen.now())):
                     step = End(Outcome.FAILED, pause)
                 if due:
@@ -114,18 +132,25 @@ class RefreshEngine:
                 continue
             if result.row is None:
                 return None
-            # A row with the refused generation: a caller that had another generation refused joined the same attempt.
-            if result.row.generation != generation:
-                return settings.sealer.open(key, result.row)
+            record = settings.sealer.open(key, result.row)
+            # A caller that needed less may have begun the attempt that this one has joined.
+            view = settings.view(
+                result.row,
+                lifetime_of(record),
+                max_lifetime=max_lifetime,
+                min_ttl=need.min_ttl,
+                force_min_age=need.force_min_age,
+            )
+            refused = result.row.generation == need.generation and not view.is_young
+            if result.outcome is Outcome.REFRESHED or not (refused or _ends_soon(view, need)):
+                return record
 
-    async def load_existing(
-        self, key: TokenKey, refresh: Refresh | None, *, force: bool = False, generation: int | None = None
-    ) -> TokenRecord:
-        """As :meth:`load`; raises TokensMissingError if there is no row."""
-        record = await self.load(key, refresh, force=force, generation=generation)
-        if record is None:
-            raise tokens_missing(key)
-        return record
+    async def _load_unlimited(self, key: TokenKey, need: Need) -> TokenRecord | None:
+        """Load a token that does not expire, which needs no refresher."""
+        row = None if need.force else await read_row(self._settings.backend, key)
+        if row is None or row.tokens.access_token_expires_at is not None:
+            raise _no_refresher(key.provider)
+        return self._settings.sealer.open(key, row)
 
     def refresh_due(
         self, *, within: float, provider: str | None, refresh: Refresh | None, concurrency: int, page_size: int
@@ -277,10 +302,7 @@ class RefreshEngine:
     def _refresher(self, provider: str, refresh: Refresh | None) -> Refresh:
         found = self._refreshers.get(provider) if refresh is None else refresh
         if found is None:
-            raise ConfigurationError(
-                f"no refresher for provider {provider!r}: pass refresh=…, or "
-                f"open_store(…, refreshers={{{provider!r}: …}})"
-            )
+            raise _no_refresher(provider)
         return found
 
     def _own(self, protection: Protection, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -289,3 +311,13 @@ class RefreshEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _ends_soon(view: View, need: Need) -> bool:
+    return need.min_ttl > 0 and view.validity in (Validity.SHORT, Validity.EXPIRED)
+
+
+def _no_refresher(provider: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"no refresher for provider {provider!r}: pass refresh=…, or open_store(…, refreshers={{{provider!r}: …}})"
+    )

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from tokenstore.protocol import Backend
 from tokenstore.records import CLOCK_SKEW, ScannedRow, SealedRecord, SealedTokens, has_failed, is_leased
 from tokenstore.refresh.gates import ProviderGates
-from tokenstore.refresh.kept import lifetime_of
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
 from tokenstore.sealing import Sealer
-from tokenstore.validation import RequestedRow
 
 __all__ = ["Settings", "lifetime_when_stored", "refreshed_by", "skew_of", "validity"]
 
@@ -58,8 +56,11 @@ class Settings:
         self,
         row: SealedRecord,
         lifetime: float | None,
+        *,
         margin: float | None = None,
         max_lifetime: float | None = None,
+        min_ttl: float = 0.0,
+        force_min_age: float = 0.0,
     ) -> View:
         """Judge a row by the database's clock, so that machines with different clocks agree.
 
@@ -68,6 +69,8 @@ class Settings:
             lifetime: The stated lifetime of its access token, in seconds. None: it counts from the write of the row.
             margin: How long before its expiry the token is due, in seconds. Default: the row's part of ``margin``.
             max_lifetime: How long a token with an unknown expiry is used, in seconds. None: until it is refused.
+            min_ttl: How long the token has to remain valid, in seconds.
+            force_min_age: Up to which age the row is young, in seconds.
         """
         tokens = row.tokens
         expires_at = refreshed_by(tokens, row.updated_at, max_lifetime)
@@ -75,23 +78,20 @@ class Settings:
             lifetime = lifetime_when_stored(expires_at, row.updated_at)
         if margin is None:
             margin = self._margin_of(row, lifetime)
+        skew = skew_of(lifetime)
+        if min_ttl > skew:
+            # A token that never lives that long would be refreshed by every call.
+            skew = min_ttl if min_ttl < lifetime else max(skew, lifetime / 2)
         refresh_expires_at = tokens.refresh_token_expires_at
         return View(
             generation=row.generation,
-            validity=validity(expires_at, row.as_of, margin, skew_of(lifetime)),
+            validity=validity(expires_at, row.as_of, margin, skew),
             refreshable=tokens.refresh_token is not None
             and (refresh_expires_at is None or refresh_expires_at > row.as_of),
             lease_holder=row.lease_holder if is_leased(row) else None,
             failure=row.failure if has_failed(row) else None,
+            is_young=row.as_of - row.updated_at < force_min_age * _US,
         )
-
-    def opened_view(self, row: RequestedRow, margin: float | None = None, max_lifetime: float | None = None) -> View:
-        """As :meth:`view`; opens the row to learn the token's lifetime.
-
-        Raises:
-            SealingError: The row does not open with the keyring.
-        """
-        return self.view(row, lifetime_of(self.sealer.open(row.key, row)), margin, max_lifetime)
 
     def _margin_of(self, row: SealedRecord, lifetime: float) -> float:
         """The refresh margin of one generation of a row, in seconds before its access token expires.

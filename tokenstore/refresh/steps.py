@@ -57,6 +57,7 @@ class View:
         refreshable: Whether the row has a refresh token that has not expired.
         lease_holder: The holder of a lease that has not expired, or None.
         failure: The failure that forbids a refresh now, or None.
+        is_young: Whether the row was written so recently that force refreshes it no more.
     """
 
     generation: int
@@ -64,6 +65,7 @@ class View:
     refreshable: bool = True
     lease_holder: str | None = None
     failure: Failure | None = None
+    is_young: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Goal:
         force: Whether the first generation that is read counts as stale, even if its token looks valid.
         stale: The generation whose access token the provider refused, even if the token looks valid.
         seen: The last generation that this refresh has read and rejected.
+        min_ttl: How long the access token has to remain valid, in seconds; :attr:`View.validity` takes it into account.
+        force_min_age: Up to which age a row is young, in seconds; :attr:`View.is_young` takes it into account.
     """
 
     holder: str
@@ -84,10 +88,17 @@ class Goal:
     force: bool = False
     stale: int | None = None
     seen: int | None = None
+    min_ttl: float = 0.0
+    force_min_age: float = 0.0
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether a token that looks valid may be refreshed."""
+        return self.force or self.stale is not None
 
     def is_met_by(self, row: View) -> bool:
         """Whether the row already has tokens that achieve this goal."""
-        if self.force or row.generation in (self.stale, self.seen):
+        if row.generation == self.seen or (not row.is_young and (self.force or row.generation == self.stale)):
             return False
         if self.seen is not None and row.validity is Validity.SHORT:
             return True  # newly issued: a provider may issue tokens that last less than the clock skew

@@ -181,7 +181,7 @@ def test_no_operation_calls_a_planted_function(
                 assert await _tag(tx, "u1", for_update=True) == "u1"
                 await _store(tx, "u1", "locked")
             assert await _tag(store, "u1") == "locked"
-            record = await store.load_fresh_tokens("github", "u2", refresh=_refresh, force=True)
+            record = await store.load_fresh_tokens("github", "u2", refresh=_refresh, force=True, force_min_age=0)
             assert record is not None
             assert record["access_token"] == await _tag(store, "u2") == "refreshed"
             assert await _listed(store) == sorted([*_USERS, "alone"])
@@ -234,7 +234,7 @@ def test_listing_refreshing_and_resealing_call_no_planted_function(
             assert len([result async for result in store.refresh_due(within=60)]) == 1
             assert await _tag(store, "due") == "refreshed"
             with pytest.raises(Exception, match="provider"):
-                await store.load_fresh_tokens("github", "u5", refresh=failing, force=True)
+                await store.load_fresh_tokens("github", "u5", refresh=failing, force=True, force_min_age=0)
         async with _opened(source, database.url, newer) as store:
             for user in _USERS:
                 assert await store.reseal_tokens("github", user)

@@ -106,7 +106,7 @@ async def _exercise(store: AuthTokenStore, users: list[str], seen_by: AuthTokenS
     async def refresh(_: object) -> dict[str, object]:
         return {"access_token": "refreshed", "refresh_token": "next", "expires_in": 3600}
 
-    refreshed = await store.load_fresh_tokens("github", users[2], refresh=refresh, force=True)
+    refreshed = await store.load_fresh_tokens("github", users[2], refresh=refresh, force=True, force_min_age=0)
     assert refreshed is not None
     assert refreshed["access_token"] == await _access_token(seen_by, users[2]) == "refreshed"
     assert await store.delete_tokens("github", users[-1])
