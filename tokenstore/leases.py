@@ -43,6 +43,11 @@ class Row(Generic[T]):
     failure_code: str | None = None
     retry_at: int | None = None
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the row has a failure that forbids a refresh until new tokens are written."""
+        return self.failure_code is not None and self.retry_at is None
+
     def is_leased(self, now: int) -> bool:
         """Whether the row has a lease that has not expired."""
         return self.lease_expires_at is not None and self.lease_expires_at > now

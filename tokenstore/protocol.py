@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
 __all__ = [
     "Backend",
@@ -59,6 +59,7 @@ class Backend(Protocol):
         """Insert or replace one row, atomically.
 
         A row that exists gets the next generation (plus one) and loses its lease and failure; its ``created_at`` stays.
+        The row is due (:meth:`scan_due`) when its tokens say so.
         """
         ...
 
@@ -96,6 +97,26 @@ class Backend(Protocol):
         """
         ...
 
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        """Read one page of a provider's rows that are due, in ascending order of (due_at, user_id, account).
+
+        A row's ``due_at`` is that of the tokens that were written last; see
+        :attr:`tokenstore.records.SealedTokens.due_at`. A row without one is in no page. Neither is a dead row, whose
+        last refresh failed without a retry time, until new tokens are written. User ids and accounts are compared as
+        UTF-8 bytes. The cost should grow with the rows of the page, and not with those of the table.
+
+        Args:
+            provider: Whose rows.
+            within: Only rows that are due at most this many seconds after ``as_of``.
+            as_of: Microseconds since the epoch. None, for the first page: the database's clock, which every row of the
+                page then has as its ``as_of``. Later pages pass that time, so that a sweep has one end.
+            after: Only rows after this position; no row need be there.
+            limit: The most rows to return. Fewer rows mean that there are no more.
+        """
+        ...
+
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         """Claim the lease of a row for ``duration`` seconds.
 
@@ -125,6 +146,8 @@ class Backend(Protocol):
     ) -> bool:
         """End the lease without new tokens, if the row still has this generation and holder.
 
+        With a failure without a retry time, the row is dead: it is no longer due (:meth:`scan_due`).
+
         Args:
             key: The row.
             generation: Its generation when the lease was claimed.
@@ -140,7 +163,7 @@ class Backend(Protocol):
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         """Replace the sealed values with the same plaintext under another key, if the row still has this generation.
 
-        Changes only the sealed fields and ``key_id``: no generation, lease, failure or time.
+        Changes only the sealed fields and ``key_id``: no generation, lease, failure or time. A dead row stays dead.
 
         Returns:
             Whether the row was rewrapped.

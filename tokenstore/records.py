@@ -19,6 +19,8 @@ __all__ = [
     "MAX_TOKEN_BYTES",
     "MAX_USER_ID_BYTES",
     "MICROSECOND",
+    "DueKey",
+    "DueRow",
     "Failure",
     "RefreshableRecord",
     "ScannedRow",
@@ -125,6 +127,14 @@ class SealedTokens:
     def __repr__(self) -> str:
         return f"<SealedTokens key_id={self.key_id!r}>"
 
+    @property
+    def due_at(self) -> int | None:
+        """When a sweep refreshes the row: when its access token expires, in microseconds since the epoch.
+
+        None: no sweep refreshes it, because it has no refresh token, or its access token never expires.
+        """
+        return None if self.refresh_token is None else self.access_token_expires_at
+
 
 @dataclass(slots=True, unsafe_hash=True)
 class SealedRecord:
@@ -167,6 +177,38 @@ class ScannedRow:
     created_at: int
     updated_at: int
     as_of: int
+
+
+class DueKey(NamedTuple):
+    """The position of a row in the order in which a sweep reads the rows of one provider."""
+
+    due_at: int
+    user_id: str
+    account: str = ""
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class DueRow:
+    """One stored row as a sweep reads it, to refresh the tokens that expire soon.
+
+    Attributes:
+        key: The row's provider, user id and account.
+        due_at: The ``due_at`` of its tokens: microseconds since the epoch.
+        access_token_expires_at: Microseconds since the epoch, or None for "never".
+        updated_at: When its tokens were stored, by the database's clock, in microseconds since the epoch.
+        as_of: The database's clock when the row was read, in microseconds since the epoch.
+    """
+
+    key: TokenKey
+    due_at: int
+    access_token_expires_at: int | None
+    updated_at: int
+    as_of: int
+
+    @property
+    def position(self) -> DueKey:
+        """Where the next page begins if this is the last row of a page."""
+        return DueKey(self.due_at, self.key.user_id, self.key.account)
 
 
 class TokenEntry(TypedDict):

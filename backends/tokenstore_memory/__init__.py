@@ -15,7 +15,16 @@ from tokenstore.event_loops import HomeLoop
 from tokenstore.leases import Row, claimed, completed, released, written
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+from tokenstore.records import (
+    DueKey,
+    DueRow,
+    Failure,
+    ScannedRow,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+    new_generation,
+)
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
@@ -28,10 +37,13 @@ class _Stored:
     row: Row[SealedTokens]
     created_at: int
     updated_at: int
+    due_at: int | None
 
     def after(self, row: Row[SealedTokens], now: int) -> _Stored:
         """The same row, changed: new tokens show by their generation."""
-        return _Stored(row, self.created_at, self.updated_at if row.generation == self.row.generation else now)
+        if row.generation != self.row.generation:
+            return _Stored(row, self.created_at, now, row.tokens.due_at)
+        return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else self.due_at)
 
 
 class MemoryBackend:
@@ -125,6 +137,20 @@ class MemoryBackend:
             )
             for key, stored in found[:limit]
         ]
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        rows, now = self._open_rows(), self._now()
+        until = (now if as_of is None else as_of) + round(within * _US)
+        found = [
+            DueRow(key, stored.due_at, stored.row.tokens.access_token_expires_at, stored.updated_at, now)
+            for key, stored in rows.items()
+            if key.provider == provider and stored.due_at is not None and stored.due_at <= until
+        ]
+        # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
+        found.sort(key=lambda row: row.position)
+        return [row for row in found if after is None or row.position > after][:limit]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         length = round(duration * _US)
@@ -231,7 +257,7 @@ class MemoryTransaction:
         await self._hold(key)
         found, now = self._row(key), self._backend._now()
         self._writes[key] = (
-            _Stored(Row(tokens, new_generation()), now, now)
+            _Stored(Row(tokens, new_generation()), now, now, tokens.due_at)
             if found is None
             else found.after(written(found.row, tokens), now)
         )

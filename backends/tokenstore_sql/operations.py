@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy import URL, MetaData
 
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.calls import Operation
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.polling import Clients, PollInterval
@@ -73,6 +73,15 @@ class SQLOperations(ABC):
     ) -> list[ScannedRow]:
         return await self._run(
             [], lambda rows: rows.scan(provider=provider, user_id=user_id, after=after, limit=limit), write=False
+        )
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        return await self._run(
+            [],
+            lambda rows: rows.scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=limit),
+            write=False,
         )
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:

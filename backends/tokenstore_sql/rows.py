@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import Executable
 
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+from tokenstore.records import (
+    DueKey,
+    DueRow,
+    Failure,
+    ScannedRow,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+    new_generation,
+)
 from tokenstore_sql.connections.connection import Connection, StatementResult
 from tokenstore_sql.connections.driver import OneTripConnection
 from tokenstore_sql.dialect import Dialect, LockScope
@@ -101,12 +110,16 @@ class Rows:
         queries = self.statements.scan(
             by_provider=provider is not None, by_user=user_id is not None, after=after is not None
         )
-        page: list[ScannedRow] = []
-        for query in queries:
-            if len(page) < limit:
-                rows, _ = await self.connection.run(query, {**parameters, "n": limit - len(page)})
-                page += [_scanned(row) for row in rows]
-        return page
+        return [_scanned(row) for row in await self._page(queries, parameters, limit)]
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None, after: DueKey | None, limit: int
+    ) -> list[DueRow]:
+        parameters: dict[str, Any] = {"p": provider, "within": round(within * _US), "as_of": as_of}
+        if after is not None:
+            parameters |= {"after_d": after.due_at, "after_u": after.user_id, "after_a": after.account}
+        queries = self.statements.scan_due(after=after is not None)
+        return [_due(row) for row in await self._page(queries, parameters, limit)]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         parameters = {**_where(key), "g": generation, "h": holder, "duration": round(duration * _US)}
@@ -128,9 +141,20 @@ class Rows:
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         sealed = _sealed(tokens)
-        for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known"):
+        for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known", "due_at"):
             del sealed[name]
         return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
+
+    async def _page(
+        self, queries: Iterable[Executable], parameters: Mapping[str, Any], limit: int
+    ) -> list[Sequence[Any]]:
+        """The rows of several queries, one after the other, up to a limit."""
+        page: list[Sequence[Any]] = []
+        for query in queries:
+            if len(page) < limit:
+                rows, _ = await self.connection.run(query, {**parameters, "n": limit - len(page)})
+                page += rows
+        return page
 
     async def count_clients(self) -> int:
         # If the server refuses to count, the transaction must be able to go on.
@@ -163,6 +187,7 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
         "refresh_token": tokens.refresh_token,
         "extra": tokens.extra,
         "key_id": tokens.key_id,
+        "due_at": tokens.due_at,
         "access_token_expires_at": tokens.access_token_expires_at,
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
         "access_token_expiry_known": int(tokens.access_token_expiry_known),
@@ -177,6 +202,11 @@ def _scanned(row: Sequence[Any]) -> ScannedRow:
     provider, user_id, account, has_refresh_token, access_expiry, refresh_expiry, known, *rest = row
     key = TokenKey(provider, user_id, account)
     return ScannedRow(key, bool(has_refresh_token), access_expiry, refresh_expiry, _switch(known), *rest)
+
+
+def _due(row: Sequence[Any]) -> DueRow:
+    provider, user_id, account, *rest = row
+    return DueRow(TokenKey(provider, user_id, account), *rest)
 
 
 def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, LargeBinary, MetaData, Table, Text, TypeDecorator
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
 from sqlalchemy.dialects import mysql, postgresql
 
 from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES
@@ -133,10 +145,18 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
         Column("lease_expires_at", _INT64, comment="microseconds since the epoch, on the database's clock"),
         Column("failure_code", exact_text(64), comment="why the last refresh of this generation failed"),
         Column("retry_at", _INT64, comment="when to try again; null: not before new tokens"),
+        Column("due_at", _INT64, comment="microseconds since the epoch; null: no sweep refreshes this row"),
         Column("created_at", _INT64, nullable=False),
         Column("updated_at", _INT64, nullable=False),
         # With the account: else PostgreSQL may read one row by this index, and all accounts of the user with it.
         Index(f"{name}_by_user", "user_id", "provider", "account"),
+        # In the order in which a sweep reads the due rows of one provider.
+        Index(
+            f"{name}_by_due",
+            *("provider", "due_at", "user_id", "account"),
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        ),
         schema=schema,
         sqlite_strict=True,
         mysql_engine="InnoDB",

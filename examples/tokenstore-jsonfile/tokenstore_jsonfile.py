@@ -23,7 +23,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tokenstore.errors import BackendUnavailableError, ConfigurationError, StoreClosedError, TableMissingError
 from tokenstore.options import OptionParser, read_options, switch
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey, new_generation
+from tokenstore.records import (
+    DueKey,
+    DueRow,
+    Failure,
+    ScannedRow,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+    new_generation,
+)
 
 __all__ = ["JsonFileBackend"]
 
@@ -40,6 +49,7 @@ class _Row:
     generation: int
     created_at: int
     updated_at: int
+    due_at: int | None
     lease_holder: str | None = None
     lease_expires_at: int | None = None
     failure_code: str | None = None
@@ -51,7 +61,7 @@ class _Row:
 
     def next(self, tokens: SealedTokens) -> _Row:
         """Return the row after a write of tokens: the next generation, without lease and failure."""
-        return _Row(tokens, self.generation + 1, self.created_at, _now())
+        return _Row(tokens, self.generation + 1, self.created_at, _now(), tokens.due_at)
 
 
 _Rows = dict[TokenKey, _Row]
@@ -113,7 +123,8 @@ class JsonFileBackend:
 
         def put(rows: _Rows) -> bool:
             row = rows.get(key)
-            rows[key] = _Row(tokens, new_generation(), _now(), _now()) if row is None else row.next(tokens)
+            new = _Row(tokens, new_generation(), _now(), _now(), tokens.due_at)
+            rows[key] = new if row is None else row.next(tokens)
             return True
 
         await self._change(put)
@@ -124,7 +135,7 @@ class JsonFileBackend:
         def insert(rows: _Rows) -> bool:
             if key in rows:
                 return False
-            rows[key] = _Row(tokens, new_generation(), _now(), _now())
+            rows[key] = _Row(tokens, new_generation(), _now(), _now(), tokens.due_at)
             return True
 
         return await self._change(insert)
@@ -152,6 +163,20 @@ class JsonFileBackend:
             and (after is None or _order(key) > _order(after))
         ]
         return [_scanned(key, row, now) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        """Read one page of due rows. All rows are in memory, so no index is needed."""
+        rows, now = await self._read(), _now()
+        until = (now if as_of is None else as_of) + round(within * _US)
+        found = [
+            DueRow(key, row.due_at, row.tokens.access_token_expires_at, row.updated_at, now)
+            for key, row in rows.items()
+            if key.provider == provider and row.due_at is not None and row.due_at <= until
+        ]
+        found.sort(key=lambda row: row.position)  # code points have the same order as their UTF-8 bytes
+        return [row for row in found if after is None or row.position > after][:limit]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         """Claim the row, unless it has a live lease or a failure in force."""
@@ -184,11 +209,12 @@ class JsonFileBackend:
         def release(row: _Row) -> _Row | None:
             if row.lease_holder != holder:
                 return None
-            code = retry_at = None
-            if failure is not None:
-                code = failure.code
-                retry_at = None if failure.retry_in is None else _now() + round(failure.retry_in * _US)
-            return replace(row, lease_holder=None, lease_expires_at=None, failure_code=code, retry_at=retry_at)
+            ended = replace(row, lease_holder=None, lease_expires_at=None, failure_code=None, retry_at=None)
+            if failure is None:
+                return ended
+            if failure.retry_in is None:  # not due before the next login
+                return replace(ended, failure_code=failure.code, due_at=None)
+            return replace(ended, failure_code=failure.code, retry_at=_now() + round(failure.retry_in * _US))
 
         return await self._compare_and_set(key, generation, release)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, settings
 
 from support.matrix import Row, every_row
-from tokenstore.records import ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.machine import check_agreement
 from tokenstore_memory import MemoryBackend, MemoryTransaction
@@ -162,6 +162,31 @@ class SkipsAccounts(MemoryBackend):
     ) -> list[ScannedRow]:
         page = await super().scan(provider=provider, user_id=user_id, after=after, limit=1000)
         return [row for row in page if after is None or row.key[:2] != after[:2]][:limit]
+
+
+class SweepsDeadRows(MemoryBackend):
+    """A row whose user has to log in again is still due."""
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        rows = dict(self._rows)
+        for key, stored in rows.items():
+            self._rows[key] = replace(stored, due_at=stored.row.tokens.due_at)
+        try:
+            return await super().scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=limit)
+        finally:
+            self._rows.update(rows)
+
+
+class SkipsTies(MemoryBackend):
+    """A page of due rows after a position omits the rows that are due at the same time."""
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        page = await super().scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=1000)
+        return [row for row in page if after is None or row.due_at > after.due_at][:limit]
 
 
 class DeletesAllAccounts(MemoryBackend):

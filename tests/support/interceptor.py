@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tokenstore import BackendUnavailableError
 from tokenstore.protocol import Backend
-from tokenstore.records import Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
 Action = Callable[[], Awaitable[None]]
 
@@ -68,6 +68,15 @@ class Interceptor:
         limit: int,
     ) -> list[ScannedRow]:
         return await self.backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        scan = self.backend.scan_due
+        found = await self._pass(
+            "scan_due", lambda: scan(provider=provider, within=within, as_of=as_of, after=after, limit=limit)
+        )
+        return cast(list[DueRow], found)
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         claim = self.backend.claim_lease

@@ -33,15 +33,12 @@ class MySQLGrammar(Grammar):
     def now(self) -> ColumnElement[int]:
         # UTC_TIMESTAMP stands still while a statement waits for a lock. SYSDATE goes on, but in the session's time
         # zone. So this is UTC_TIMESTAMP plus the time by which SYSDATE is ahead of NOW.
-        since_epoch, waited = (
-            func.timestampdiff(literal_column("MICROSECOND"), start, end)
-            for start, end in (
-                (literal_column("TIMESTAMP'1970-01-01 00:00:00'"), func.utc_timestamp(literal_column("6"))),
-                # Not func.sysdate, which SQLAlchemy renders without its argument: whole seconds.
-                (func.now(literal_column("6")), literal_column("SYSDATE(6)")),
-            )
-        )
-        return cast(since_epoch + waited, BigInteger)
+        # Not func.sysdate, which SQLAlchemy renders without its argument: whole seconds.
+        waited = _between(func.now(literal_column("6")), literal_column("SYSDATE(6)"))
+        return cast(_since_epoch() + waited, BigInteger)
+
+    def statement_start(self) -> ColumnElement[int]:
+        return cast(_since_epoch(), BigInteger)
 
     def insert(self, table: Table) -> Insert:
         return insert(table)
@@ -72,3 +69,12 @@ class MySQLGrammar(Grammar):
             tuple_(*(bindparam(f"{name}_{n}", type_=column.type) for name, column in key.items())) for n in range(size)
         )
         return query.where(tuple_(*key.values()).in_(named))
+
+
+def _since_epoch() -> ColumnElement[int]:
+    return _between(literal_column("TIMESTAMP'1970-01-01 00:00:00'"), func.utc_timestamp(literal_column("6")))
+
+
+def _between(start: ColumnElement[Any], end: ColumnElement[Any]) -> ColumnElement[int]:
+    """Microseconds between two times."""
+    return func.timestampdiff(literal_column("MICROSECOND"), start, end)

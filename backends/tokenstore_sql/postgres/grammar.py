@@ -40,11 +40,10 @@ class PostgresGrammar(Grammar):
 
     def now(self) -> ColumnElement[int]:
         # now() is the transaction's start; it stands still while a statement waits.
-        catalog = func.pg_catalog
-        seconds: ColumnElement[float] = catalog.date_part(
-            literal_column("'epoch'"), catalog.clock_timestamp(), type_=Double()
-        )
-        return cast(seconds * cast(literal_column("1000000"), Double()), BigInteger)
+        return _since_epoch(func.pg_catalog.clock_timestamp())
+
+    def statement_start(self) -> ColumnElement[int]:
+        return _since_epoch(func.pg_catalog.statement_timestamp())
 
     def insert(self, table: Table) -> Insert:
         return insert(table)
@@ -95,6 +94,12 @@ class PostgresGrammar(Grammar):
         key = list(table.primary_key)
         locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
         return update.where(*(column == locked.c[column.name] for column in key))
+
+
+def _since_epoch(time: ColumnElement[Any]) -> ColumnElement[int]:
+    """A time in microseconds since the epoch."""
+    seconds: ColumnElement[float] = func.pg_catalog.date_part(literal_column("'epoch'"), time, type_=Double())
+    return cast(seconds * cast(literal_column("1000000"), Double()), BigInteger)
 
 
 def _unnested(columns: Mapping[str, ColumnElement[Any]]) -> Any:

@@ -33,6 +33,10 @@ class Grammar(ABC):
     def now(self) -> ColumnElement[int]:
         """Microseconds since the epoch on the database's clock, which goes on while a statement waits for a lock."""
 
+    def statement_start(self) -> ColumnElement[int]:
+        """The same clock when the statement began: one value, so that a query for times before it can use an index."""
+        return self.now()
+
     @abstractmethod
     def insert(self, table: Table) -> Upsert:
         """An insert, as SQLAlchemy's dialect for this database has it."""

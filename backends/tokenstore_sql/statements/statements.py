@@ -14,6 +14,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    case,
     delete,
     func,
     literal_column,
@@ -39,6 +40,7 @@ _PUT: Final[Mapping[str, str]] = {
     "refresh_token_expires_at": "refresh_token_expires_at",
     "access_token_expiry_known": "access_token_expiry_known",
     "key_id": "key_id",
+    "due_at": "due_at",
     "g": "generation",
 }
 
@@ -98,7 +100,12 @@ class Statements:
         }
         expiries = {
             name: _number(name)
-            for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known")
+            for name in (
+                "access_token_expires_at",
+                "refresh_token_expires_at",
+                "access_token_expiry_known",
+                "due_at",
+            )
         }
         idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "retry_at"), null())
         # For every generation that a store has written, the mask and coalesce() change nothing. They bring a row whose
@@ -139,7 +146,15 @@ class Statements:
         fail = (
             update(table)
             .where(*held)
-            .values({**idle, "failure_code": bindparam("code"), "retry_at": now + _number("retry_in")})
+            .values(
+                {
+                    **idle,
+                    "failure_code": bindparam("code"),
+                    "retry_at": now + _number("retry_in"),
+                    # A dead row leaves the index of due rows.
+                    "due_at": case((_number("retry_in").is_not(None), c.due_at)),
+                }
+            )
         )
         self.fail = grammar.lock_first(fail, table, this_row)
         self.rewrap = update(table).where(*this_version).values(**sealed)
@@ -205,4 +220,31 @@ class Statements:
             of_user.where(c.account > bindparam("after_a")).order_by(c.account),
             of_provider.where(c.user_id > bindparam("after_u")).order_by(c.user_id, c.account),
             page.where(c.provider > bindparam("after_p")).order_by(c.provider, c.user_id, c.account),
+        ]
+
+    @cache  # noqa: B019 - two at most, and they live as long as the store
+    def scan_due(self, *, after: bool) -> Sequence[Select[Any]]:
+        """The queries whose rows, one query after the other up to the limit ``n``, are a page of due rows.
+
+        The parameters are the provider ``p``, and ``as_of`` (null: the clock) and ``within``, both in microseconds. A
+        page that begins after a position (``after_d``, ``after_u``, ``after_a``) is three ranges of the index, as in
+        :meth:`scan`.
+        """
+        c = self.table.c
+        # Not `now`, which differs from row to row, so that no database searches an index for times before it.
+        started = self.grammar.statement_start()
+        until = func.coalesce(_number("as_of"), started) + _number("within")
+        page: Any = (
+            select(c.provider, c.user_id, c.account, c.due_at, c.access_token_expires_at, c.updated_at, started)
+            .where(c.provider == bindparam("p"), c.due_at <= until)
+            .limit(bindparam("n", type_=Integer()))
+        )
+        if not after:
+            return [page.order_by(c.due_at, c.user_id, c.account)]
+        at_once = page.where(c.due_at == _number("after_d"))
+        of_user = at_once.where(c.user_id == bindparam("after_u"))
+        return [
+            of_user.where(c.account > bindparam("after_a")).order_by(c.account),
+            at_once.where(c.user_id > bindparam("after_u")).order_by(c.user_id, c.account),
+            page.where(c.due_at > _number("after_d")).order_by(c.due_at, c.user_id, c.account),
         ]

@@ -30,6 +30,7 @@ except ImportError:
     ) from None
 
 from tokenstore.testing.conformance._concurrency import ConcurrencyTests
+from tokenstore.testing.conformance._due import DueTests
 from tokenstore.testing.conformance._helpers import sealed
 from tokenstore.testing.conformance._leases import LeaseTests
 from tokenstore.testing.conformance._row_locks import RowLockConformance
@@ -41,5 +42,5 @@ from tokenstore.testing.conformance._testbed import Testbed
 __all__ = ["BackendConformance", "RowLockConformance", "SharedBackendConformance", "Testbed", "sealed"]
 
 
-class BackendConformance(SetupTests, RowTests, LeaseTests, ConcurrencyTests):
+class BackendConformance(SetupTests, RowTests, DueTests, LeaseTests, ConcurrencyTests):
     """The tests of :class:`tokenstore.protocol.Backend`."""

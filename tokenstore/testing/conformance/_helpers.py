@@ -113,6 +113,7 @@ def each_operation(backend: Backend) -> list[Callable[[], Awaitable[object]]]:
         lambda: backend.insert(KEY, sealed()),
         lambda: backend.delete(KEY),
         lambda: backend.scan(limit=1),
+        lambda: backend.scan_due(provider=KEY.provider, within=0.0, limit=1),
         lambda: backend.claim_lease(KEY, duration=LONG, **held),
         lambda: backend.complete_lease(KEY, sealed(), **held),
         lambda: backend.release_lease(KEY, **held),
