@@ -28,8 +28,9 @@ from tokenstore.errors import (
     UnknownKeyError,
     UnsupportedOperationError,
 )
+from tokenstore.health import TokenEntry
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import RefreshableRecord, TokenEntry, TokenRecord
+from tokenstore.records import RefreshableRecord, TokenRecord
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.transaction import Transaction

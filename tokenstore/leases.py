@@ -21,7 +21,7 @@ from tokenstore.protocol import SupportsWatching
 from tokenstore.records import SealedRecord, TokenKey, is_leased
 from tokenstore.validation import requested_row
 
-__all__ = ["Row", "claimed", "completed", "lock_unleased", "released", "wait_for_lease", "written"]
+__all__ = ["Row", "claimed", "cleared", "completed", "lock_unleased", "released", "wait_for_lease", "written"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ class Row(Generic[T]):
     lease_expires_at: int | None = None
     failure_code: str | None = None
     retry_at: int | None = None
+    failed_at: int | None = None
 
     @property
     def is_dead(self) -> bool:
@@ -81,7 +82,7 @@ def completed(row: Row[T], tokens: T, *, generation: int, holder: str, now: int)
 
 
 def released(
-    row: Row[T], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
+    row: Row[T], *, generation: int, holder: str, now: int, failure: tuple[str, int | None] | None = None
 ) -> Row[T] | None:
     """End this holder's lease. None (refused): another generation or holder.
 
@@ -89,12 +90,21 @@ def released(
         row: The row.
         generation: The generation that was claimed.
         holder: The lease holder.
+        now: The time.
         failure: The code and the retry time (None: permanent) that later callers get, or None for no failure.
     """
     if row.generation != generation or row.lease_holder != holder:
         return None
     code, retry_at = failure or (None, None)
-    return replace(row, lease_holder=None, lease_expires_at=None, failure_code=code, retry_at=retry_at)
+    failed_at = None if failure is None else now
+    return Row(row.tokens, row.generation, failure_code=code, retry_at=retry_at, failed_at=failed_at)
+
+
+def cleared(row: Row[T], *, generation: int | None, now: int, min_age: int) -> Row[T] | None:
+    """Clear the failure. None (refused): another generation, no failure, or one that is younger than ``min_age``."""
+    if generation not in (None, row.generation) or row.failed_at is None or row.failed_at > now - min_age:
+        return None
+    return replace(row, failure_code=None, retry_at=None, failed_at=None)
 
 
 # -- waiting for the end of a lease -------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
+from tokenstore.health import RowFilter, SearchPage
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
 __all__ = [
@@ -97,6 +98,26 @@ class Backend(Protocol):
         """
         ...
 
+    async def search(
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> SearchPage:
+        """Read rows in the order of :meth:`scan`, and return those that a filter finds.
+
+        Args:
+            where: The filter. :meth:`tokenstore.health.RowFilter.matches` is its meaning as code.
+            provider: Only this provider's rows.
+            user_id: Only this user's rows.
+            after: Only rows after this key; it need not exist.
+            limit: About how many rows to read, whether they are found or not, so that no query takes long.
+        """
+        ...
+
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
     ) -> list[DueRow]:
@@ -157,6 +178,21 @@ class Backend(Protocol):
 
         Returns:
             Whether the lease was this holder's, and has ended.
+        """
+        ...
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        """Clear a row's failure, so that a refresh may be tried at once. A dead row is due again.
+
+        Changes no generation, lease or token.
+
+        Args:
+            key: The row.
+            generation: Only if the row has this generation; None: whatever it has.
+            min_age: Only if the refresh failed at least so many seconds ago.
+
+        Returns:
+            Whether a failure was cleared.
         """
         ...
 

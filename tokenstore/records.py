@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeGuard, overload
 
 __all__ = [
     "CLOCK_SKEW",
@@ -26,7 +26,6 @@ __all__ = [
     "ScannedRow",
     "SealedRecord",
     "SealedTokens",
-    "TokenEntry",
     "TokenKey",
     "TokenRecord",
     "from_epoch_us",
@@ -165,7 +164,25 @@ class SealedRecord:
 
 @dataclass(slots=True, unsafe_hash=True)
 class ScannedRow:
-    """One stored row without its sealed values; the fields are those of :class:`SealedRecord`."""
+    """One stored row without its sealed values.
+
+    Attributes:
+        key: As in :class:`SealedRecord`.
+        has_refresh_token: Whether the row has a refresh token.
+        access_token_expires_at: As in :class:`SealedTokens`.
+        refresh_token_expires_at: As in :class:`SealedTokens`.
+        access_token_expiry_known: As in :class:`SealedTokens`.
+        key_id: As in :class:`SealedTokens`.
+        generation: As in :class:`SealedRecord`.
+        created_at: As in :class:`SealedRecord`.
+        updated_at: As in :class:`SealedRecord`.
+        as_of: As in :class:`SealedRecord`.
+        failure_code: The code of the last refresh of this generation, if it failed.
+        failed_at: When it failed: microseconds since the epoch, by the database's clock.
+        retry_at: When the provider may be called again: microseconds since the epoch. None with a failure: not before
+            new tokens are stored.
+        lease_expires_at: When the lease expires or expired: microseconds since the epoch; None: there is none.
+    """
 
     key: TokenKey
     has_refresh_token: bool
@@ -177,6 +194,10 @@ class ScannedRow:
     created_at: int
     updated_at: int
     as_of: int
+    failure_code: str | None = None
+    failed_at: int | None = None
+    retry_at: int | None = None
+    lease_expires_at: int | None = None
 
 
 class DueKey(NamedTuple):
@@ -209,22 +230,6 @@ class DueRow:
     def position(self) -> DueKey:
         """Where the next page begins if this is the last row of a page."""
         return DueKey(self.due_at, self.key.user_id, self.key.account)
-
-
-class TokenEntry(TypedDict):
-    """A row as ``list_tokens`` shows it: everything but the sealed values, which are neither read nor opened."""
-
-    provider: str
-    user_id: str
-    account: str
-    access_token_expires_at: datetime | None
-    refresh_token_expires_at: datetime | None
-    access_token_expiry_known: bool
-    has_refresh_token: bool
-    generation: int
-    key_id: str
-    created_at: datetime
-    updated_at: datetime
 
 
 _Text = Literal["provider", "user_id", "account", "access_token", "key_id"]

@@ -18,14 +18,14 @@ from tokenstore.errors import (
     TransactionRequiredError,
     UnsupportedOperationError,
 )
+from tokenstore.health import REFUSED, STATUSES, RowFilter, Status, TokenEntry, status_of
 from tokenstore.keyring import Keyring
-from tokenstore.listing import RefusedRow, scan_rows
+from tokenstore.listing import RefusedRow, scan_rows, search_rows
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
 from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
 from tokenstore.records import (
     SealedRecord,
-    TokenEntry,
     TokenKey,
     TokenRecord,
     from_epoch_us,
@@ -52,6 +52,8 @@ __all__ = ["AuthTokenStore", "open_store"]
 
 # The end of an event loop waits this long for connections to be closed, in seconds.
 _CLOSE_GRACE = 10.0
+# A search reads at least so many rows in each query: most of them may not be found.
+_SEARCHED_ROWS = 5000
 
 
 class AuthTokenStore(TokenOperations):
@@ -81,8 +83,9 @@ class AuthTokenStore(TokenOperations):
             many seconds ago.
         on_refreshed: Called with the new record, in the process that refreshed.
         on_reauthorization_required: Called with the error if a refresh finds a refresh token that is not usable.
+        on_recovered: Called with the new record, in the process that refreshed, if the refresh before it had failed.
         on_error: Called with a :class:`ProviderCallFailure` for each exception of a refresher, after the row is free
-            for other callers. It has the exception itself, which the errors of callers only name. The three callbacks
+            for other callers. It has the exception itself, which the errors of callers only name. The four callbacks
             may be coroutine functions. Their exceptions are logged, and change nothing else.
         options: With a session: ``table``, ``schema``, ``lock_timeout``.
 
@@ -107,6 +110,7 @@ class AuthTokenStore(TokenOperations):
         force_min_age: float = 10.0,
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
+        on_recovered: OnRefreshed | None = None,
         on_error: OnError | None = None,
         **options: Unpack[TableOptions],
     ) -> None:
@@ -127,6 +131,7 @@ class AuthTokenStore(TokenOperations):
         self._refreshers: Mapping[str, Refresh] = refreshers or {}
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
+        self._on_recovered = on_recovered
         self._on_error = on_error
         self._closed = False
         if refreshers:
@@ -280,7 +285,9 @@ class AuthTokenStore(TokenOperations):
                 exception counts as unavailable. If several callers in one process wait for the same row, the first
                 one's callable is used. Default: the
                 provider's entry in ``refreshers``.
-            force: Refresh a token that looks valid, for example after a 401. Concurrent callers share one refresh.
+            force: Refresh a token that looks valid, for example after a 401. Concurrent callers share one refresh. A
+                provider that has refused the client is called again, although the row's retry time has not come, unless
+                it refused less than ``force_min_age`` seconds ago.
             generation: With ``force``: the ``generation`` of the refused record, the number of one version of the row.
                 If the row has another generation by now, it is returned without a refresh. So many callers with the
                 same refused token cause one refresh.
@@ -403,9 +410,16 @@ class AuthTokenStore(TokenOperations):
 
     @clears_locals
     async def list_tokens(
-        self, *, provider: str | None = None, user_id: str | None = None, page_size: int = 500
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        user_prefix: str | None = None,
+        status: Status | None = None,
+        expiring_within: float | timedelta | None = None,
+        page_size: int = 500,
     ) -> AsyncIterator[TokenEntry]:
-        """Iterate over all rows, or those of one provider or user, without tokens.
+        """Iterate over all rows, or those that match all arguments, without tokens.
 
         The order is that of provider, user id and account, each compared as UTF-8 bytes. The queries of a page are
         short, and no connection or snapshot is held between two pages. So a row that changes meanwhile appears in its
@@ -414,7 +428,13 @@ class AuthTokenStore(TokenOperations):
         Args:
             provider: Only this provider's rows.
             user_id: Only this user's rows.
-            page_size: Rows in each query.
+            user_prefix: Only rows whose user id begins with this text.
+            status: Only rows with this :data:`~tokenstore.health.Status`, such as ``reauthorization_required``: the
+                users who have to log in again.
+            expiring_within: Only rows whose access token expires within this time, in seconds or as a timedelta, or has
+                expired.
+            page_size: Rows that each query returns. With one of the last three arguments: rows that it reads, at least
+                5000.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
@@ -424,13 +444,24 @@ class AuthTokenStore(TokenOperations):
         """
         # token_key checks all parts of a key, so a missing part is replaced by a valid one.
         checked = token_key("-" if provider is None else provider, "-" if user_id is None else user_id)
+        provider = None if provider is None else checked.provider
+        user_id = None if user_id is None else checked.user_id
         page_size = positive_int("page_size", page_size)
-        rows = scan_rows(
-            self._rows(),
-            provider=None if provider is None else checked.provider,
-            user_id=None if user_id is None else checked.user_id,
-            page_size=page_size,
+        if status is not None and status not in STATUSES:
+            raise InvalidInputError(f"status must be one of {', '.join(sorted(STATUSES))}")
+        if isinstance(expiring_within, timedelta):
+            expiring_within = expiring_within.total_seconds()
+        where = RowFilter(
+            status,
+            self._margin,
+            None if expiring_within is None else seconds("expiring_within", expiring_within),
+            None if user_prefix is None else token_key("-", user_prefix).user_id,
         )
+        if where == RowFilter(margin=self._margin):
+            rows = scan_rows(self._rows(), provider=provider, user_id=user_id, page_size=page_size)
+        else:
+            read = max(page_size, _SEARCHED_ROWS)
+            rows = search_rows(self._rows(), where, provider=provider, user_id=user_id, page_size=read)
         first_refused: RefusedRow | None = None
         refused = 0
         async with aclosing(rows):
@@ -451,10 +482,35 @@ class AuthTokenStore(TokenOperations):
                     key_id=row.key_id,
                     created_at=from_epoch_us(row.created_at),
                     updated_at=from_epoch_us(row.updated_at),
+                    status=status_of(row, self._margin),
+                    failure_code=None if row.failure_code is None else row.failure_code.removeprefix(REFUSED),
+                    failed_at=optional_datetime(row.failed_at),
+                    retry_at=optional_datetime(row.retry_at),
                 )
         if first_refused is not None:
             others = f" ({refused - 1} more rows were altered)" if refused > 1 else ""
             raise TamperedError(first_refused.problem + others)
+
+    @clears_locals
+    async def clear_failure(self, provider: str, user_id: str, *, account: str = "") -> bool:
+        """Clear the failure of a row's last refresh, so that the next load calls the provider at once.
+
+        For an operator who has mended what the provider refused, such as the client's secret. The tokens do not change.
+        A refresh token that the provider has refused for good is sent once more.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
+
+        Returns:
+            Whether there was a failure.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable.
+            BackendError: The database refused or failed.
+        """
+        return await self._rows().clear_failure(token_key(provider, user_id, account))
 
     @clears_locals
     async def reseal_tokens(self, provider: str, user_id: str, *, account: str = "") -> bool:
@@ -525,6 +581,7 @@ class AuthTokenStore(TokenOperations):
             refreshers=self._refreshers,
             on_refreshed=self._on_refreshed,
             on_reauthorization_required=self._on_reauthorization_required,
+            on_recovered=self._on_recovered,
             on_error=self._on_error,
         )
 
@@ -575,6 +632,7 @@ def open_store(
     force_min_age: float = 10.0,
     on_refreshed: OnRefreshed | None = None,
     on_reauthorization_required: OnReauthorizationRequired | None = None,
+    on_recovered: OnRefreshed | None = None,
     on_error: OnError | None = None,
     **options: Unpack[StoreOptions],
 ) -> AuthTokenStore:
@@ -595,6 +653,7 @@ def open_store(
         force_min_age: In seconds; default: 10.
         on_refreshed: Default: no callback.
         on_reauthorization_required: Default: no callback.
+        on_recovered: Default: no callback.
         on_error: Default: no callback.
         options: The backend's options, which may also be in the URL's query: ``table``, ``schema``, ``lock_timeout``,
             ``pool_size`` … The error for an unknown option lists the known ones. See ``docs/options.md``.
@@ -628,5 +687,6 @@ def open_store(
         force_min_age=force_min_age,
         on_refreshed=on_refreshed,
         on_reauthorization_required=on_reauthorization_required,
+        on_recovered=on_recovered,
         on_error=on_error,
     )

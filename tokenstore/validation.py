@@ -225,6 +225,10 @@ def scanned_row_problem(row: ScannedRow) -> str | None:
         ("created_at", _is_time(row.created_at)),
         ("updated_at", _is_time(row.updated_at)),
         ("the database's clock", _is_time(row.as_of)),
+        ("failure_code", row.failure_code is None or _is_name(row.failure_code)),
+        ("failed_at", row.failed_at is None or _is_time(row.failed_at)),
+        ("retry_at", row.retry_at is None or _is_time(row.retry_at)),
+        ("lease_expires_at", row.lease_expires_at is None or _is_time(row.lease_expires_at)),
     ):
         if not possible:
             return _impossible(row.key, column)

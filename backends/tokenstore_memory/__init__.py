@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tokenstore.errors import ConfigurationError, LockTimeoutError, StoreClosedError
 from tokenstore.event_loops import HomeLoop
-from tokenstore.leases import Row, claimed, completed, released, written
+from tokenstore.health import RowFilter, SearchPage
+from tokenstore.leases import Row, claimed, cleared, completed, released, written
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import (
@@ -43,7 +44,8 @@ class _Stored:
         """The same row, changed: new tokens show by their generation."""
         if row.generation != self.row.generation:
             return _Stored(row, self.created_at, now, row.tokens.due_at)
-        return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else self.due_at)
+        due_at = row.tokens.due_at if self.row.is_dead else self.due_at
+        return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else due_at)
 
 
 class MemoryBackend:
@@ -111,6 +113,21 @@ class MemoryBackend:
         after: TokenKey | None = None,
         limit: int,
     ) -> list[ScannedRow]:
+        return self._listed(provider, user_id, after)[:limit]
+
+    async def search(
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> SearchPage:
+        page = self._listed(provider, user_id, after)[:limit]
+        return SearchPage([row for row in page if where.matches(row)], page[-1].key if len(page) == limit else None)
+
+    def _listed(self, provider: str | None, user_id: str | None, after: TokenKey | None) -> list[ScannedRow]:
         rows, now = self._open_rows(), self._now()
         found = sorted(
             (
@@ -122,21 +139,7 @@ class MemoryBackend:
             ),
             key=lambda item: _order(item[0]),
         )
-        return [
-            ScannedRow(
-                key,
-                stored.row.tokens.refresh_token is not None,
-                stored.row.tokens.access_token_expires_at,
-                stored.row.tokens.refresh_token_expires_at,
-                stored.row.tokens.access_token_expiry_known,
-                stored.row.tokens.key_id,
-                stored.row.generation,
-                stored.created_at,
-                stored.updated_at,
-                now,
-            )
-            for key, stored in found[:limit]
-        ]
+        return [_scanned(key, stored, now) for key, stored in found]
 
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
@@ -170,9 +173,13 @@ class MemoryBackend:
             outcome = None
             if failure is not None:
                 outcome = failure.code, None if failure.retry_in is None else now + round(failure.retry_in * _US)
-            return released(row, generation=generation, holder=holder, failure=outcome)
+            return released(row, generation=generation, holder=holder, now=now, failure=outcome)
 
         return await self._change(key, release)
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        age = round(min_age * _US)
+        return await self._change(key, lambda row, now: cleared(row, generation=generation, now=now, min_age=age))
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         def rewrap(row: Row[SealedTokens], _now: int) -> Row[SealedTokens] | None:
@@ -301,6 +308,26 @@ class MemoryTransaction:
         if key not in self._held:
             await self._backend._lock(key)
             self._held.add(key)
+
+
+def _scanned(key: TokenKey, stored: _Stored, now: int) -> ScannedRow:
+    row = stored.row
+    return ScannedRow(
+        key=key,
+        has_refresh_token=row.tokens.refresh_token is not None,
+        access_token_expires_at=row.tokens.access_token_expires_at,
+        refresh_token_expires_at=row.tokens.refresh_token_expires_at,
+        access_token_expiry_known=row.tokens.access_token_expiry_known,
+        key_id=row.tokens.key_id,
+        generation=row.generation,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+        as_of=now,
+        failure_code=row.failure_code,
+        failed_at=row.failed_at,
+        retry_at=row.retry_at,
+        lease_expires_at=row.lease_expires_at,
+    )
 
 
 def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | None:

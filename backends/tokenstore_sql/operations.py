@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy import URL, MetaData
 
+from tokenstore.health import RowFilter, SearchPage
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.calls import Operation
 from tokenstore_sql.dialect import Dialect
@@ -75,6 +76,21 @@ class SQLOperations(ABC):
             [], lambda rows: rows.scan(provider=provider, user_id=user_id, after=after, limit=limit), write=False
         )
 
+    async def search(
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> SearchPage:
+        return await self._run(
+            [],
+            lambda rows: rows.search(where, provider=provider, user_id=user_id, after=after, limit=limit),
+            write=False,
+        )
+
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
     ) -> list[DueRow]:
@@ -103,6 +119,11 @@ class SQLOperations(ABC):
             [key],
             lambda rows: rows.release_lease(key, generation=generation, holder=holder, failure=failure),
             write=True,
+        )
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        return await self._run(
+            [key], lambda rows: rows.clear_failure(key, generation=generation, min_age=min_age), write=True
         )
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Executable
 
+from tokenstore.health import RowFilter, SearchPage, after_prefix
 from tokenstore.records import (
     DueKey,
     DueRow,
@@ -104,13 +105,42 @@ class Rows:
     async def scan(
         self, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
     ) -> list[ScannedRow]:
-        parameters: dict[str, Any] = {"p": provider, "u": user_id}
-        if after is not None:
-            parameters |= {"after_p": after.provider, "after_u": after.user_id, "after_a": after.account}
         queries = self.statements.scan(
             by_provider=provider is not None, by_user=user_id is not None, after=after is not None
         )
+        parameters = _range(provider, user_id, after)
         return [_scanned(row) for row in await self._page(queries, parameters, limit)]
+
+    async def search(
+        self, where: RowFilter, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
+    ) -> SearchPage:
+        prefix, within = where.user_prefix, where.expiring_within
+        user_to = None if prefix is None else after_prefix(prefix)
+        queries = self.statements.search(
+            by_provider=provider is not None,
+            by_user=user_id is not None,
+            after=after is not None,
+            status=where.status is not None,
+            expiring=within is not None,
+            prefix=prefix is not None,
+            open_end=user_to is None,
+        )
+        parameters = {
+            **_range(provider, user_id, after),
+            "status": where.status,
+            "margin": round(where.margin * _US),
+            "within": None if within is None else round(within * _US),
+            "user_from": prefix,
+            "user_to": user_to,
+            "n": limit,
+        }
+        found: list[ScannedRow] = []
+        for query in queries:
+            rows, _ = await self.connection.run(query, parameters)
+            found += [_scanned(row[:-2]) for row in rows if row[-2]]
+            if rows and rows[-1][-1] == limit:
+                return SearchPage(found, TokenKey(*rows[-1][:3]))
+        return SearchPage(found, None)
 
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None, after: DueKey | None, limit: int
@@ -138,6 +168,10 @@ class Rows:
         parameters["code"] = failure.code
         parameters["retry_in"] = None if failure.retry_in is None else round(failure.retry_in * _US)
         return await self._write(self.statements.fail, parameters) > 0
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        parameters = {**_where(key), "g": generation, "min_age": round(min_age * _US)}
+        return await self._write(self.statements.clear_failure, parameters) > 0
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         sealed = _sealed(tokens)
@@ -196,6 +230,13 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
 
 def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
     return {**_where(key), "g": new_generation(), **_sealed(tokens)}
+
+
+def _range(provider: str | None, user_id: str | None, after: TokenKey | None) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"p": provider, "u": user_id}
+    if after is not None:
+        parameters |= {"after_p": after.provider, "after_u": after.user_id, "after_a": after.account}
+    return parameters
 
 
 def _scanned(row: Sequence[Any]) -> ScannedRow:

@@ -144,6 +144,7 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
         Column("lease_holder", exact_text(64), comment="who is refreshing this row"),
         Column("lease_expires_at", _INT64, comment="microseconds since the epoch, on the database's clock"),
         Column("failure_code", exact_text(64), comment="why the last refresh of this generation failed"),
+        Column("failed_at", _INT64, comment="when that refresh failed, on the database's clock"),
         Column("retry_at", _INT64, comment="when to try again; null: not before new tokens"),
         Column("due_at", _INT64, comment="microseconds since the epoch; null: no sweep refreshes this row"),
         Column("created_at", _INT64, nullable=False),

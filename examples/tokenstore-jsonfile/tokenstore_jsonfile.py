@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tokenstore.errors import BackendUnavailableError, ConfigurationError, StoreClosedError, TableMissingError
+from tokenstore.health import RowFilter, SearchPage
 from tokenstore.options import OptionParser, read_options, switch
 from tokenstore.records import (
     DueKey,
@@ -54,6 +55,7 @@ class _Row:
     lease_expires_at: int | None = None
     failure_code: str | None = None
     retry_at: int | None = None
+    failed_at: int | None = None
 
     def is_leased(self, now: int) -> bool:
         """Whether a lease is live."""
@@ -164,6 +166,19 @@ class JsonFileBackend:
         ]
         return [_scanned(key, row, now) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
 
+    async def search(
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> SearchPage:
+        """Read one page, and return the rows that the filter finds."""
+        page = await self.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        return SearchPage([row for row in page if where.matches(row)], page[-1].key if len(page) == limit else None)
+
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
     ) -> list[DueRow]:
@@ -209,14 +224,32 @@ class JsonFileBackend:
         def release(row: _Row) -> _Row | None:
             if row.lease_holder != holder:
                 return None
-            ended = replace(row, lease_holder=None, lease_expires_at=None, failure_code=None, retry_at=None)
+            ended = replace(
+                row, lease_holder=None, lease_expires_at=None, failure_code=None, retry_at=None, failed_at=None
+            )
             if failure is None:
                 return ended
+            failed = replace(ended, failure_code=failure.code, failed_at=_now())
             if failure.retry_in is None:  # not due before the next login
-                return replace(ended, failure_code=failure.code, due_at=None)
-            return replace(ended, failure_code=failure.code, retry_at=_now() + round(failure.retry_in * _US))
+                return replace(failed, due_at=None)
+            return replace(failed, retry_at=_now() + round(failure.retry_in * _US))
 
         return await self._compare_and_set(key, generation, release)
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        """Clear the failure, if it is old enough. A dead row is due again."""
+
+        def clear(rows: _Rows) -> bool:
+            row = rows.get(key)
+            if row is None or generation not in (None, row.generation):
+                return False
+            if row.failed_at is None or row.failed_at > _now() - round(min_age * _US):
+                return False
+            due_at = row.tokens.due_at if row.retry_at is None else row.due_at
+            rows[key] = replace(row, failure_code=None, retry_at=None, failed_at=None, due_at=due_at)
+            return True
+
+        return await self._change(clear)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         """Replace the sealed fields and the key's name, and nothing else."""
@@ -358,6 +391,10 @@ def _scanned(key: TokenKey, row: _Row, now: int) -> ScannedRow:
         created_at=row.created_at,
         updated_at=row.updated_at,
         as_of=now,
+        failure_code=row.failure_code,
+        failed_at=row.failed_at,
+        retry_at=row.retry_at,
+        lease_expires_at=row.lease_expires_at,
     )
 
 

@@ -48,16 +48,16 @@ def unchecked(change: Statement) -> Statement:
 
 
 def released_by_anybody(
-    row: Row[int], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
+    row: Row[int], *, generation: int, holder: str, now: int, failure: tuple[str, int | None] | None = None
 ) -> Row[int] | None:
     held = replace(row, lease_holder=holder)
-    return leases.released(held, generation=generation, holder=holder, failure=failure)
+    return leases.released(held, generation=generation, holder=holder, now=now, failure=failure)
 
 
 def released_without_a_look(
-    row: Row[int], *, generation: int, holder: str, failure: tuple[str, int | None] | None = None
+    row: Row[int], *, generation: int, holder: str, now: int, failure: tuple[str, int | None] | None = None
 ) -> Row[int] | None:
-    return released_by_anybody(row, generation=row.generation, holder=holder, failure=failure)
+    return released_by_anybody(row, generation=row.generation, holder=holder, now=now, failure=failure)
 
 
 def completed_beside_a_lease(row: Row[int], tokens: int, *, generation: int, holder: str, now: int) -> Row[int] | None:

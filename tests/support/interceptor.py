@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from tokenstore import BackendUnavailableError
+from tokenstore.health import RowFilter, SearchPage
 from tokenstore.protocol import Backend
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 
@@ -99,6 +100,20 @@ class Interceptor:
                 "release_lease", lambda: release(key, generation=generation, holder=holder, failure=failure)
             )
         )
+
+    async def search(
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+    ) -> SearchPage:
+        return await self.backend.search(where, provider=provider, user_id=user_id, after=after, limit=limit)
+
+    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+        return await self.backend.clear_failure(key, generation=generation, min_age=min_age)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self.backend.rewrap(key, tokens, generation=generation)

@@ -467,7 +467,7 @@ class Model:
                 new = self.protocol.completed(row, pair, generation=step.generation, holder=holder, now=NOW)
             case Settle(failure=failure):
                 told = (failure.code, None if failure.retry_in is None else AHEAD)
-                new = self.protocol.released(row, generation=step.generation, holder=holder, failure=told)
+                new = self.protocol.released(row, generation=step.generation, holder=holder, now=NOW, failure=told)
         if new is None:
             return None
         proc = state.procs[place]._replace(leased=isinstance(step, Claim))

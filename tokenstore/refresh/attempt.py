@@ -104,6 +104,7 @@ class Attempt:
         settled: Whether this attempt's own refresher failed, and that failure ended the attempt.
         raised: What the refresher raised, in each call that failed.
         unsaved: New tokens that could not be written before the store was closed.
+        recovers: Whether the row's last refresh had failed.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Attempt:
         self.settled = False
         self.raised: list[BaseException] = []
         self.unsaved: TokenRecord | None = None
+        self.recovers = False
         self._settings = settings
         self._statements = RowStatements(settings, key, self.protection)
         self._lease_watch = LeaseWatch(settings, key)
@@ -326,6 +328,7 @@ class Attempt:
     async def _call(self) -> Failure | None:
         """Call the provider. Seal the new tokens at once, or return the failure that the row gets."""
         record, issued_at = self._settings.sealer.open(self.key, self._last.row), self._last.now()
+        self.recovers |= self._last.row.failure is not None
         try:
             new = await self._run_refresher(record, issued_at)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased

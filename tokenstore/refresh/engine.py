@@ -20,7 +20,8 @@ from tokenstore.errors import (
     StoreClosedError,
     TokensNotStoredError,
 )
-from tokenstore.records import TokenKey, TokenRecord
+from tokenstore.health import REFUSED
+from tokenstore.records import TokenKey, TokenRecord, has_failed
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
@@ -57,6 +58,7 @@ class RefreshEngine:
         refreshers: For each provider, the callable that calls it.
         on_refreshed: Called after a refresh.
         on_reauthorization_required: Called when a refresh token is not usable.
+        on_recovered: Called after a refresh of a row whose last refresh had failed.
         on_error: Called when a refresher has raised an exception.
     """
 
@@ -67,12 +69,14 @@ class RefreshEngine:
         refreshers: Mapping[str, Refresh],
         on_refreshed: OnRefreshed | None = None,
         on_reauthorization_required: OnReauthorizationRequired | None = None,
+        on_recovered: OnRefreshed | None = None,
         on_error: OnError | None = None,
     ) -> None:
         self._settings = settings
         self._refreshers = refreshers
         self._on_refreshed = on_refreshed
         self._on_reauthorization_required = on_reauthorization_required
+        self._on_recovered = on_recovered
         self._on_error = on_error
         self._attempts: dict[TokenKey, Attempt] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -99,7 +103,9 @@ class RefreshEngine:
         while True:
             step: Step = Read()
             seen = None
+            recovers = False
             if need.force:
+                recovers = await self._retry_refused(key, need.force_min_age)
                 goal = Goal(
                     new_holder(settings.lease),
                     force=need.generation is None,
@@ -125,7 +131,9 @@ class RefreshEngine:
                     return record
                 if isinstance(step, End) and step.failure is not None:
                     raise error_for(key, step.failure)
-            result = await self._join(Attempt(settings, key, refresh, goal, step, seen))
+            attempt = Attempt(settings, key, refresh, goal, step, seen)
+            attempt.recovers = recovers
+            result = await self._join(attempt)
             if result.error is not None:
                 raise result.error()
             if result.outcome is Outcome.LEFT:
@@ -144,6 +152,13 @@ class RefreshEngine:
             refused = result.row.generation == need.generation and not view.is_young
             if result.outcome is Outcome.REFRESHED or not (refused or _ends_soon(view, need)):
                 return record
+
+    async def _retry_refused(self, key: TokenKey, min_age: float) -> bool:
+        """Let a row be refreshed whose client the provider has refused: an operator may have mended that."""
+        row = await read_row(self._settings.backend, key)
+        if row is None or not has_failed(row) or row.failure is None or not row.failure.code.startswith(REFUSED):
+            return False
+        return await self._settings.backend.clear_failure(key, generation=row.generation, min_age=min_age)
 
     async def _load_unlimited(self, key: TokenKey, need: Need) -> TokenRecord | None:
         """Load a token that does not expire, which needs no refresher."""
@@ -260,9 +275,13 @@ class RefreshEngine:
                 attempt.unsaved = None
         key, protection = attempt.key, attempt.protection
         self._tell_of_errors(key, "refresh", attempt.raised)
-        if result.outcome is Outcome.REFRESHED and result.row is not None and self._on_refreshed is not None:
-            record = self._settings.sealer.open(key, result.row)
-            await self._tell(key, "on_refreshed", protection, self._on_refreshed, record)
+        if result.outcome is Outcome.REFRESHED and result.row is not None:
+            callbacks = {"on_refreshed": self._on_refreshed}
+            if attempt.recovers:
+                callbacks["on_recovered"] = self._on_recovered
+            for name, call in callbacks.items():
+                if call is not None:
+                    await self._tell(key, name, protection, call, self._settings.sealer.open(key, result.row))
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()
             if isinstance(error, ReauthorizationRequiredError):

@@ -27,6 +27,7 @@ from tokenstore.errors import (
     TokenStoreError,
     UnsupportedOperationError,
 )
+from tokenstore.health import REFUSED
 from tokenstore.records import Failure, TokenKey, TokenRecord
 from tokenstore.refresh.error_codes import error_for_codes, exceptions_codes
 from tokenstore.tracebacks import described, is_own, module_of
@@ -43,11 +44,9 @@ __all__ = [
 ]
 
 # Seconds until the provider is called again, if it named no time.
-_RETRY_UNAVAILABLE, _RETRY_REFUSED = 5.0, 60.0
+_RETRY_UNAVAILABLE, _RETRYREFUSED = 5.0, 60.0
 # A provider's retry time is cut to this, in seconds.
 _LONGEST_RETRY = 3600.0
-# Marks the stored code of a refusal, so that later callers get the same kind of error. No code has a slash.
-_REFUSED: Final = "refused/"
 _CODE: Final = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
 _LONGEST_CODE: Final = 64
 # Of exceptions without a code of their own.
@@ -105,9 +104,9 @@ def failure_of(error: BaseException, record: TokenRecord, refresher: object) -> 
         asked = error.retry_after is not None or code in _OVERLOADED
         return RefresherFailure(Failure(code, retry_in), raised, requested=retry_in if asked else None)
     if isinstance(error, ProviderRefusedError):
-        retry_in = _retry_in(error.retry_after, _RETRY_REFUSED)
-        code = _code_of(error, record, limit=_LONGEST_CODE - len(_REFUSED))
-        return RefresherFailure(Failure(_REFUSED + code, retry_in), raised, outage=False)
+        retry_in = _retry_in(error.retry_after, _RETRYREFUSED)
+        code = _code_of(error, record, limit=_LONGEST_CODE - len(REFUSED))
+        return RefresherFailure(Failure(REFUSED + code, retry_in), raised, outage=False)
     code = _CODE_OF_TYPE.get(type(error), "refresh_failed")
     return RefresherFailure(Failure(code, _retry_in(None, _RETRY_UNAVAILABLE)), raised)
 
@@ -120,8 +119,8 @@ def error_for(key: TokenKey, failure: Failure, raised: str | None = None) -> Ref
         failure: The failure, from this process's refresher or as it was read from the row.
         raised: The type and place of the refresher's exception, if it was raised in this process.
     """
-    refused = failure.code.startswith(_REFUSED)
-    code, retry_in = failure.code.removeprefix(_REFUSED), failure.retry_in
+    refused = failure.code.startswith(REFUSED)
+    code, retry_in = failure.code.removeprefix(REFUSED), failure.retry_in
     origin = "" if raised is None else f"; the refresher raised {raised}"
     error: RefreshError
     if retry_in is None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from tokenstore.errors import MissingDependencyError
+from tokenstore.health import STATUSES, RowFilter
 from tokenstore.protocol import Backend, SupportsRowLocks
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
@@ -67,15 +68,22 @@ _HOLDERS = ["h1", "h2", "H1"]
 _keys = st.sampled_from(_KEYS)
 _holders = st.sampled_from(_HOLDERS)
 _ages = st.sampled_from([0, 0, 0, 1, 2])  # 0: the newest generation seen of a key, 1: the one before
+# None of them lies between the model's clock and the backend's.
 _times = st.one_of(
-    st.none(), st.sampled_from([-62_135_596_800_000_000, -1, 0, 253_402_300_799_999_999]), st.integers(0, 2**51)
+    st.none(),
+    st.sampled_from([-62_135_596_800_000_000, -1, 0, 253_402_300_799_999_999]),
+    st.integers(0, 2**50),
+    st.integers(2**52, 2**57),
 )
 _blobs = st.binary(min_size=1, max_size=40)
 _tokens = st.builds(
     SealedTokens, _blobs, st.none() | _blobs, st.none() | _blobs, _times, _times, st.sampled_from("kK"), st.booleans()
 )
+_durations = st.sampled_from([0.0, 3600.0])
 _failures = st.none() | st.builds(
-    Failure, st.sampled_from(["invalid_grant", "unavailable"]), st.sampled_from([None, _SHORT, _LONG])
+    Failure,
+    st.sampled_from(["invalid_grant", "unavailable", "refused/invalid_client"]),
+    st.sampled_from([None, _SHORT, _LONG]),
 )
 # Between, before and after the keys.
 _places = st.builds(
@@ -249,6 +257,52 @@ class _Machine(RuleBasedStateMachine):
         )
         if released and failure is not None and failure.retry_in == _SHORT:
             self._wait_out(key)
+
+    @rule(key=_keys, age=st.none() | _ages, young=st.booleans())
+    def clear_failure(self, key: TokenKey, age: int | None, young: bool) -> None:
+        """The model's clock goes on by a second each step; so a failure is young or old on both."""
+        self._agree(
+            lambda backend, which: backend.clear_failure(
+                key,
+                generation=None if age is None else self._generation(key, age)[which],
+                min_age=_LONG if young else 0.0,
+            )
+        )
+
+    @rule(
+        status=st.none() | st.sampled_from(sorted(STATUSES)),
+        margin=_durations,
+        within=st.none() | _durations,
+        prefix=st.none() | st.sampled_from(["b", "bob", "bob ", "e", "e\u0301", "é", "z", "\U0010ffff"]),
+        provider=st.none() | st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
+        after=st.none() | _keys | _places,
+        limit=st.integers(1, 16),
+    )
+    def search(
+        self,
+        status: str | None,
+        margin: float,
+        within: float | None,
+        prefix: str | None,
+        provider: str | None,
+        after: TokenKey | None,
+        limit: int,
+    ) -> None:
+        """Search page after page. A backend may read more rows for one page than another does."""
+        where = RowFilter(status, margin, within, prefix)
+
+        async def everything(backend: Backend) -> list[ScannedRow]:
+            found: list[ScannedRow] = []
+            begin = after
+            while True:
+                page = await backend.search(where, provider=provider, after=begin, limit=limit)
+                found += page.rows
+                if page.end is None:
+                    return found
+                assert begin is None or page.end > begin
+                begin = page.end
+
+        self._agree(lambda backend, _: everything(backend))
 
     @rule(key=_keys, age=_ages, tokens=_tokens)
     def rewrap(self, key: TokenKey, age: int, tokens: SealedTokens) -> None:
@@ -479,7 +533,17 @@ def _outline(answer: object) -> object:
     if isinstance(answer, list):
         return [_outline(element) for element in answer]
     if isinstance(answer, ScannedRow):
-        return replace(answer, generation=0, created_at=0, updated_at=0, as_of=0)
+        now = answer.as_of
+        return replace(
+            answer,
+            generation=0,
+            created_at=0,
+            updated_at=0,
+            as_of=0,
+            failed_at=None if answer.failed_at is None else int(answer.failed_at <= now),
+            retry_at=None if answer.retry_at is None else int(answer.retry_at <= now),
+            lease_expires_at=None if answer.lease_expires_at is None else int(answer.lease_expires_at <= now),
+        )
     if isinstance(answer, DueRow):
         return replace(answer, updated_at=0, as_of=0)
     if isinstance(answer, SealedRecord):

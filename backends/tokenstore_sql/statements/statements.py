@@ -13,17 +13,22 @@ from sqlalchemy import (
     Integer,
     Select,
     Table,
+    and_,
     bindparam,
     case,
     delete,
     func,
+    literal,
     literal_column,
+    not_,
     null,
     or_,
     select,
+    true,
     update,
 )
 
+from tokenstore.health import REFUSED, Status
 from tokenstore.records import MAX_GENERATION, TokenKey
 from tokenstore_sql.statements.grammar import KEY_PARAMETERS, Grammar, key_columns
 
@@ -107,7 +112,7 @@ class Statements:
                 "due_at",
             )
         }
-        idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "retry_at"), null())
+        idle = dict.fromkeys(("lease_holder", "lease_expires_at", "failure_code", "failed_at", "retry_at"), null())
         # For every generation that a store has written, the mask and coalesce() change nothing. They bring a row whose
         # generation was altered back into range, so that its user can log in again.
         in_range = func.coalesce(c.generation, literal_column("0")).bitwise_and(
@@ -150,6 +155,7 @@ class Statements:
                 {
                     **idle,
                     "failure_code": bindparam("code"),
+                    "failed_at": now,
                     "retry_at": now + _number("retry_in"),
                     # A dead row leaves the index of due rows.
                     "due_at": case((_number("retry_in").is_not(None), c.due_at)),
@@ -157,6 +163,23 @@ class Statements:
             )
         )
         self.fail = grammar.lock_first(fail, table, this_row)
+        # As `SealedTokens.due_at` has it.
+        due_again = case((c.refresh_token.is_not(None), c.access_token_expires_at))
+        self.clear_failure = (
+            update(table)
+            .where(
+                *this_row,
+                c.generation == func.coalesce(_number("g"), c.generation),
+                c.failed_at <= now - _number("min_age"),
+            )
+            # In this order: MySQL computes later values from earlier ones.
+            .ordered_values(
+                (c.due_at, case((c.retry_at.is_(None), due_again), else_=c.due_at)),
+                (c.failure_code, null()),
+                (c.failed_at, null()),
+                (c.retry_at, null()),
+            )
+        )
         self.rewrap = update(table).where(*this_version).values(**sealed)
 
     def get_many(self, keys: Sequence[TokenKey]) -> tuple[Executable, Mapping[str, Any]]:
@@ -207,6 +230,10 @@ class Statements:
             c.created_at,
             c.updated_at,
             self.as_of,
+            c.failure_code,
+            c.failed_at,
+            c.retry_at,
+            c.lease_expires_at,
         ).limit(bindparam("n", type_=Integer()))
         if by_provider:
             page = page.where(c.provider == bindparam("p"))
@@ -221,6 +248,55 @@ class Statements:
             of_provider.where(c.user_id > bindparam("after_u")).order_by(c.user_id, c.account),
             page.where(c.provider > bindparam("after_p")).order_by(c.provider, c.user_id, c.account),
         ]
+
+    @cache  # noqa: B019 - a hundred at most, and they live as long as the store
+    def search(
+        self,
+        *,
+        by_provider: bool,
+        by_user: bool,
+        after: bool,
+        status: bool,
+        expiring: bool,
+        prefix: bool,
+        open_end: bool,
+    ) -> Sequence[Select[Any]]:
+        """The queries of :meth:`scan`, which read up to ``n`` rows each, restricted to the rows that a filter finds.
+
+        The last two columns of a row are whether it was found, and its place among the rows that were read. The row at
+        the place ``n`` is always there, because the next page begins after it.
+
+        Args:
+            by_provider: As for :meth:`scan`.
+            by_user: As for :meth:`scan`.
+            after: As for :meth:`scan`.
+            status: Only rows of ``status``, where a token is expiring for ``margin`` microseconds.
+            expiring: Only rows that expire within ``within`` microseconds.
+            prefix: Only users from ``user_from`` on.
+            open_end: With ``prefix``: all of them; else those before ``user_to``.
+        """
+        return [
+            self._found(page, status=status, expiring=expiring, prefix=prefix, open_end=open_end)
+            for page in self.scan(by_provider=by_provider, by_user=by_user, after=after)
+        ]
+
+    def _found(self, page: Any, *, status: bool, expiring: bool, prefix: bool, open_end: bool) -> Select[Any]:
+        read = page.subquery("page")
+        place = func.row_number().over(order_by=[read.c.provider, read.c.user_id, read.c.account])
+        row = select(read, place.label("place")).subquery("placed").c
+        conditions: list[ColumnElement[bool]] = []
+        if status:
+            conditions.append(_status(row) == bindparam("status"))
+        if expiring:
+            conditions.append(row.access_token_expires_at <= row.as_of + _number("within"))
+        if prefix:
+            conditions.append(row.user_id >= bindparam("user_from"))
+            if not open_end:
+                conditions.append(row.user_id < bindparam("user_to"))
+        found = case((and_(true(), *conditions), literal_column("1")), else_=literal_column("0")).label("found")
+        columns = [row[column.name] for column in read.c]
+        last = row.place == bindparam("n", type_=Integer())
+        return select(*columns, found, row.place).where(or_(and_(true(), *conditions), last)).order_by(row.place)
 
     @cache  # noqa: B019 - two at most, and they live as long as the store
     def scan_due(self, *, after: bool) -> Sequence[Select[Any]]:
@@ -248,3 +324,23 @@ class Statements:
             at_once.where(c.user_id > bindparam("after_u")).order_by(c.user_id, c.account),
             page.where(c.due_at > _number("after_d")).order_by(c.due_at, c.user_id, c.account),
         ]
+
+
+def _status(row: Any) -> ColumnElement[str]:
+    """:func:`tokenstore.health.status_of` as an expression."""
+    now, expires_at = row.as_of, row.access_token_expires_at
+    expired = expires_at <= now
+    renewable = and_(row.has_refresh_token, func.coalesce(row.refresh_token_expires_at > now, true()))
+    dead = and_(row.failure_code.is_not(None), row.retry_at.is_(None))
+    failed = or_(dead, and_(row.failure_code.is_not(None), row.retry_at > now))
+    refused = row.failure_code.startswith(REFUSED)
+    statuses: Sequence[tuple[ColumnElement[bool], Status]] = (
+        (or_(dead, and_(expired, not_(renewable))), "reauthorization_required"),
+        (and_(failed, refused), "refused"),
+        (row.lease_expires_at > now, "refreshing"),
+        (failed, "retrying"),
+        (expired, "expired"),
+        (expires_at <= now + _number("margin"), "expiring"),
+    )
+    valid: Status = "valid"
+    return case(*((condition, literal(status)) for condition, status in statuses), else_=literal(valid))
