@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tokenstore.errors import TamperedError
 from tokenstore.escaping import escaped
 from tokenstore.health import RowFilter
 from tokenstore.protocol import Backend
-from tokenstore.records import ScannedRow, TokenKey
-from tokenstore.validation import key_problem, scanned_row_problem
+from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_USER_ID_BYTES, DueKey, DueRow, ScannedRow, TokenKey
+from tokenstore.validation import due_row_problem, due_time_problem, key_problem, scanned_row_problem
 
-__all__ = ["RefusedRow", "scan_rows", "search_rows"]
+__all__ = ["RefusedRow", "scan_due_rows", "scan_providers", "scan_rows", "search_rows"]
+
+RowT = TypeVar("RowT", ScannedRow, DueRow)
+PositionT = TypeVar("PositionT", TokenKey, DueKey)
+
+
+# No key of a provider sorts behind this user id with this account.
+_LAST_USER_ID = "\U0010ffff" * (MAX_USER_ID_BYTES // 4)
+_LAST_ACCOUNT = "\U0010ffff" * (MAX_ACCOUNT_BYTES // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +41,10 @@ class RefusedRow:
         return TamperedError(self.problem)
 
 
-async def scan_rows(
+def scan_rows(
     backend: Backend, *, provider: str | None, user_id: str | None = None, page_size: int
 ) -> AsyncGenerator[ScannedRow | RefusedRow, None]:
-    """Iterate over rows in ascending order of their keys, by one short query a page.
+    """Iterate over rows in ascending order of their keys, by short queries for each page.
 
     A row that was altered ends nothing: it is yielded as a :class:`RefusedRow`, and the rows behind it follow.
 
@@ -43,32 +52,114 @@ async def scan_rows(
         backend: The rows.
         provider: Only this provider's rows.
         user_id: Only this user's rows.
-        page_size: Rows in each query.
+        page_size: Rows in each page.
 
     Raises:
         TamperedError: The database answered with a row of another provider or user, or with one that is not in order.
             Otherwise a refresher could get another provider's token, or the iteration might never end.
         BackendError: The database refused or failed.
     """
+
+    async def read(after: TokenKey | None, limit: int) -> list[ScannedRow]:
+        return await backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+
+    return _rows(
+        read=read,
+        position=lambda row: row.key,
+        position_problem=lambda row: key_problem(row.key),
+        requested=lambda key: provider in (None, key.provider) and user_id in (None, key.user_id),
+        problem=scanned_row_problem,
+        page_size=page_size,
+    )
+
+
+def scan_due_rows(
+    backend: Backend, *, provider: str, within: float, page_size: int
+) -> AsyncGenerator[DueRow | RefusedRow, None]:
+    """As :func:`scan_rows`, over a provider's rows that are due within some seconds, in order of the times.
+
+    The seconds count from the first page, so that the iteration ends although time goes on.
+    """
+    as_of: int | None = None
+
+    async def read(after: DueKey | None, limit: int) -> list[DueRow]:
+        nonlocal as_of
+        page = await backend.scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=limit)
+        if as_of is None:
+            as_of = next((row.as_of for row in page if due_row_problem(row) is None), None)
+        return page
+
+    return _rows(
+        read=read,
+        position=lambda row: row.position,
+        position_problem=lambda row: key_problem(row.key) or due_time_problem(row),
+        requested=lambda key: key.provider == provider,
+        problem=due_row_problem,
+        page_size=page_size,
+    )
+
+
+async def scan_providers(backend: Backend) -> AsyncGenerator[str, None]:
+    """Iterate over the providers that have rows, in ascending order, by a query for one row of each.
+
+    Raises:
+        BackendError: The database refused or failed.
+    """
     after: TokenKey | None = None
-    # The rows behind `after` with an impossible key. No query can begin behind one, so the next page has them again.
-    keyless = 0
+    limit = 1
     while True:
-        limit, seen = page_size + keyless, keyless
-        page = await backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
-        for position, row in enumerate(page):
-            if problem := key_problem(row.key):
-                if position < seen:
+        page = await backend.scan(after=after, limit=limit)
+        row = page[-1] if len(page) == limit else None
+        if row is None:
+            return
+        if key_problem(row.key) is not None:
+            limit += 1  # no page can begin behind this row
+            continue
+        if after is not None and row.key <= after:
+            raise TamperedError(f"the database listed the row of {row.key}, which is not in order")
+        if after is None or row.key.provider != after.provider:
+            yield row.key.provider
+        after, limit = max(row.key, TokenKey(row.key.provider, _LAST_USER_ID, _LAST_ACCOUNT)), 1
+
+
+async def _rows(
+    *,
+    read: Callable[[PositionT | None, int], Awaitable[list[RowT]]],
+    position: Callable[[RowT], PositionT],
+    position_problem: Callable[[RowT], str | None],
+    requested: Callable[[TokenKey], bool],
+    problem: Callable[[RowT], str | None],
+    page_size: int,
+) -> AsyncGenerator[RowT | RefusedRow, None]:
+    """Iterate over rows in an order in which the database reads them page by page.
+
+    Args:
+        read: Reads a page: the rows after a position, up to a number.
+        position: The position of a row.
+        position_problem: Why no page can begin behind a row; None if one can.
+        requested: Whether a row with this key was requested.
+        problem: Why no store has written a row; None if one may have.
+        page_size: Rows in each page.
+    """
+    after: PositionT | None = None
+    # The rows behind `after` with an impossible position. No page can begin behind one, so the next has them again.
+    unplaced = 0
+    while True:
+        limit, seen = page_size + unplaced, unplaced
+        page = await read(after, limit)
+        for number, row in enumerate(page):
+            if reason := position_problem(row):
+                if number < seen:
                     continue
-                keyless += 1
+                unplaced += 1
             else:
                 # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
-                in_order = after is None or row.key > after
-                if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
+                here = position(row)
+                if not requested(row.key) or (after is not None and here <= after):
                     raise _not_requested(row.key)
-                after, keyless = row.key, 0
-                problem = scanned_row_problem(row)
-            yield row if problem is None else RefusedRow(TokenKey(*map(escaped, map(str, row.key))), problem)
+                after, unplaced = here, 0
+                reason = problem(row)
+            yield row if reason is None else RefusedRow(TokenKey(*map(escaped, map(str, row.key))), reason)
         if len(page) < limit:
             return
 

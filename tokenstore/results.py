@@ -22,9 +22,10 @@ class RefreshResult:
         user_id: The row's user.
         account: The row's account; empty for a user who has one.
         outcome: ``refreshed``; ``not_due`` (another process had refreshed the row already); ``busy`` (another process
-            is refreshing it); ``gone`` (the row was deleted); ``dead`` (the row has no usable refresh token, and no
-            call was needed to know it: the user has to log in again); ``deferred`` (an earlier call failed, and the
-            provider is not called again before the row's retry time); ``failed`` (a new failure).
+            is refreshing it); ``gone`` (the row was deleted); ``dead`` (the refresh token has expired, or
+            another process has just learned that the user has to log in again: no call was made); ``deferred`` (an
+            earlier call failed, and the provider is not called again before the row's retry time); ``failed`` (a new
+            failure).
         error: With ``dead``, ``deferred`` and ``failed``: what ``load_fresh_tokens`` would raise. Else None.
     """
 

@@ -353,7 +353,9 @@ class AuthTokenStore(TokenOperations):
         """Refresh tokens that expire soon, and iterate over the results in the order in which the refreshes end.
 
         Several machines may do this at once: a row that one machine is refreshing is skipped by the others. Rows
-        without a refresh token are skipped. If the iteration ends early, refreshes in progress go on.
+        without a refresh token are skipped. So are rows whose user has to log in again, as an earlier refresh has
+        shown. The rows are read by an index, so the cost grows with the rows that are due and not with the table. If
+        the iteration ends early, refreshes in progress go on.
 
         Args:
             within: Refresh tokens that expire within this time, in seconds or as a timedelta.

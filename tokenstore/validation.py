@@ -21,6 +21,7 @@ from tokenstore.records import (
     MAX_TOKEN_BYTES,
     MAX_USER_ID_BYTES,
     MICROSECOND,
+    DueRow,
     ScannedRow,
     SealedRecord,
     TokenKey,
@@ -233,6 +234,23 @@ def scanned_row_problem(row: ScannedRow) -> str | None:
         if not possible:
             return _impossible(row.key, column)
     return None
+
+
+def due_time_problem(row: DueRow) -> str | None:
+    """Why no store has written a row that is due at this time; None if one may have."""
+    return None if _is_time(row.due_at) else _impossible(row.key, "due_at")
+
+
+def due_row_problem(row: DueRow) -> str | None:
+    """As :func:`scanned_row_problem`, for a row that is due."""
+    for column, possible in (
+        ("access_token_expires_at", row.access_token_expires_at is None or _is_time(row.access_token_expires_at)),
+        ("updated_at", _is_time(row.updated_at)),
+        ("the database's clock", _is_time(row.as_of)),
+    ):
+        if not possible:
+            return _impossible(row.key, column)
+    return due_time_problem(row)
 
 
 def _impossible(key: TokenKey, column: str) -> str:

@@ -93,7 +93,7 @@ def test_refresh_due_prints_each_row_as_json_and_reports_failures_by_exit_code(d
 
 
 def test_a_failure_that_is_known_does_not_fail_the_command_again(due: str) -> None:
-    """Neither a dead grant nor a refusal whose retry time is still to come: both are counted, and not called again."""
+    """A refusal whose retry time is still to come is counted, and not called again; a dead row is not even found."""
 
     async def fill(store: AuthTokenStore) -> None:
         for user in ("u-unlucky", "u-revoked"):
@@ -109,13 +109,26 @@ def test_a_failure_that_is_known_does_not_fail_the_command_again(due: str) -> No
     ]
     again = cli("refresh-due", "--provider", "github", **options)
     assert (again.code, again.err) == (0, "")
-    assert again.out == (
-        "1 without a usable refresh token, so the user has to log in again, 1 deferred after an earlier failure\n"
-    )
+    assert again.out == "1 deferred after an earlier failure\n"
     told = {row["user_id"]: row for row in cli("refresh-due", "--provider", "github", "--json", **options).rows}
-    assert {user: row["outcome"] for user, row in told.items()} == {"u-revoked": "dead", "u-unlucky": "deferred"}
-    assert "the user has to log in again" in told["u-revoked"]["error"]
+    assert {user: row["outcome"] for user, row in told.items()} == {"u-unlucky": "deferred"}
     shows_no_secret(first, again)
+
+
+def test_an_expired_refresh_token_does_not_fail_the_command(due: str) -> None:
+    async def fill(store: AuthTokenStore) -> None:
+        now = datetime.now(UTC)
+        await store.store_tokens("github", "u-expired", "old", "ghr", now, now - timedelta(days=1))
+
+    on_store(due, fill)
+    options = {"url": due, "TOKENSTORE_REFRESHERS": "my_refreshers:refreshers"}
+    done = cli("refresh-due", "--provider", "github", "--json", **options)
+    assert done.code == 0
+    [dead] = [row for row in done.rows if row["outcome"] == "dead"]
+    assert dead["user_id"] == "u-expired"
+    assert "the user has to log in again" in dead["error"]
+    again = cli("refresh-due", "--provider", "github", **options)
+    assert again.out == "1 without a usable refresh token, so the user has to log in again\n"
 
 
 def test_a_file_in_the_current_folder_takes_the_place_of_no_module(due: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from support.fresh_store import on_every_row
 from tokenstore import AuthTokenStore, Keyring
+from tokenstore.listing import scan_providers
 
 ACCESS, REFRESH, SCOPE = "gho_access-secret", "ghr_refresh-secret", "repo-secret"
 NORTH, SOUTH = bytes(range(32)), bytes(range(32, 64))
@@ -48,3 +49,16 @@ async def test_rows_may_change_while_they_are_listed(store: AuthTokenStore) -> N
             await store.store_tokens("github", "a", "at", None, None)
             await store.store_tokens("github", "g", "at", None, None)
     assert seen == ["b", "d", "g", "h"]
+
+
+@on_every_row
+async def test_providers_are_found_without_reading_all_their_rows(store: AuthTokenStore) -> None:
+    """Providers come in the order of UTF-8 bytes; a user id may be the last one that is possible."""
+    last = "\U0010ffff" * 128
+    names = ["GitHub", "github", "github!", "é", "\ufb00", "😀"]
+    backend: Any = store._backend
+    for name in reversed(names):
+        for user in ("a", "b", last):
+            for account in ("", "\U0010ffff" * 63 + "\uffff"):
+                await store.store_tokens(name, user, ACCESS, None, None, account=account)
+    assert [name async for name in scan_providers(backend)] == names

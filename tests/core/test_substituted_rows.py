@@ -17,7 +17,7 @@ from support.database import Place, app_engine
 from support.matrix import Row, server_rows
 from tokenstore import AuthTokenStore, Keyring, TamperedError, TokenRecord, open_store
 from tokenstore.protocol import BackendTransaction
-from tokenstore.records import ScannedRow, SealedRecord, TokenKey
+from tokenstore.records import DueKey, DueRow, ScannedRow, SealedRecord, TokenKey
 from tokenstore_memory import MemoryBackend
 
 ALICE, BOBBY = "alice", "bobby"
@@ -60,6 +60,10 @@ class _Swapping(MemoryBackend):
         if not self.swaps:
             return page
         return [replace(row, key=TokenKey("gitlab", row.key.user_id)) for row in page]
+
+    async def scan_due(self, **rest: Any) -> list[DueRow]:
+        page = await super().scan_due(**rest)
+        return [replace(row, key=TokenKey("gitlab", row.key.user_id)) for row in page] if self.swaps else page
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[BackendTransaction]:  # type: ignore[override]
@@ -131,17 +135,25 @@ async def _fill(store: AuthTokenStore, expiry: datetime) -> None:
 
 @pytest.mark.memory
 def test_a_listing_whose_pages_do_not_advance_is_refused() -> None:
-    """Otherwise the listing would never end."""
+    """Otherwise the listing, or the sweep, would never end."""
 
     class Repeating(MemoryBackend):
         async def scan(self, *, after: TokenKey | None = None, **rest: Any) -> list[ScannedRow]:
             return await super().scan(after=None, **rest)
+
+        async def scan_due(self, *, after: DueKey | None = None, **rest: Any) -> list[DueRow]:
+            return await super().scan_due(after=None, **rest)
 
     async def main() -> None:
         async with AuthTokenStore(backend=Repeating(), keyring=Keyring({"k1": OLD_KEY})) as store:
             await _fill(store, FRESH)
             with pytest.raises(TamperedError):
                 async for _ in store.list_tokens(page_size=1):
+                    pass
+            await _fill(store, EXPIRED)
+            refresher = _Refresher()
+            with pytest.raises(TamperedError):
+                async for _ in store.refresh_due(within=60, page_size=1, provider="github", refresh=refresher):
                     pass
 
     asyncio.run(main())

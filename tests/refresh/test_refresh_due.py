@@ -13,7 +13,7 @@ from support.refresh_world import World, on_every_row, on_memory, settled, until
 from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
 from support.store_calls import due, fresh
 from tokenstore import BackendError, ProviderUnavailableError, ReauthorizationRequiredError, TokenRecord
-from tokenstore.records import TokenKey
+from tokenstore.records import Failure, TokenKey
 
 HOUR = 3600.0
 
@@ -101,9 +101,81 @@ async def test_refresh_due_yields_an_error_for_each_failed_row(world: World) -> 
     results = {result.user_id: result for result in await due(store, within=60)}
     assert {user: (result.outcome, type(result.error)) for user, result in results.items()} == {
         "a": ("failed", BackendError),
-        "b": ("dead", ReauthorizationRequiredError),
         "c": ("deferred", ProviderUnavailableError),
     }
+
+
+@on_memory
+async def test_refresh_due_leaves_a_dead_row_alone_until_the_user_logs_in(world: World) -> None:
+    """The row is found once, by the call that shows that its grant is gone."""
+    dead = True
+
+    async def refresh(record: TokenRecord) -> Mapping[str, Any]:
+        if dead:
+            raise ReauthorizationRequiredError("revoked")
+        return NEW
+
+    store = await world.store(refreshers={"github": refresh})
+    await world.expired(store)
+    assert [result.outcome for result in await due(store, within=60)] == ["failed"]
+    assert await due(store, within=60) == []
+    dead = False
+    await world.expired(store)
+    assert [result.outcome for result in await due(store, within=60)] == ["refreshed"]
+
+
+@on_memory
+async def test_refresh_due_reports_a_row_that_dies_after_it_was_found(world: World) -> None:
+    """Another process has learned that the user has to log in again."""
+    script = Script()
+    store, interceptor = await world.intercepted(script)
+    generation = (await world.expired(store))["generation"]
+    lease: dict[str, Any] = {"generation": generation, "holder": "x"}
+
+    async def die() -> None:
+        key, backend = TokenKey("github", "u1"), interceptor.backend
+        assert await backend.claim_lease(key, duration=HOUR, **lease)
+        assert await backend.release_lease(key, failure=Failure("invalid_grant"), **lease)
+
+    interceptor.after["scan_due"] = die
+    [result] = await due(store, within=60)
+    assert (result.outcome, type(result.error)) == ("dead", ReauthorizationRequiredError)
+    assert script.calls == 0
+
+
+@on_memory
+async def test_refresh_due_reads_only_the_pages_with_due_rows(world: World) -> None:
+    """The pages are read as the refreshes need them, each row once, also rows that stay due."""
+    script = Script()
+    store, interceptor = await world.intercepted(script)
+    for user in "abcdefgh":
+        await world.log_in(store, user, expires_in=-1 if user < "e" else HOUR)
+    failed, deferred = TokenKey("github", "a"), Failure("unavailable", HOUR)
+    lease: dict[str, Any] = {"generation": (await world.stored("a"))["generation"], "holder": "x"}
+    assert await interceptor.claim_lease(failed, duration=HOUR, **lease)
+    assert await interceptor.release_lease(failed, failure=deferred, **lease)
+    interceptor.calls.clear()
+    seen = []
+    async for result in store.refresh_due(within=60, concurrency=1, page_size=1):
+        seen.append((result.user_id, result.outcome))
+        assert interceptor.calls["scan_due"] <= len(seen) + 1
+    assert sorted(seen) == [("a", "deferred"), ("b", "refreshed"), ("c", "refreshed"), ("d", "refreshed")]
+    assert interceptor.calls["scan_due"] == 5
+    assert interceptor.calls["scan"] == 0
+
+
+@on_memory
+async def test_refresh_due_refreshes_a_row_once_although_its_new_token_is_due_again(world: World) -> None:
+    """The provider's tokens live for five minutes, and the sweep wants an hour."""
+    lives = {"access_token": NEW["access_token"], "refresh_token": NEW["refresh_token"], "expires_in": 300}
+    script = Script(lives)
+    store = await world.store(refreshers={"github": script})
+    for user in "abcd":
+        await world.expired(store, user)
+    results = await due(store, within=HOUR, concurrency=1, page_size=1)
+    assert [(result.user_id, result.outcome) for result in results] == [(user, "refreshed") for user in "abcd"]
+    assert script.calls == 4
+    assert len(await due(store, within=HOUR)) == 4
 
 
 @on_memory

@@ -233,3 +233,26 @@ def test_a_row_whose_key_is_not_text_does_not_end_a_listing(place: Place, keyrin
         assert sorted(refresher.users) == sound
 
     asyncio.run(main())
+
+
+@shared_rows
+def test_a_row_with_an_impossible_due_time_does_not_end_a_sweep(place: Place, keyring: Keyring) -> None:
+    """It is reported as altered, and the other rows are refreshed. A row without a due time is not found."""
+
+    async def main() -> None:
+        await _prepare(place, keyring)
+        refresher = _Refresher()
+        async with _store(place, "url", keyring, refresher) as store, app_engine(place) as engine:
+            for value, page_size in ((-MAX_INT64, 1), (-MAX_INT64, 2), (-MAX_INT64, 500), ("NULL", 2)):
+                for user in (*OTHERS, ALTERED):
+                    await store.store_tokens("github", user, "access", "refresh", EXPIRED)
+                await _alter(engine, place, "due_at", str(value))
+                results = {result.user_id: result async for result in store.refresh_due(within=60, page_size=page_size)}
+                altered = results.pop(ALTERED, None)
+                assert (altered is None) == (value == "NULL")
+                if altered is not None:
+                    _assert_is_refused(altered.error)
+                assert {user: result.outcome for user, result in results.items()} == dict.fromkeys(OTHERS, "refreshed")
+        assert ALTERED not in refresher.users
+
+    asyncio.run(main())

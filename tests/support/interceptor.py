@@ -68,7 +68,9 @@ class Interceptor:
         after: TokenKey | None = None,
         limit: int,
     ) -> list[ScannedRow]:
-        return await self.backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        scan = self.backend.scan
+        found = await self._pass("scan", lambda: scan(provider=provider, user_id=user_id, after=after, limit=limit))
+        return cast(list[ScannedRow], found)
 
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int

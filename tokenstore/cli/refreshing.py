@@ -7,8 +7,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -18,7 +16,7 @@ import typer
 from tokenstore.cli.exits import PROVIDER_FAILED
 from tokenstore.cli.options import JsonOption, NamespaceOption, UrlOption, common_options, open_from_options, run_async
 from tokenstore.cli.output import print_error, print_json, print_line, progress
-from tokenstore.errors import ConfigurationError, InvalidInputError, TamperedError
+from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.escaping import escaped
 from tokenstore.records import TokenKey
 from tokenstore.store import AuthTokenStore
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["refresh_due"]
 
 _REFRESHERS_VARIABLE: Final = "TOKENSTORE_REFRESHERS"
+_PAGE_SIZE: Final = 500
 _WORDS: Final[Mapping[str, str]] = {
     "not_due": "refreshed by other processes",
     "busy": "left to other processes",
@@ -101,13 +100,16 @@ def refresh_due(
 
 
 async def _due(store: AuthTokenStore, provider: str | None, seconds: float) -> AsyncIterator[TokenKey]:
-    """The rows that seem due, to count them. The store decides on each row itself."""
-    horizon = datetime.now(UTC) + timedelta(seconds=seconds)
-    with suppress(TamperedError):  # raised after the last row; the refresh reports each row that was altered
-        async for entry in store.list_tokens(provider=provider):
-            expires_at = entry["access_token_expires_at"]
-            if entry["has_refresh_token"] and expires_at is not None and expires_at <= horizon:
-                yield TokenKey(entry["provider"], entry["user_id"], entry["account"])
+    """The rows that are due, to count them. The refresh finds them again, and reports each row that was altered."""
+    from tokenstore.listing import RefusedRow, scan_providers
+    from tokenstore.refresh.due import due_keys
+
+    backend = store._backend
+    names = [name async for name in scan_providers(backend)] if provider is None else [provider]
+    for name in names:
+        async for key in due_keys(backend, name, seconds, _PAGE_SIZE):
+            if not isinstance(key, RefusedRow):
+                yield key
 
 
 def _print_result(key: TokenKey, outcome: str, error: str | None) -> None:

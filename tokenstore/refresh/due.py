@@ -9,17 +9,16 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from tokenstore.errors import TokenStoreError
-from tokenstore.listing import RefusedRow, scan_rows
+from tokenstore.listing import RefusedRow, scan_due_rows
 from tokenstore.protocol import Backend
-from tokenstore.records import TokenKey
+from tokenstore.records import CLOCK_SKEW, TokenKey
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
-from tokenstore.refresh.kept import lifetime_setting
 from tokenstore.refresh.rows import new_holder
-from tokenstore.refresh.settings import Settings, lifetime_when_stored, refreshed_by, skew_of, validity
+from tokenstore.refresh.settings import Settings, lifetime_when_stored, skew_of, validity
 from tokenstore.refresh.steps import Goal, Outcome, Read, Validity
 from tokenstore.results import RefreshOutcome, RefreshResult
 
-__all__ = ["Join", "refresh_due"]
+__all__ = ["Join", "due_keys", "refresh_due"]
 
 Join = Callable[[Attempt], Awaitable[AttemptResult]]
 """Waits for this process's refresh of a row: the one in progress, or the attempt that is passed."""
@@ -55,14 +54,8 @@ async def refresh_due(
     pending: dict[asyncio.Task[RefreshResult], str] = {}
     async with AsyncExitStack() as stack:
         rows = {
-            provider: await stack.enter_async_context(
-                aclosing(
-                    _due_keys(
-                        settings.backend, provider, within, page_size, lifetime_setting(refresher, "max_lifetime")
-                    )
-                )
-            )
-            for provider, refresher in refreshers.items()
+            provider: await stack.enter_async_context(aclosing(due_keys(settings.backend, provider, within, page_size)))
+            for provider in refreshers
         }
         try:
             while True:
@@ -102,18 +95,36 @@ def _next_provider(
     return provider if provider is not None and count[provider] < share else None
 
 
-async def _due_keys(
-    backend: Backend, provider: str, within: float, page_size: int, max_lifetime: float | None
+async def due_keys(
+    backend: Backend, provider: str, within: float, page_size: int
 ) -> AsyncGenerator[TokenKey | RefusedRow, None]:
-    rows = scan_rows(backend, provider=provider, page_size=page_size)
+    """Iterate over the keys of a provider's rows that are due, in the order of their times.
+
+    Args:
+        backend: The rows.
+        provider: Whose rows.
+        within: Only rows whose access tokens expire within this time, in seconds.
+        page_size: Rows in each query.
+    """
+    # A token also counts as expired within the skew of its expiry, which is shorter for a short-lived token. So the
+    # database returns all rows within the longest skew, and each one is judged by its own.
+    rows = scan_due_rows(backend, provider=provider, within=max(within, CLOCK_SKEW), page_size=page_size)
+    began: int | None = None
     async with aclosing(rows):
         async for row in rows:
             if isinstance(row, RefusedRow):
                 yield row
                 continue
-            expires_at = refreshed_by(row, row.updated_at, max_lifetime)
+            if began is None:
+                began = row.as_of
+            # A row that was written since the sweep began may be due again, if its new token lives for less than
+            # `within`. It waits for the next sweep: otherwise this one might refresh the row again and again. If the
+            # database's clock was set back, `updated_at` may be in the future, and says nothing.
+            if began < row.updated_at <= row.as_of:
+                continue
+            expires_at = row.access_token_expires_at
             skew = skew_of(lifetime_when_stored(expires_at, row.updated_at))
-            if row.has_refresh_token and validity(expires_at, row.as_of, within, skew) is not Validity.FRESH:
+            if validity(expires_at, row.as_of, within, skew) is not Validity.FRESH:
                 yield row.key
 
 

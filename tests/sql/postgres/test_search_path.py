@@ -231,7 +231,7 @@ def test_listing_refreshing_and_resealing_call_no_planted_function(
             assert len(await backend.scan(provider="github", user_id=None, after=last, limit=5)) == 1
             assert await backend.scan(provider="github", user_id="u1", after=last, limit=5) == []
             await store.store_tokens("github", "due", "old", "refresh", datetime.now(UTC) - timedelta(hours=1))
-            assert len([result async for result in store.refresh_due(within=60)]) == 1
+            assert len([result async for result in store.refresh_due(within=60, page_size=1)]) == 1
             assert await _tag(store, "due") == "refreshed"
             with pytest.raises(Exception, match="provider"):
                 await store.load_fresh_tokens("github", "u5", refresh=failing, force=True, force_min_age=0)
