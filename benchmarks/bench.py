@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count, cycle
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +16,7 @@ from sqlalchemy import inspect, text
 from benchmarks.contenders import OURS, Contender, MissingError, Operations, TableTarget, Tokenstore, contenders
 from benchmarks.databases import Database
 from benchmarks.floors import connect, fill
-from benchmarks.measure import Operation, Sample, closed_loop, percentile
+from benchmarks.measure import Operation, Sample, closed_loop, percentile, resident
 from benchmarks.settings import Settings
 from benchmarks.tokens import ACCESS, EXTENT, REFRESH, Place, key, sealed_row
 from tokenstore.records import SealedTokens, TokenKey
@@ -31,7 +29,6 @@ _READERS: Final = 4
 _PAGE: Final = 500
 _POSTGRES_SETTINGS: Final = ("fsync", "synchronous_commit", "shared_buffers", "max_connections")
 _MYSQL_SETTINGS: Final = ("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_buffer_pool_size", "max_connections")
-_STATM: Final = Path("/proc/self/statm")
 
 
 class Case(NamedTuple):
@@ -257,13 +254,13 @@ class Bench:
     async def list_all(self, name: str) -> dict[str, float]:
         """List all rows: µs for each row, and the growth of the process's memory in MB (only on Linux)."""
         gc.collect()
-        before, most, seen = _resident(), 0.0, 0
+        before, most, seen = resident(), 0.0, 0
         began = perf_counter_ns()
         if name == OURS:
             async for _ in self._ours.store.list_tokens(page_size=_PAGE):
                 seen += 1
                 if seen % 1000 == 0:
-                    most = max(most, _resident())
+                    most = max(most, resident())
         else:
             seen = await self._scan()
         elapsed = perf_counter_ns() - began
@@ -295,13 +292,6 @@ class Bench:
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else bytes(value).decode()
-
-
-def _resident() -> float:
-    """Resident memory of this process in MB; 0 on systems other than Linux."""
-    if not _STATM.exists():
-        return 0.0
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 async def _put(ours: Tokenstore, rows: int) -> None:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 from array import array
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Operation", "Sample", "Spread", "bootstrap", "closed_loop", "percentile", "spread", "summary"]
+__all__ = [
+    "Operation",
+    "Sample",
+    "Spread",
+    "bootstrap",
+    "closed_loop",
+    "percentile",
+    "resident",
+    "spread",
+    "summary",
+]
+
+_STATM: Final = Path("/proc/self/statm")
 
 Operation = Callable[[str, str], Awaitable[object]]
 """An operation on one row, given its provider and user id."""
@@ -113,3 +127,10 @@ def bootstrap(before: Sequence[float], after: Sequence[float], draws: int = 2000
 
     ratios = sorted(resampled_median(after) / resampled_median(before) for _ in range(draws))
     return Spread(percentile(0.5, ratios), median(after) / median(before), percentile(99.5, ratios))
+
+
+def resident() -> float:
+    """Resident memory of this process in MB; 0 on systems other than Linux."""
+    if not _STATM.exists():
+        return 0.0
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -20,7 +20,7 @@ _LISTED: Final = (
     "provider, user_id, account, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, "
     "key_id, generation, created_at, updated_at"
 )
-_WRITTEN: Final = ("access_token", "refresh_token", "access_token_expires_at", "key_id")
+_WRITTEN: Final = ("access_token", "refresh_token", "access_token_expires_at", "due_at", "key_id")
 _IDLE: Final = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
 _NOW: Final = {
     "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS bigint)",
@@ -61,7 +61,7 @@ class SQL:
 
     @cached_property
     def upsert(self) -> str:
-        """Insert or replace a row; the parameters are the first eight fields of :class:`SealedRow`."""
+        """Insert or replace a row; the parameters are the first nine fields of :class:`SealedRow`."""
         now = _NOW[self.dialect]
         columns = ("provider", "user_id", "account", *_WRITTEN, "generation", "created_at", "updated_at")
         marks = ", ".join(map(self._mark, range(1, len(columns) - 1)))
@@ -80,6 +80,14 @@ class SQL:
         """Insert a :class:`SealedRow`."""
         marks = ", ".join(map(self._mark, range(1, len(SealedRow._fields) + 1)))
         return f"INSERT INTO {self.table} ({', '.join(SealedRow._fields)}) VALUES ({marks})"
+
+    @cached_property
+    def due(self) -> str:
+        """Read the first page of a provider's due rows; the parameters are the provider, the time and the limit."""
+        one, two, three = map(self._mark, (1, 2, 3))
+        read = "provider, user_id, account, due_at, access_token_expires_at, updated_at"
+        where = f"provider = {one} AND due_at <= {two} ORDER BY due_at, user_id, account LIMIT {three}"
+        return f"SELECT {read} FROM {self.table} WHERE {where}"
 
     @cached_property
     def scans(self) -> list[tuple[str, Callable[[str, str, str], tuple[str, ...]]]]:

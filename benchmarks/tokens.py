@@ -51,6 +51,7 @@ class SealedRow(NamedTuple):
     access_token: bytes
     refresh_token: bytes
     access_token_expires_at: int
+    due_at: int
     key_id: str
     generation: int
     created_at: int
@@ -64,6 +65,7 @@ def sealed_row(place: Place) -> SealedRow:
         *row,
         KEYRING.seal(row, "access_token", ACCESS),
         KEYRING.seal(row, "refresh_token", REFRESH),
+        _EXPIRES_US,
         _EXPIRES_US,
         KEYRING.primary,
         1,

@@ -186,6 +186,19 @@ def test_without_a_url_the_private_servers_are_measured(path: str) -> None:
     assert {"sqlite", "postgresql+asyncpg", "mysql+asyncmy"} <= set(re.findall(r"[\w+]+", printed))
 
 
+@pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
+def test_the_benchmark_of_sweeps_refreshes_the_due_rows_and_lists_all(row: Row, tmp_path: Path, path: str) -> None:
+    url = row.url_for(tmp_path).partition("?")[0]
+    printed = benchmarks(path, url, "--rows", "700", "--due", "30", module="benchmarks.sweeps")
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+    figures = {line[0]: line[1:] for line in lines}
+    assert figures["refresh_due, none due, ms"]
+    assert figures["rows refreshed"] == ["30"]
+    assert figures["rows listed"] == ["730"]
+    assert float(figures["list --json, first line, s"][0]) > 0
+    assert float(figures["list, first line, s"][0]) > 0
+
+
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg"]))
 def test_the_refresh_benchmark_counts_connections_and_statements(row: Row, tmp_path: Path, path: str) -> None:
     """During the provider's call, no connection is in use with a lease, and one with a row lock."""

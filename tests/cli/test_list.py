@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from support.command_line import KEYS, RESPONSE, cli, environment
+from tokenstore import BackendUnavailableError
+from tokenstore.records import ScannedRow
+from tokenstore_sql.sqlite.backend import SQLiteBackend
 
 
 def test_list_filters(sqlite: str) -> None:
@@ -62,3 +66,36 @@ def test_a_closed_output_pipe_ends_the_list_without_an_error(filled: str, option
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(60) == 141
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
+def test_rows_are_printed_before_all_of_them_were_read(
+    filled: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database fails in the middle; the rows of the pages before are in the output, one in each line."""
+    pages = 0
+    scan = SQLiteBackend.scan
+
+    async def failing(self: SQLiteBackend, **arguments: Any) -> list[ScannedRow]:
+        nonlocal pages
+        pages += 1
+        if pages == 3:
+            raise BackendUnavailableError("the database is unavailable")
+        return await scan(self, **arguments)
+
+    monkeypatch.setattr(SQLiteBackend, "scan", failing)
+    done = cli("list", *options, url=filled)
+    assert done.code == 3
+    lines = done.out.splitlines()
+    assert len(lines) == 1000 + (not options)
+    assert all(f"user-{number:04}" in line for number, line in enumerate(lines[-1000:]))
+
+
+def test_the_columns_of_a_table_are_aligned(sqlite: str) -> None:
+    for provider, user in (("github", "u1"), ("gitlab-self-hosted", "日本"), ("slack", "a longer name")):
+        cli("put", provider, user, url=sqlite, stdin=json.dumps(RESPONSE))
+    heading, *lines = cli("list", url=sqlite).out.splitlines()
+    assert heading.index("USER") == lines[0].index("u1") == lines[1].index("日本") == lines[2].index("a longer")
+    # Each of the two characters takes two cells of a terminal.
+    assert heading.index("ACCESS") - 2 == lines[1].index("20")
+    assert lines[0].rstrip() == lines[0]

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, Self
 
 import rich  # noqa: F401  # so that a missing extra is reported at once, and not in the middle of a command
 
+from tokenstore.errors import TokenStoreError
 from tokenstore.escaping import escaped
 
-__all__ = ["format_expiry", "format_time", "print_error", "print_json", "print_line", "print_table", "progress"]
+__all__ = [
+    "Listing",
+    "format_expiry",
+    "format_time",
+    "print_error",
+    "print_json",
+    "print_line",
+    "print_table",
+    "progress",
+]
+
+_ROWS_AT_ONCE: Final = 100
 
 
 def print_line(text: str) -> None:
@@ -42,13 +55,55 @@ def format_expiry(row: Mapping[str, Any]) -> str:
     return format_time(row["access_token_expires_at"]) if row["access_token_expiry_known"] else "unknown"
 
 
-def print_table(rows: Iterable[Iterable[str]], *columns: str) -> None:
-    """Print a table.
+class Listing:
+    """A table that is printed while its rows arrive, one line for each row, however many there are.
+
+    Rows are printed in small groups. A column is as wide as its widest cell so far.
 
     Args:
-        rows: The cells of each row.
-        columns: The headings; none: the first column holds the names of the values in the second.
+        columns: The headings.
     """
+
+    def __init__(self, *columns: str) -> None:
+        self._columns = columns
+        self._widths = [0] * len(columns)
+        self._waiting: list[Sequence[str]] = []
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, TokenStoreError):
+            self._print()
+
+    def add(self, cells: Iterable[str]) -> None:
+        """Print a row, or keep it until the next rows have arrived."""
+        if not self.rows:
+            self._waiting.append(self._columns)
+        self.rows += 1
+        self._waiting.append([escaped(cell) for cell in cells])
+        if len(self._waiting) > _ROWS_AT_ONCE:
+            self._print()
+
+    def _print(self) -> None:
+        from rich.cells import cell_len
+
+        sizes = [[cell_len(cell) for cell in row] for row in self._waiting]
+        self._widths = [max(column) for column in zip(self._widths, *sizes, strict=True)]
+        for row, lengths in zip(self._waiting, sizes, strict=True):
+            padded = (
+                cell + " " * (width - length + 3)
+                for cell, length, width in zip(row, lengths, self._widths, strict=True)
+            )
+            print_line("".join(padded).rstrip(" "))
+        self._waiting.clear()
+
+
+def print_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Print the names of some values, and the values."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -59,11 +114,8 @@ def print_table(rows: Iterable[Iterable[str]], *columns: str) -> None:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    table = Table(
-        *columns, box=None, pad_edge=False, show_header=bool(columns), header_style="bold", padding=(0, 3, 0, 0)
-    )
-    if not columns:
-        table.add_column(style="dim")
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    table.add_column(style="dim")
     for row in rows:
         table.add_row(*(Text(escaped(cell), overflow="fold") for cell in row))
     # A program that reads the output needs one line for each row, however long it is.

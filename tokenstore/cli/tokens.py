@@ -24,8 +24,16 @@ from tokenstore.cli.options import (
     open_from_options,
     run_async,
 )
-from tokenstore.cli.output import format_expiry, format_time, print_error, print_json, print_line, print_table
-from tokenstore.errors import InvalidInputError, RefreshError, TamperedError
+from tokenstore.cli.output import (
+    Listing,
+    format_expiry,
+    format_time,
+    print_error,
+    print_json,
+    print_line,
+    print_table,
+)
+from tokenstore.errors import InvalidInputError, RefreshError
 from tokenstore.escaping import escaped
 from tokenstore.integrations._bodies import parsed
 from tokenstore.records import TokenKey, TokenRecord
@@ -217,27 +225,22 @@ def list_tokens(
 ) -> None:
     """List rows, without their tokens. Needs no keys; with keys it marks rows not sealed with the primary key."""
     options = common_options(ctx, url, as_json)
-    rows: list[Mapping[str, Any]] = []
-    keep = print_json if options.as_json else rows.append
+    listing = Listing("PROVIDER", "USER", "ACCOUNT", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
 
-    async def scan() -> TamperedError | None:
+    async def scan() -> None:
+        # Each row is printed as it is read: a table may have more rows than fit into the memory.
         async with open_from_options(options, needs_keys=False) as store:
-            try:
-                async for entry in store.list_tokens(provider=provider, user_id=user):
-                    keep({**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None})
-            except TamperedError as error:
-                return error
-        return None
+            async for entry in store.list_tokens(provider=provider, user_id=user):
+                row = {**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None}
+                if options.as_json:
+                    print_json(row)
+                else:
+                    listing.add(_cells(row))
 
-    altered = run_async(scan())
-    if rows:
-        print_table(
-            map(_cells, rows), "PROVIDER", "USER", "ACCOUNT", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED"
-        )
-    elif not options.as_json and altered is None:
+    with listing:
+        run_async(scan())
+    if not options.as_json and not listing.rows:
         print_error("no rows", prefix="")
-    if altered is not None:
-        raise altered
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
