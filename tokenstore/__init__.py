@@ -34,6 +34,7 @@ from tokenstore.records import RefreshableRecord, TokenRecord
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.transaction import Transaction
+from tokenstore.value_records import ValueEntry
 
 __all__ = [
     "AuthTokenStore",
@@ -70,6 +71,7 @@ __all__ = [
     "UnknownBackendError",
     "UnknownKeyError",
     "UnsupportedOperationError",
+    "ValueEntry",
     "generate_key",
     "open_store",
 ]

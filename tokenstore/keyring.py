@@ -12,6 +12,10 @@ A sealed value is one self-describing byte string::
 The associated data binds the value to its place: the first 2+n bytes above, then namespace, provider, user id, account
 and field name, each UTF-8 and preceded by its length as two big-endian bytes. A value moved to another row or column,
 or to a table that is used with another namespace, does not open.
+
+The values of :mod:`tokenstore.values` are sealed in the same way. Behind the namespace of the store their associated
+data has the value's own namespace (its *group*), its name, and ``value`` as the field name. Token rows have no field of
+that name, and one text more; so neither kind opens as the other.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Final, cast
 from tokenstore.errors import ConfigurationError, SealingError, TamperedError, UnknownKeyError
 from tokenstore.records import TokenKey
 from tokenstore.tracebacks import clears_locals
+from tokenstore.value_records import ValueKey
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -50,21 +55,21 @@ def _part(text: str) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-_FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra")}
+_FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra", "value")}
 
 
 # A store has one namespace. The bound is for programs that open a store for each tenant.
 _namespace_part: Final = lru_cache(maxsize=64)(_part)
 
 
-def place_of(key: TokenKey, namespace: str = "") -> bytes:
+def place_of(key: TokenKey | ValueKey, namespace: str = "") -> bytes:
     """The part of the associated data that is the same for all fields of a row.
 
     Args:
         key: The row.
         namespace: The store's namespace.
     """
-    return _namespace_part(namespace) + _part(key.provider) + _part(key.user_id) + _part(key.account)
+    return _namespace_part(namespace) + b"".join(map(_part, key))
 
 
 def generate_key(name: str = "k1") -> str:
@@ -212,7 +217,7 @@ class Keyring:
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a Keyring cannot be pickled or copied; build it anew from its source")
 
-    def seal(self, key: TokenKey, field: str, plaintext: str, place: bytes | None = None) -> bytes:
+    def seal(self, key: TokenKey | ValueKey, field: str, plaintext: str, place: bytes | None = None) -> bytes:
         """Encrypt one field of one row with the primary key.
 
         Args:
@@ -226,7 +231,7 @@ class Keyring:
         associated = header + (place or place_of(key)) + (_FIELDS.get(field) or _part(field))
         return header + nonce + self._ciphers[header].encrypt(nonce, plaintext.encode(), associated)
 
-    def open(self, key: TokenKey, field: str, sealed: bytes, place: bytes | None = None) -> str:
+    def open(self, key: TokenKey | ValueKey, field: str, sealed: bytes, place: bytes | None = None) -> str:
         """Decrypt one field of one row; the arguments are those of :meth:`seal`.
 
         Raises:
@@ -257,7 +262,7 @@ class Keyring:
         header = self._headers.get(name)
         return header is not None and sealed.startswith(header)
 
-    def _not_sealed(self, key: TokenKey, field: str, header: bytes, size: int) -> SealingError:
+    def _not_sealed(self, key: TokenKey | ValueKey, field: str, header: bytes, size: int) -> SealingError:
         """The error for a value whose header names no key of this keyring."""
         if len(header) <= 2 or header[0] != _FORMAT or size <= len(header) + _NONCE_BYTES + _TAG_BYTES:
             return TamperedError(f"{field} of {key} is not a sealed value: truncated, or of an unknown format")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,11 +13,13 @@ from tokenstore.health import RowFilter
 from tokenstore.protocol import Backend
 from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_USER_ID_BYTES, DueKey, DueRow, ScannedRow, TokenKey
 from tokenstore.validation import due_row_problem, due_time_problem, key_problem, scanned_row_problem
+from tokenstore.value_records import ScannedValue, ValueKey
 
-__all__ = ["RefusedRow", "scan_due_rows", "scan_providers", "scan_rows", "search_rows"]
+__all__ = ["RefusedRow", "checked_rows", "scan_due_rows", "scan_providers", "scan_rows", "search_rows"]
 
-RowT = TypeVar("RowT", ScannedRow, DueRow)
-PositionT = TypeVar("PositionT", TokenKey, DueKey)
+TokenRowT = TypeVar("TokenRowT", ScannedRow, DueRow)
+RowT = TypeVar("RowT", ScannedRow, DueRow, ScannedValue)
+PositionT = TypeVar("PositionT", TokenKey, DueKey, ValueKey)
 
 
 # No key of a provider sorts behind this user id with this account.
@@ -63,13 +66,15 @@ def scan_rows(
     async def read(after: TokenKey | None, limit: int) -> list[ScannedRow]:
         return await backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
 
-    return _rows(
-        read=read,
-        position=lambda row: row.key,
-        position_problem=lambda row: key_problem(row.key),
-        requested=lambda key: provider in (None, key.provider) and user_id in (None, key.user_id),
-        problem=scanned_row_problem,
-        page_size=page_size,
+    return _refused_apart(
+        checked_rows(
+            read,
+            position=lambda row: row.key,
+            position_problem=lambda row: key_problem(row.key),
+            is_requested=lambda row: provider in (None, row.key.provider) and user_id in (None, row.key.user_id),
+            row_problem=scanned_row_problem,
+            page_size=page_size,
+        )
     )
 
 
@@ -89,13 +94,15 @@ def scan_due_rows(
             as_of = next((row.as_of for row in page if due_row_problem(row) is None), None)
         return page
 
-    return _rows(
-        read=read,
-        position=lambda row: row.position,
-        position_problem=lambda row: key_problem(row.key) or due_time_problem(row),
-        requested=lambda key: key.provider == provider,
-        problem=due_row_problem,
-        page_size=page_size,
+    return _refused_apart(
+        checked_rows(
+            read,
+            position=lambda row: row.position,
+            position_problem=lambda row: key_problem(row.key) or due_time_problem(row),
+            is_requested=lambda row: row.key.provider == provider,
+            row_problem=due_row_problem,
+            page_size=page_size,
+        )
     )
 
 
@@ -122,24 +129,28 @@ async def scan_providers(backend: Backend) -> AsyncGenerator[str, None]:
         after, limit = max(row.key, TokenKey(row.key.provider, _LAST_USER_ID, _LAST_ACCOUNT)), 1
 
 
-async def _rows(
-    *,
+async def checked_rows(
     read: Callable[[PositionT | None, int], Awaitable[list[RowT]]],
+    *,
     position: Callable[[RowT], PositionT],
     position_problem: Callable[[RowT], str | None],
-    requested: Callable[[TokenKey], bool],
-    problem: Callable[[RowT], str | None],
+    is_requested: Callable[[RowT], bool],
+    row_problem: Callable[[RowT], str | None],
     page_size: int,
-) -> AsyncGenerator[RowT | RefusedRow, None]:
-    """Iterate over rows in an order in which the database reads them page by page.
+) -> AsyncGenerator[tuple[RowT, str | None], None]:
+    """Iterate over rows in an order in which the database reads them page by page, each with what is wrong with it.
 
     Args:
         read: Reads a page: the rows after a position, up to a number.
         position: The position of a row.
         position_problem: Why no page can begin behind a row; None if one can.
-        requested: Whether a row with this key was requested.
-        problem: Why no store has written a row; None if one may have.
+        is_requested: Whether a row belongs to the list.
+        row_problem: What no store has written into a row; None if one may have written it.
         page_size: Rows in each page.
+
+    Raises:
+        TamperedError: The database answered with a row that was not requested, or is not in order.
+        BackendError: The database refused or failed.
     """
     after: PositionT | None = None
     # The rows behind `after` with an impossible position. No page can begin behind one, so the next has them again.
@@ -148,20 +159,32 @@ async def _rows(
         limit, seen = page_size + unplaced, unplaced
         page = await read(after, limit)
         for number, row in enumerate(page):
-            if reason := position_problem(row):
+            if problem := position_problem(row):
                 if number < seen:
                     continue
                 unplaced += 1
             else:
                 # Comparing the strings is right: code points have the same order as their UTF-8 bytes.
                 here = position(row)
-                if not requested(row.key) or (after is not None and here <= after):
+                if not is_requested(row) or (after is not None and here <= after):
                     raise _not_requested(row.key)
                 after, unplaced = here, 0
-                reason = problem(row)
-            yield row if reason is None else RefusedRow(TokenKey(*map(escaped, map(str, row.key))), reason)
+                problem = row_problem(row)
+            yield row, problem
         if len(page) < limit:
             return
+
+
+async def _refused_apart(
+    rows: AsyncGenerator[tuple[TokenRowT, str | None], None],
+) -> AsyncGenerator[TokenRowT | RefusedRow, None]:
+    async with aclosing(rows):
+        async for row, problem in rows:
+            yield row if problem is None else _refused(row, problem)
+
+
+def _refused(row: ScannedRow | DueRow, problem: str) -> RefusedRow:
+    return RefusedRow(TokenKey(*map(escaped, map(str, row.key))), problem)
 
 
 async def search_rows(
@@ -195,7 +218,7 @@ async def search_rows(
                 if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
                     raise _not_requested(row.key)
                 last, problem = row.key, scanned_row_problem(row)
-            yield row if problem is None else RefusedRow(TokenKey(*map(escaped, map(str, row.key))), problem)
+            yield row if problem is None else _refused(row, problem)
         if page.end is None:
             return
         if after is not None and page.end <= after:
@@ -203,5 +226,5 @@ async def search_rows(
         after, limit = page.end, page_size
 
 
-def _not_requested(key: TokenKey) -> TamperedError:
+def _not_requested(key: TokenKey | ValueKey) -> TamperedError:
     return TamperedError(f"the database listed the row of {key}, which was not requested, or is not in order")

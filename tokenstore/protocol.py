@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from tokenstore.health import RowFilter, SearchPage
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.value_records import ScannedValue, SealedValue, ValueKey, ValueRow
 
 __all__ = [
     "Backend",
@@ -24,6 +25,7 @@ __all__ = [
     "BorrowedSession",
     "RowOperations",
     "SupportsRowLocks",
+    "SupportsValues",
     "SupportsWatching",
 ]
 
@@ -310,6 +312,71 @@ class SupportsWatching(Protocol):
 
         Called between two reads while another refresh holds the row's lease. It returns within two seconds in any case,
         and holds no connection while it waits. It raises no error if the database cannot be watched.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsValues(Protocol):
+    """Sealed values beside the tokens, each under a group and a name. A backend without them supports everything else.
+
+    A value expires by the database's clock, which the statement itself reads, after it has waited for locks. An expired
+    value counts as missing in every method but :meth:`delete_values` and :meth:`purge_values`. :meth:`Backend.setup`
+    creates what is needed.
+    """
+
+    async def put_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
+        """Insert or replace one value, atomically. It gets a new version; its ``created_at`` stays.
+
+        Args:
+            key: The value's key.
+            value: The sealed value.
+            ttl: Seconds from now after which it expires; None: never.
+        """
+        ...
+
+    async def get_value(self, key: ValueKey) -> ValueRow | None:
+        """Read one complete value, without waiting for a lock. None: there is none, or it has expired."""
+        ...
+
+    async def pop_value(self, key: ValueKey) -> ValueRow | None:
+        """Delete one value and return it: of several callers at the same time, in any processes, one gets it."""
+        ...
+
+    async def delete_values(self, group: str) -> int:
+        """Delete all values of a group, expired ones too. Returns how many there were."""
+        ...
+
+    async def purge_values(self, *, limit: int) -> int:
+        """Delete expired values, those first that expired first, by an index.
+
+        Args:
+            limit: About how many to delete; those that expire in the same microsecond are deleted together.
+
+        Returns:
+            How many were deleted. Fewer than ``limit`` mean that there are no more.
+        """
+        ...
+
+    async def scan_values(
+        self, *, group: str | None = None, after: ValueKey | None = None, limit: int
+    ) -> list[ScannedValue]:
+        """Read one page of values in ascending order of (group, name), compared as UTF-8 bytes.
+
+        Args:
+            group: Only this group's values.
+            after: Only values after this key; it need not exist.
+            limit: The most values to return. Fewer values mean that there are no more.
+        """
+        ...
+
+    async def rewrap_value(self, key: ValueKey, value: SealedValue, *, version: int) -> bool:
+        """Replace a sealed value with the same plaintext under another key, if the row still has this version.
+
+        Changes no version, expiry or time.
+
+        Returns:
+            Whether the value was rewrapped.
         """
         ...
 

@@ -1,16 +1,20 @@
-"""Seals the tokens of one write, and opens the values of one row."""
+"""Seals the tokens or the value of one write, and opens what one row has sealed."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from tokenstore.errors import TamperedError
 from tokenstore.keyring import Keyring, place_of
 from tokenstore.records import SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
-from tokenstore.validation import RequestedRow
+from tokenstore.validation import RequestedRow, RequestedValue
+from tokenstore.value_records import SealedValue, ValueKey
 
 __all__ = ["Sealer"]
+
+# The field of a value in its associated data. No field of a token row may have this name: it keeps the two kinds apart.
+_VALUE: Final = "value"
 
 
 class Sealer:
@@ -107,6 +111,33 @@ class Sealer:
             created_at=from_epoch_us(row.created_at),
             updated_at=from_epoch_us(row.updated_at),
         )
+
+    def seal_value(self, key: ValueKey, text: str) -> SealedValue:
+        """Seal a value with the keyring's primary key.
+
+        Args:
+            key: The value's key, which is bound to it.
+            text: The JSON that :func:`tokenstore.validation.value_json` made.
+        """
+        sealed = self.keyring.seal(key, _VALUE, text, place_of(key, self._namespace))
+        return SealedValue(sealed, self.keyring.primary)
+
+    def open_value(self, key: ValueKey, row: RequestedValue) -> str:
+        """Open a value. Returns its JSON.
+
+        Args:
+            key: The requested key. The value opens for this key only.
+            row: The database's answer, which :func:`tokenstore.validation.requested_value` has checked.
+
+        Raises:
+            UnknownKeyError: The value was sealed with a key that is not in the keyring.
+            TamperedError: The row was altered outside the store, or sealed in another namespace of a store.
+        """
+        text = self.keyring.open(key, _VALUE, row.value.sealed, place_of(key, self._namespace))
+        # As in `open`: an operator who is about to remove a key goes by this column.
+        if not self.keyring.sealed_by(row.value.key_id, row.value.sealed):
+            raise TamperedError(f"{key}: the column key_id is not the key that sealed the value; it was altered")
+        return text
 
 
 def _extra_of(key: TokenKey, text: str) -> dict[str, Any]:

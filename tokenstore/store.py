@@ -37,6 +37,7 @@ from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import ClearedContext, clears_locals
 from tokenstore.transaction import RowsUntilFailure, Transaction
 from tokenstore.validation import extra_json, namespace_text, requested_row, seconds, token_key
+from tokenstore.values import ValueOperations
 
 if TYPE_CHECKING:
     # For annotations only: the core imports no database package, and a store that never refreshes no refresh engine.
@@ -56,7 +57,7 @@ _CLOSE_GRACE = 10.0
 _SEARCHED_ROWS = 5000
 
 
-class AuthTokenStore(TokenOperations):
+class AuthTokenStore(TokenOperations, ValueOperations):
     """The OAuth tokens that a server holds on behalf of its users, encrypted at rest.
 
     With a borrowed session the store takes part in the session's transaction, and the caller commits. If a call of the
@@ -188,10 +189,10 @@ class AuthTokenStore(TokenOperations):
 
     @clears_locals
     async def setup(self) -> None:
-        """Create the token table if it is missing; many processes may call this at once.
+        """Create the token table, and the table of values, if they are missing; many processes may call this at once.
 
         Raises:
-            ConfigurationError: A table of that name exists and is not a token table.
+            ConfigurationError: A table of such a name exists and is another one.
             BackendError: The database refused or failed.
         """
         await self._rows().setup()

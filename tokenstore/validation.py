@@ -26,21 +26,36 @@ from tokenstore.records import (
     SealedRecord,
     TokenKey,
 )
+from tokenstore.value_records import (
+    MAX_VALUE_BYTES,
+    MAX_VALUE_GROUP_BYTES,
+    MAX_VALUE_NAME_BYTES,
+    ScannedValue,
+    ValueKey,
+    ValueRow,
+)
 
 __all__ = [
     "RequestedRow",
+    "RequestedValue",
     "extra_json",
     "key_problem",
     "namespace_text",
     "optional_epoch_us",
     "plain_text",
     "requested_row",
+    "requested_value",
     "scanned_row_problem",
+    "scanned_value_problem",
     "seconds",
     "to_epoch_us",
     "token_key",
     "token_text",
     "too_deep",
+    "value_group",
+    "value_json",
+    "value_key",
+    "value_key_problem",
 ]
 
 _encode_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -59,6 +74,16 @@ def token_key(provider: object, user_id: object, account: object = "") -> TokenK
         _key_part("user_id", user_id, MAX_USER_ID_BYTES),
         "" if _is_empty(account) else _key_part("account", account, MAX_ACCOUNT_BYTES),
     )
+
+
+def value_group(namespace: object) -> str:
+    """Check the namespace of values."""
+    return _key_part("namespace", namespace, MAX_VALUE_GROUP_BYTES)
+
+
+def value_key(namespace: object, name: object) -> ValueKey:
+    """Check the parts of a value's key."""
+    return ValueKey(value_group(namespace), _key_part("name", name, MAX_VALUE_NAME_BYTES))
 
 
 def _key_part(name: str, value: object, limit: int) -> str:
@@ -158,6 +183,28 @@ def extra_json(value: object) -> str | None:
     return None if text == "{}" else text
 
 
+def value_json(value: object) -> str:
+    """Check a value and serialise it: any JSON value. Unlike json's own encoder, refuses keys that are no ``str``."""
+    try:
+        text = _encode_json(value)
+    except (TypeError, ValueError, RecursionError):
+        text = ""  # the error is raised below: otherwise its context, json's error, could show a value
+    if too_deep(value, MAX_EXTRA_DEPTH):
+        raise InvalidInputError(f"value is nested more than {MAX_EXTRA_DEPTH} levels deep, or contains itself")
+    if not text or not _has_str_keys(value):
+        raise InvalidInputError("value must be a JSON value (no NaN, datetime or bytes, and no keys that are no str)")
+    if len(text) > MAX_VALUE_BYTES:
+        raise InvalidInputError(f"value has {len(text)} bytes as JSON; at most {MAX_VALUE_BYTES} are allowed")
+    return text
+
+
+def _has_str_keys(value: object) -> bool:
+    """Whether all objects in a JSON value, which :func:`too_deep` has accepted, have keys that are ``str``."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _has_str_keys(child) for key, child in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_str_keys, value))
+
+
 def too_deep(value: object, levels: int) -> bool:
     """Whether a JSON value has more than so many levels of objects and arrays. A value that contains itself has."""
     level = [value]
@@ -251,6 +298,64 @@ def due_row_problem(row: DueRow) -> str | None:
         if not possible:
             return _impossible(row.key, column)
     return due_time_problem(row)
+
+
+RequestedValue = NewType("RequestedValue", ValueRow)
+"""A value's row that :func:`requested_value` has checked."""
+
+
+def requested_value(key: ValueKey, row: ValueRow | None) -> RequestedValue | None:
+    """As :func:`requested_row`, for a value.
+
+    Raises:
+        TamperedError: The database answered with another value, or a column holds what the store never writes.
+    """
+    if row is None:
+        return None
+    if row.key != key:
+        raise TamperedError(f"{key}: the database answered with another value, that of {row.key}")
+    for column, possible in (
+        ("value", type(row.value.sealed) is bytes),
+        ("version", _is_generation(row.version)),
+        *_possible_in_both(row, row.value.key_id),
+    ):
+        if not possible:
+            raise TamperedError(_impossible_value(key, column))
+    return RequestedValue(row)
+
+
+def value_key_problem(key: ValueKey) -> str | None:
+    """As :func:`key_problem`, for a value."""
+    try:
+        _ = value_key(*key)
+    except InvalidInputError as error:
+        return f"{key}: no store has written a value with this key: {error}"
+    return None
+
+
+def scanned_value_problem(row: ScannedValue) -> str | None:
+    """As :func:`scanned_row_problem`, for a value."""
+    for column, possible in _possible_in_both(row, row.key_id):
+        if not possible:
+            return _impossible_value(row.key, column)
+    return None
+
+
+def _possible_in_both(row: ValueRow | ScannedValue, key_id: object) -> tuple[tuple[str, bool], ...]:
+    """For each column that a row and an entry of the list have, whether the store may have written its value."""
+    return (
+        ("expires_at", row.expires_at is None or _is_time(row.expires_at)),
+        ("key_id", _is_name(key_id)),
+        ("created_at", _is_time(row.created_at)),
+        ("updated_at", _is_time(row.updated_at)),
+    )
+
+
+def _impossible_value(key: ValueKey, column: str) -> str:
+    return (
+        f"{key}: {column} has a value that no store has written, so the row was altered. Restore it from a backup, or "
+        "delete it with `pop_value`, which raises this error, too"
+    )
 
 
 def _impossible(key: TokenKey, column: str) -> str:

@@ -26,6 +26,7 @@ from tokenstore.records import (
     TokenKey,
     new_generation,
 )
+from tokenstore_memory.values import MemoryValues
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
@@ -48,7 +49,7 @@ class _Stored:
         return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else due_at)
 
 
-class MemoryBackend:
+class MemoryBackend(MemoryValues):
     """Rows in this process, gone with it. Serves the tasks of one event loop.
 
     Args:
@@ -57,6 +58,7 @@ class MemoryBackend:
     """
 
     def __init__(self, *, lock_timeout: float = 10.0, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
         self._rows: dict[TokenKey, _Stored] = {}
         self._locks = KeyedLocks()
         self.lock_timeout = lock_timeout
@@ -82,9 +84,10 @@ class MemoryBackend:
         self._open_rows()
 
     async def aclose(self) -> None:
-        """Forget every row."""
+        """Forget every row and value."""
         self._closed = True
         self._rows.clear()
+        self._stored.clear()
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
         return _record(key, self._open_rows().get(key), self._now())
@@ -222,9 +225,12 @@ class MemoryBackend:
                 f"the row of {key} stayed locked for {self.lock_timeout:g} s; repeat the call"
             ) from None
 
-    def _open_rows(self) -> dict[TokenKey, _Stored]:
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError("this store is closed")
+
+    def _open_rows(self) -> dict[TokenKey, _Stored]:
+        self._check_open()
         if self._home.moved():
             self._locks = KeyedLocks()  # the tasks that held locks ended with their event loop
         return self._rows

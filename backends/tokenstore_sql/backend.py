@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Self, TypeVar, cast
 
@@ -29,7 +29,7 @@ from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.schema import DEFAULT_TABLE
-from tokenstore_sql.setup import create_table
+from tokenstore_sql.setup import create_tables
 from tokenstore_sql.transaction import SQLTransaction
 
 __all__ = ["SQLBackend"]
@@ -160,15 +160,16 @@ class SQLBackend(SQLOperations):
 
     async def setup(self) -> None:
         async def create(rows: Rows) -> None:
-            await create_table(cast(AlchemyConnection, rows.connection).alchemy, self.table, self.dialect)
+            await create_tables(cast(AlchemyConnection, rows.connection).alchemy, self.tables, self.dialect)
 
         await self._run_setup(create)
 
     async def drop(self) -> None:
-        """Drop the table, with every token in it."""
+        """Drop the tables, with every token and value in them."""
 
         async def drop(rows: Rows) -> None:
-            await cast(AlchemyConnection, rows.connection).alchemy.run_sync(self.table.drop, checkfirst=True)
+            for table in self.tables.values():
+                await cast(AlchemyConnection, rows.connection).alchemy.run_sync(table.drop, checkfirst=True)
 
         await self._run_setup(drop)
 
@@ -205,7 +206,7 @@ class SQLBackend(SQLOperations):
         finally:
             await finish(transaction.end())
 
-    async def _run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+    async def _run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:
         self._check()
         return await self._calls.run(keys, operation, write=write)
 

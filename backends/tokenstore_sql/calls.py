@@ -25,7 +25,6 @@ from tokenstore.errors import (
     StoreClosedError,
 )
 from tokenstore.locks import KeyedLocks
-from tokenstore.records import TokenKey
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.deadlines import Deadline
 from tokenstore_sql.dialect import Dialect
@@ -70,7 +69,7 @@ class Calls(ABC):
 
     async def once(
         self,
-        keys: Sequence[TokenKey],
+        keys: Sequence[Hashable],
         operation: Operation[T],
         *,
         write: bool,
@@ -79,7 +78,8 @@ class Calls(ABC):
         """Carry out an operation, without a retry.
 
         Args:
-            keys: The rows that errors are about; none: the table. A batch's keys may be added during the operation.
+            keys: What errors are about: rows, or a description of several; none: the table. A batch's keys may be added
+                during the operation.
             operation: What to do on the connection.
             write: Whether it locks or writes rows.
             lock: Held in this process from before there is a connection until it is given back.
@@ -96,19 +96,19 @@ class Calls(ABC):
         return await mapped(self.dialect.errors, lambda: self.about(keys), call)
 
     @abstractmethod
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractAsyncContextManager[Rows]:
+    def _connected(self, keys: Sequence[Hashable], *, write: bool) -> AbstractAsyncContextManager[Rows]:
         """The rows on a connection, which is given back at the end."""
 
     async def _carried_out(self, rows: Rows, operation: Operation[T], *, write: bool) -> T:
         """Carry out the operation, and commit it if that is this road's part."""
         return await operation(rows)
 
-    def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
+    def _limited(self, keys: Sequence[Hashable], *, write: bool) -> AbstractContextManager[None]:
         """The last resort where a server or a network does not end a wait by itself."""
         deadline = self._write_deadline if write else self.read_deadline
         return deadline.limited(lambda: self._no_answer(keys, deadline.limit, write=write))
 
-    def _no_answer(self, keys: Sequence[TokenKey], limit: float, *, write: bool) -> BackendError:
+    def _no_answer(self, keys: Sequence[Hashable], limit: float, *, write: bool) -> BackendError:
         """The error of a statement that had no answer in time."""
         if write:
             return LockTimeoutError(
@@ -119,8 +119,8 @@ class Calls(ABC):
             f"{self.about(keys)}: no answer of the database within {limit:g} s (statement_timeout)"
         )
 
-    def about(self, keys: Sequence[TokenKey]) -> str:
-        """What an error is about: one row, or the table."""
+    def about(self, keys: Sequence[Hashable]) -> str:
+        """What an error is about: one row, what describes several, or the table."""
         return str(keys[0]) if len(keys) == 1 else f"the table {self.statements.table.fullname}"
 
 
@@ -151,11 +151,11 @@ class StoreCalls(Calls):
         if self.closed:
             raise StoreClosedError("this store is closed")
 
-    async def run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+    async def run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:
         """Carry out an operation, and send it again if that is safe and likely to help."""
         return await (self.write(keys, operation) if write else self.read(keys, operation))
 
-    async def read(self, keys: Sequence[TokenKey], operation: Operation[T], *, again: bool = True) -> T:
+    async def read(self, keys: Sequence[Hashable], operation: Operation[T], *, again: bool = True) -> T:
         """Read rows. If the connection turns out to be dead, the read is sent once more, over a new connection.
 
         Args:
@@ -181,7 +181,7 @@ class StoreCalls(Calls):
         self.source.discard_idle()
         return await self.once(keys, operation, write=False)
 
-    async def write(self, keys: Sequence[TokenKey], operation: Operation[T], *, locked: bool = False) -> T:
+    async def write(self, keys: Sequence[Hashable], operation: Operation[T], *, locked: bool = False) -> T:
         """Write rows.
 
         The write is sent again if a dead-lock or a serialization failure undid it as a whole, and once more, over a new
@@ -218,18 +218,18 @@ class StoreCalls(Calls):
                 await asyncio.sleep(random.uniform(0, 0.005 * attempt))
         return await self.once(keys, write, write=True, lock=lock)
 
-    def _no_answer(self, keys: Sequence[TokenKey], limit: float, *, write: bool) -> BackendError:
+    def _no_answer(self, keys: Sequence[Hashable], limit: float, *, write: bool) -> BackendError:
         # The server's machine may be gone. Then every idle connection is as dead as this one.
         _log.warning("a statement had no answer within %g s", limit)
         self.source.discard_idle()
         return super()._no_answer(keys, limit, write=write)
 
-    def local_lock(self, keys: Sequence[TokenKey]) -> LocalLock:
+    def local_lock(self, keys: Sequence[Hashable]) -> LocalLock:
         """This process's lock for a write of one row, or of any rows if the database has no row locks."""
         name = keys[0] if self.dialect.locks_rows else _WHOLE_DATABASE
         return LocalLock(self._locks, name, self.dialect.lock_timeout, lambda: self.about(keys))
 
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> Checkout:
+    def _connected(self, keys: Sequence[Hashable], *, write: bool) -> Checkout:
         return Checkout(self, transactional=False, write=write)
 
     async def _carried_out(self, rows: Rows, operation: Operation[T], *, write: bool) -> T:
@@ -251,10 +251,10 @@ class StoreCalls(Calls):
 class SetupCalls(StoreCalls):
     """Creating and dropping the table: in a transaction, and without a deadline, as other processes may do the same."""
 
-    def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> Checkout:
+    def _connected(self, keys: Sequence[Hashable], *, write: bool) -> Checkout:
         return Checkout(self, transactional=True, write=write)
 
-    def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
+    def _limited(self, keys: Sequence[Hashable], *, write: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
 

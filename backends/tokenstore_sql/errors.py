@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 EXPLANATIONS: Final[Mapping[type[BackendError], str]] = {
     BackendError: "the database refused the statement",
-    TableMissingError: "the token table does not exist: create it with `await store.setup()` or `tokenstore init`",
+    TableMissingError: "the table does not exist: create it with `await store.setup()` or `tokenstore init`",
     LockTimeoutError: "the lock was not free in time: another transaction holds the row; repeat the call",
     ConflictError: "a concurrent transaction won: repeat this one from its start",
     LoginRefusedError: "the server refuses the login: check the user name and the password in the database's URL",

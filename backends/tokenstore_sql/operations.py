@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
-from sqlalchemy import URL, MetaData
+from sqlalchemy import URL, MetaData, Table
 
 from tokenstore.health import RowFilter, SearchPage
 from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
@@ -15,13 +15,14 @@ from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.polling import Clients, PollInterval
 from tokenstore_sql.schema import DEFAULT_TABLE, token_table
 from tokenstore_sql.statements.statements import Statements
+from tokenstore_sql.value_operations import SQLValueOperations
 
 __all__ = ["SQLOperations"]
 
 T = TypeVar("T")
 
 
-class SQLOperations(ABC):
+class SQLOperations(SQLValueOperations, ABC):
     """See :class:`tokenstore.protocol.Backend`.
 
     Args:
@@ -41,8 +42,13 @@ class SQLOperations(ABC):
     def _build_statements(self) -> Statements:
         return Statements(self.table, self.dialect.grammar)
 
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Both tables, by what an error calls a table of that kind."""
+        return {"token table": self.table, "table of values": self.values}
+
     @abstractmethod
-    async def _run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+    async def _run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:
         """Carry out an operation. A write is committed, or left to the owner of the transaction."""
 
     @abstractmethod

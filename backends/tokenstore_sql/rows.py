@@ -72,11 +72,11 @@ class Rows:
         return [found.get(key, instead) for key in keys]
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
-        rows, _ = await self._run_locking(self.statements.lock, _where(key))
+        rows, _ = await self.run_locking(self.statements.lock, _where(key))
         return record_of(rows)
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        _ = await self._run_locking(self.statements.put, _put(key, tokens))
+        _ = await self.run_locking(self.statements.put, _put(key, tokens))
 
     async def put_many(self, entries: Sequence[tuple[TokenKey, SealedTokens]]) -> None:
         """Write several rows, all or none."""
@@ -90,7 +90,7 @@ class Rows:
             _ = await self._dialect.run_locking(self._scope, lambda: connection.run_each(self.statements.put, writes))
         else:
             for several in _chunks(writes, self.statements.grammar.most_at_once):
-                _ = await self._run_locking(*self.statements.put_many(several), brief=not self.transactional)
+                _ = await self.run_locking(*self.statements.put_many(several), brief=not self.transactional)
 
     async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
         return await self._write(self.statements.insert, _put(key, tokens)) > 0
@@ -196,11 +196,12 @@ class Rows:
             return await self._dialect.count_clients(self.connection)
 
     async def _write(self, statement: Executable, parameters: Mapping[str, Any]) -> int:
-        return (await self._run_locking(statement, parameters)).changed
+        return (await self.run_locking(statement, parameters)).changed
 
-    async def _run_locking(
+    async def run_locking(
         self, statement: Executable, parameters: Mapping[str, Any], *, brief: bool = False
     ) -> StatementResult:
+        """Run a statement that may wait for a lock; see :meth:`tokenstore_sql.dialect.Dialect.run_locking`."""
         return await self._dialect.run_locking(
             self._scope, lambda: self.connection.run(statement, parameters), brief=brief
         )

@@ -1,7 +1,7 @@
-"""The one table, and the types that make its columns mean the same on every database.
+"""The tables, and the types that make their columns mean the same on every database.
 
-:data:`metadata` and :func:`token_table` are public for users of Alembic: add the table to your own ``MetaData`` with
-``token_table(my_metadata)`` and autogenerate sees it.
+:data:`metadata`, :func:`token_table` and :func:`values_table` are public for users of Alembic: add the tables to your
+own ``MetaData`` with ``token_table(my_metadata)`` and ``values_table(my_metadata)``, and autogenerate sees them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 
 from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES
+from tokenstore.value_records import MAX_VALUE_GROUP_BYTES, MAX_VALUE_NAME_BYTES
 
-__all__ = ["DEFAULT_TABLE", "PostgresText", "Utf8Binary", "exact_text", "metadata", "token_table"]
+__all__ = ["DEFAULT_TABLE", "PostgresText", "Utf8Binary", "exact_text", "metadata", "token_table", "values_table"]
 
 DEFAULT_TABLE = "oauth_tokens"
 
@@ -165,7 +166,37 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
     )
 
 
+def values_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | None = None) -> Table:
+    """Add the table of values to a ``MetaData``. Its name is that of the token table and ``_values``.
+
+    Args:
+        metadata: Where to add it.
+        name: The token table's name.
+        schema: The schema of both.
+    """
+    name = f"{name}_values"
+    return Table(
+        name,
+        metadata,
+        Column("namespace", exact_text(MAX_VALUE_GROUP_BYTES), primary_key=True),
+        Column("name", exact_text(MAX_VALUE_NAME_BYTES), primary_key=True),
+        Column("value", _SEALED, nullable=False),
+        Column("key_id", exact_text(32), nullable=False, comment="the key that sealed this value"),
+        Column("expires_at", _INT64, comment="microseconds since the epoch, on the database's clock; null: never"),
+        Column("version", _INT64, nullable=False, comment="another random number with every write of the value"),
+        Column("created_at", _INT64, nullable=False),
+        Column("updated_at", _INT64, nullable=False),
+        # A short name: PostgreSQL's names have 63 bytes, and the token table's may have 48.
+        Index(f"{name}_expiry", "expires_at"),
+        schema=schema,
+        sqlite_strict=True,
+        mysql_engine="InnoDB",
+        mariadb_engine="InnoDB",
+    )
+
+
 metadata = MetaData()
-"""A ``MetaData`` that holds the table under its default name."""
+"""A ``MetaData`` that holds the tables under their default names."""
 
 token_table(metadata)
+values_table(metadata)

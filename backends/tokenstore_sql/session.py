@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -23,7 +23,7 @@ from tokenstore_sql.databases import backend_class
 from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
-from tokenstore_sql.setup import create_table
+from tokenstore_sql.setup import create_tables
 
 __all__ = ["SessionBackend"]
 
@@ -67,7 +67,7 @@ class _SessionCalls(Calls):
         return await self.once([key], lock, write=True)
 
     @asynccontextmanager
-    async def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AsyncIterator[Rows]:
+    async def _connected(self, keys: Sequence[Hashable], *, write: bool) -> AsyncIterator[Rows]:
         session = self.session()
         begins = not session.in_transaction()
         ours = begins or _is_ours(session)
@@ -88,7 +88,7 @@ class _SessionCalls(Calls):
                 await finish(session.rollback())
             raise
 
-    def _limited(self, keys: Sequence[TokenKey], *, write: bool) -> AbstractContextManager[None]:
+    def _limited(self, keys: Sequence[Hashable], *, write: bool) -> AbstractContextManager[None]:
         # Cutting off a statement would end the connection in the middle of the application's transaction. The dialect
         # limits the waits for locks; how long else to wait is for the application to decide.
         return nullcontext()
@@ -140,7 +140,7 @@ class SessionBackend(SQLOperations):
         return f"<SessionBackend {self.table.fullname} in {type(self._source).__name__}>"
 
     async def setup(self) -> None:
-        await self._run([], lambda rows: create_table(_alchemy(rows), self.table, self.dialect), write=True)
+        await self._run([], lambda rows: create_tables(_alchemy(rows), self.tables, self.dialect), write=True)
 
     async def aclose(self) -> None:
         """Nothing: the application closes its session."""
@@ -228,7 +228,7 @@ class SessionBackend(SQLOperations):
             raise UnsupportedOperationError("the application began the session's transaction and must end it itself")
         await finish(session.rollback())
 
-    async def _run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+    async def _run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:
         return await self._calls.once(keys, operation, write=write)
 
     def _own_clients(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ class _TransactionCalls(Calls):
         self._has_local_lock = False
         self._one_at_a_time = asyncio.Lock()
 
-    async def run(self, keys: Sequence[TokenKey], operation: Operation[T], *, write: bool) -> T:
+    async def run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:
         """Carry out an operation in the transaction."""
         self._calls.check_open()
         # A connection serves one statement at a time, whatever the tasks in the block do.
@@ -56,7 +56,7 @@ class _TransactionCalls(Calls):
             await mapped(self.dialect.errors, lambda: self.about([]), held.aclose)
 
     @asynccontextmanager
-    async def _connected(self, keys: Sequence[TokenKey], *, write: bool) -> AsyncIterator[Rows]:
+    async def _connected(self, keys: Sequence[Hashable], *, write: bool) -> AsyncIterator[Rows]:
         if write and not self._has_local_lock:
             # Only for the first lock: the database cannot detect a dead-lock with a task that holds a row's lock and
             # waits for a local one.

@@ -17,7 +17,7 @@ from tokenstore import generate_key
 @shared_rows
 def test_each_command_works_on_every_database(row: Row, url: str) -> None:
     """Each command prints text or JSON, and prints tokens only with the option for it."""
-    assert cli("init", url=url, keys=None) == (0, "the token table is ready\n", "")
+    assert cli("init", url=url, keys=None) == (0, "the tables are ready\n", "")
     assert cli("init", "--json", url=url).rows == [{"ready": True}]
     stored = cli("put", "github", "u1", "--json", url=url, stdin=json.dumps(RESPONSE))
     [summary] = stored.rows

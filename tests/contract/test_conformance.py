@@ -15,7 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.matrix import Row, each_database, every_row, shared_rows
 from tokenstore.protocol import Backend
 from tokenstore.registry import backend_for_engine
-from tokenstore.testing.conformance import BackendConformance, RowLockConformance, SharedBackendConformance, Testbed
+from tokenstore.testing.conformance import (
+    BackendConformance,
+    RowLockConformance,
+    SharedBackendConformance,
+    Testbed,
+    ValueConformance,
+)
 
 
 class OnRow(Testbed):
@@ -33,17 +39,17 @@ class OnRow(Testbed):
 
 
 @every_row
-class TestByUrl(OnRow, BackendConformance, RowLockConformance):
+class TestByUrl(OnRow, BackendConformance, RowLockConformance, ValueConformance):
     """One backend object, as in a single process."""
 
 
 @shared_rows
-class TestShared(OnRow, SharedBackendConformance, RowLockConformance):
+class TestShared(OnRow, SharedBackendConformance, RowLockConformance, ValueConformance):
     """Two backend objects, as in two processes."""
 
 
 @each_database
-class TestOnEngine(OnRow, BackendConformance, RowLockConformance):
+class TestOnEngine(OnRow, BackendConformance, RowLockConformance, ValueConformance):
     """A backend on an engine with SQLAlchemy's defaults, which the backend must not change."""
 
     def open(self, url: str, **options: Any) -> Backend:

@@ -8,7 +8,7 @@ import re
 import shlex
 import warnings
 from codeop import compile_command
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from support.pages import (
     REFRESH,
     SCHEMA,
     SEALING,
+    VALUES,
     Block,
     blocks,
     named,
@@ -86,6 +87,11 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite
+def test_the_login_on_the_page_of_values_works(tmp_path: Path) -> None:
+    assert follow(VALUES, Reader(tmp_path), "console", "python file=", "python")
+
+
+@pytest.mark.sqlite
 def test_the_code_blocks_of_the_command_line_page_run_and_print_no_token(tmp_path: Path) -> None:
     printed = follow(CLI, Reader(tmp_path), "console", "python file=")
     assert "nothing due" in printed[-1]
@@ -95,12 +101,21 @@ def test_the_code_blocks_of_the_command_line_page_run_and_print_no_token(tmp_pat
 
 @pytest.mark.sqlite
 def test_the_key_rotation_on_the_keys_page_works(tmp_path: Path) -> None:
-    """The new key is added after the old one, becomes the primary key, and at the end is the only key."""
+    """The new key is added after the old one, becomes the primary key, and at the end opens all by itself."""
     reader = Reader(tmp_path)
+    url = f"sqlite:///{tmp_path}/work/keys.db"
     rings, printed = [], ""
+
+    async def with_store(call: Callable[[AuthTokenStore], Awaitable[object]]) -> object:
+        async with open_store(url, keyring=Keyring.from_string(reader.environment[KEYS_VARIABLE])) as store:
+            return await call(store)
+
     for block in of_kind(KEYS, "console", "python"):
         printed = reader.run(block)
         rings.append(Keyring.from_string(reader.environment[KEYS_VARIABLE]).names)
+        if len(rings) == 1:
+            _ = asyncio.run(with_store(lambda store: store.put_value("login", "state", "verifier")))
+    assert asyncio.run(with_store(lambda store: store.get_value("login", "state"))) == "verifier"
     assert list(dict.fromkeys(rings)) == [("k1",), ("k1", "k2"), ("k2", "k1"), ("k2",)]
     assert "k2" in printed
     assert "k1" not in printed

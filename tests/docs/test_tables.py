@@ -23,6 +23,7 @@ from support.pages import (
     PROJECT,
     README,
     SCHEMA,
+    VALUES,
     codes,
     named,
     prose,
@@ -43,7 +44,9 @@ from tokenstore.records import (
 )
 from tokenstore.registry import _BUILT_IN
 from tokenstore.testing import conformance
-from tokenstore_sql import calls, token_table
+from tokenstore.value_records import MAX_VALUE_BYTES, MAX_VALUE_GROUP_BYTES, MAX_VALUE_NAME_BYTES
+from tokenstore.values import ValueOperations
+from tokenstore_sql import calls, token_table, values_table
 from tokenstore_sql import options as sql_options
 from tokenstore_sql.mysql import backend as mysql_backend
 from tokenstore_sql.postgres import backend as postgres_backend
@@ -134,6 +137,28 @@ def test_the_table_of_columns_matches_the_schema() -> None:
         for column in token_table(MetaData()).columns
     ]
     assert [[cell.strip("`") for cell in row[:5]] for row in table(SCHEMA, "column")] == expected
+
+
+def test_the_table_of_the_columns_of_values_matches_the_schema() -> None:
+    kinds = [module.dialect() for module in (postgresql, mysql, sqlite)]
+    values = values_table(MetaData())
+    expected = [
+        [column.name, *(column.type.compile(dialect=kind) for kind in kinds), "yes" if column.nullable else "no"]
+        for column in values.columns
+    ]
+    assert [[cell.strip("`") for cell in row[:5]] for row in table(SCHEMA, "column of values")] == expected
+    assert {f"`{values.name}`", *(f"`{index.name}`" for index in values.indexes)} <= {
+        *re.findall("`[^`]+`", prose(SCHEMA).replace("`_values`", f"`{values.name}`"))
+    }
+
+
+def test_the_page_of_values_names_the_methods_and_the_limits() -> None:
+    methods = {text.partition("(")[0] for cells in table(VALUES, "method") for text in codes(cells[0])}
+    assert methods == {name for name in vars(ValueOperations) if not name.startswith("_")}
+    text = prose(VALUES)
+    assert f"A namespace has 1 to {MAX_VALUE_GROUP_BYTES} bytes of UTF-8, a name 1 to {MAX_VALUE_NAME_BYTES}" in text
+    assert f"at most {MAX_VALUE_BYTES} bytes as JSON" in text
+    assert f"at most {MAX_EXTRA_DEPTH} levels" in text
 
 
 def test_the_table_of_locks_matches_the_dialects() -> None:

@@ -212,7 +212,7 @@ def test_each_caller_of_a_failed_statement_gets_an_error_that_names_its_row(row:
             assert all(type(end) is TableMissingError for end in ends)
             assert len({id(end) for end in ends}) == 20
             for number, end in enumerate(ends):
-                assert str(end).startswith(f"{_key(number)}: the token table does not exist")
+                assert str(end).startswith(f"{_key(number)}: the table does not exist")
 
     asyncio.run(main())
 

@@ -251,7 +251,7 @@ class _Caches(AnySQLBackend):
             cache[key] = await super().get(key)
         return cache[key]
 
-    async def _run(self, keys: Sequence[TokenKey], operation: Any, *, write: bool) -> Any:
+    async def _run(self, keys: Sequence[Any], operation: Any, *, write: bool) -> Any:
         self._forget(keys)
         try:
             return await super()._run(keys, operation, write=write)

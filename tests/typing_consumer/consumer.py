@@ -18,6 +18,7 @@ from tokenstore import (
     TokenRecord,
     TokenStoreError,
     Transaction,
+    ValueEntry,
     generate_key,
     open_store,
 )
@@ -68,6 +69,12 @@ async def owned(engine: AsyncEngine) -> None:
         assert_type(await store.load_fresh_tokens("github", "u1", missing="raise"), TokenRecord)
         try:
             assert_type(await store.reseal_tokens("github", "u1"), bool)
+            await store.put_value("login", "state", {"verifier": "v"}, ttl=timedelta(minutes=10))
+            assert_type(await store.pop_value("login", "state", default=None), Any)
+            assert_type(await store.purge_values(), int)
+            async for value in store.list_values(namespace="login"):
+                assert_type(value, ValueEntry)
+                assert_type(value["expires_at"], datetime | None)
         except TokenStoreError as error:
             assert_type(error, TokenStoreError)
 

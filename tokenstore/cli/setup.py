@@ -1,4 +1,4 @@
-"""Commands for a new installation: a key, and the table."""
+"""Commands for a new installation: a key, and the tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keygen(
 
 
 def init(ctx: typer.Context, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Create the token table if it is missing. Needs no keys."""
+    """Create the tables that are missing. Needs no keys."""
     options = common_options(ctx, url, as_json)
 
     async def create() -> None:
@@ -40,4 +40,4 @@ def init(ctx: typer.Context, url: UrlOption = None, as_json: JsonOption = False)
     if options.as_json:
         print_json({"ready": True})
     else:
-        print_line("the token table is ready")
+        print_line("the tables are ready")

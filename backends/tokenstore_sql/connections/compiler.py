@@ -9,6 +9,7 @@ from typing import Any, cast
 from sqlalchemy import ARRAY, Executable, LargeBinary, Select
 from sqlalchemy.engine.interfaces import Dialect as SQLAlchemyDialect
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.dml import UpdateBase
 
 from tokenstore_sql.connections.connection import Parameters, StatementResult
 
@@ -23,7 +24,9 @@ class CompiledStatement:
     def __init__(self, statement: Executable, dialect: SQLAlchemyDialect) -> None:
         compiled = cast(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self.sql = str(compiled)
-        self.returns_rows = isinstance(statement, Select)
+        self.returns_rows = isinstance(statement, Select) or (
+            isinstance(statement, UpdateBase) and bool(statement.returning_column_descriptions)
+        )
         names = compiled.positiontup if compiled.positiontup is not None else list(compiled.bind_names.values())
         self._in_order = None if compiled.positiontup is None else _in_order(names)
         self._constants: dict[str, Any] = {}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Double,
+    Executable,
     Select,
     Table,
     Update,
     bindparam,
     cast,
+    delete,
     func,
     literal_column,
     select,
@@ -94,6 +96,20 @@ class PostgresGrammar(Grammar):
         key = list(table.primary_key)
         locked = self.for_update(select(*key).where(*this_row)).subquery("locked")
         return update.where(*(column == locked.c[column.name] for column in key))
+
+    def take(
+        self,
+        table: Table,
+        this_row: Sequence[ColumnElement[bool]],
+        condition: Callable[[Any], ColumnElement[bool]],
+        columns: Sequence[ColumnElement[Any]],
+    ) -> Executable:
+        # As in lock_first. The condition is on the subquery's columns, and OFFSET keeps the planner from moving it into
+        # the subquery, where it would be computed before the wait.
+        one = select(*table.c).where(*this_row).offset(literal_column("0"))
+        locked = self.for_update(one).subquery("locked")
+        same = (column == locked.c[column.name] for column in table.primary_key)
+        return delete(table).where(*same, condition(locked.c)).returning(*columns)
 
 
 def _since_epoch(time: ColumnElement[Any]) -> ColumnElement[int]:

@@ -62,7 +62,8 @@ class SQLiteConnection(OneTripConnection):
 
     async def send(self, sql: str, arguments: Any, returns_rows: bool) -> StatementResult:
         found = await self.driver.do(partial(_execute, sql, arguments))
-        if not returns_rows:
+        # Of a query sqlite3 counts -1 rows; of a DELETE that returns rows, those that it deleted.
+        if not returns_rows or found.changed >= 0:
             self._check_file()
         return found
 

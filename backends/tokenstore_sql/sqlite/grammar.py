@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, Table, cast, func, literal_column
+from sqlalchemy import ColumnElement, Executable, Integer, Select, Table, cast, delete, func, literal_column
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from tokenstore_sql.statements.grammar import Grammar, on_conflict_ignore, on_conflict_replace
@@ -37,3 +37,12 @@ class SQLiteGrammar(Grammar):
 
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query  # BEGIN IMMEDIATE locks the whole database
+
+    def take(
+        self,
+        table: Table,
+        this_row: Sequence[ColumnElement[bool]],
+        condition: Callable[[Any], ColumnElement[bool]],
+        columns: Sequence[ColumnElement[Any]],
+    ) -> Executable:
+        return delete(table).where(*this_row, condition(table.c)).returning(*columns)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import ColumnElement, Select, Table, Update, and_, bindparam, or_
+from sqlalchemy import ColumnElement, Executable, Select, Table, Update, and_, bindparam, or_
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
@@ -105,6 +105,26 @@ class Grammar(ABC):
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
         """Make an update of one row read the clock after it has taken the row's lock."""
         return update
+
+    def take(
+        self,
+        table: Table,
+        this_row: Sequence[ColumnElement[bool]],
+        condition: Callable[[Any], ColumnElement[bool]],
+        columns: Sequence[ColumnElement[Any]],
+    ) -> Executable | None:
+        """One statement that deletes a row and returns it, if a condition holds after the row's lock was taken.
+
+        Args:
+            table: The table.
+            this_row: Which row.
+            condition: From columns of the table, by their names, to the condition.
+            columns: What to return.
+
+        Returns:
+            The statement; None: the database has none.
+        """
+        return None
 
 
 @cache

@@ -102,7 +102,7 @@ def test_target_session_attrs_chooses_the_primary_or_the_standby(
         async with open_store(
             f"{url}{options}", keyring=keyring, connect_timeout=1, application_name=application
         ) as store:
-            with pytest.raises(Exception, match="the token table does not exist"):
+            with pytest.raises(Exception, match="the table does not exist"):
                 await store.load_tokens("github", "u1")
             return await asyncio.to_thread(asked)
 

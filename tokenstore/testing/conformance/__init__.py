@@ -14,7 +14,8 @@ To test a backend, write a subclass that returns the URL of an empty store::
         make_url = TestMine.make_url
 
 :class:`BackendConformance` is for every backend, :class:`RowLockConformance` for backends that have ``transaction()``,
-and :class:`SharedBackendConformance` for backends whose data several processes can open. Together with the last one,
+:class:`ValueConformance` for backends that keep values, and :class:`SharedBackendConformance` for backends whose data
+several processes can open. Together with the last one,
 the tests of two callers use two backend objects, which share nothing but the database.
 """
 
@@ -38,8 +39,16 @@ from tokenstore.testing.conformance._rows import RowTests
 from tokenstore.testing.conformance._setup import SetupTests
 from tokenstore.testing.conformance._shared import SharedBackendConformance
 from tokenstore.testing.conformance._testbed import Testbed
+from tokenstore.testing.conformance._values import ValueConformance
 
-__all__ = ["BackendConformance", "RowLockConformance", "SharedBackendConformance", "Testbed", "sealed"]
+__all__ = [
+    "BackendConformance",
+    "RowLockConformance",
+    "SharedBackendConformance",
+    "Testbed",
+    "ValueConformance",
+    "sealed",
+]
 
 
 class BackendConformance(SetupTests, RowTests, DueTests, LeaseTests, ConcurrencyTests):
