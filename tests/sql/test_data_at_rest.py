@@ -14,7 +14,7 @@ from support import servers
 from support.matrix import Row, shared_rows
 from tokenstore import Keyring, open_store
 
-ACCESS, REFRESH, SCOPE = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope"))
+ACCESS, REFRESH, SCOPE, VERIFIER = (f"{name}-{token_hex(16)}" for name in ("access", "refresh", "scope", "verifier"))
 
 
 def _spellings(token: str) -> list[bytes]:
@@ -37,7 +37,7 @@ def _dump(row: Row, url: str) -> bytes:
 
 @shared_rows
 def test_no_dump_contains_a_token(row: Row, url: str) -> None:
-    """The dump contains the user's id, but no token and no extra field, in any common encoding."""
+    """The dump contains the user's id, but no token, extra field or value, in any common encoding."""
     user, key = f"user-{token_hex(8)}", token_bytes(32)
 
     async def main() -> bytes:
@@ -47,6 +47,8 @@ def test_no_dump_contains_a_token(row: Row, url: str) -> None:
                 await store.store_tokens(
                     "github", user, ACCESS, REFRESH, datetime.now(UTC) + timedelta(hours=1), extra={"scope": SCOPE}
                 )
+                await store.put_value("login", user, {"verifier": VERIFIER}, ttl=3600)
+            assert await store.get_value("login", user) == {"verifier": VERIFIER}
             record = await store.load_tokens("github", user)
             assert record is not None
             assert (record["access_token"], record["extra"]) == (ACCESS, {"scope": SCOPE})
@@ -55,7 +57,7 @@ def test_no_dump_contains_a_token(row: Row, url: str) -> None:
     dump = asyncio.run(main())
     assert user.encode() in dump  # shows that the search works
     assert b"k1" in dump  # the key's name, not the key
-    for secret in (ACCESS, REFRESH, SCOPE):
+    for secret in (ACCESS, REFRESH, SCOPE, VERIFIER):
         for spelling in _spellings(secret):
             assert spelling not in dump
     assert key not in dump

@@ -247,6 +247,39 @@ def test_listing_refreshing_and_resealing_call_no_planted_function(
         asyncio.run(main())
 
 
+@either_source
+@both_drivers
+def test_no_operation_on_values_calls_a_planted_function(
+    database: _DatabaseWithPlantedFunctions, source: str, keyring: Keyring
+) -> None:
+    async def setup() -> None:
+        async with open_store(database.url, keyring=keyring) as store:
+            await store.setup()
+
+    async def main() -> None:
+        async with _opened(source, database.url, Keyring({"k2": bytes(range(1, 33)), "k1": bytes(range(32))})) as store:
+            async with _opened(source, database.url, keyring) as older:
+                for user in _USERS:
+                    await older.put_value("login", user, user, ttl=3600)
+            await store.put_value("login", "u1", "anew")
+            await store.put_value("login", "short", 1, ttl=0.000001)
+            assert await store.get_value("login", "u1") == "anew"
+            assert await store.get_value("login", "short") is None
+            assert await store.reseal_value("login", "u2")
+            for options in ({}, {"namespace": "login"}):
+                names = [entry["name"] async for entry in store.list_values(page_size=5, **options)]
+                assert names == sorted(_USERS)
+            assert await store.pop_value("login", "u3") == "u3"
+            assert await store.pop_value("login", "u3") is None
+            assert await store.purge_values() == 1
+            assert await store.delete_values("login") == len(_USERS) - 1
+
+    asyncio.run(setup())
+    database.plant()
+    with _no_planted_function_called(database):
+        asyncio.run(main())
+
+
 @both_drivers
 def test_waiting_for_a_lock_or_a_lease_calls_no_planted_function(
     database: _DatabaseWithPlantedFunctions, keyring: Keyring

@@ -16,6 +16,7 @@ import pytest
 from support.database import Place
 from support.tagged_tokens import load_tag, opened, set_up, store_tag
 from tokenstore import AuthTokenStore, BackendUnavailableError, Keyring, TokenRecord, open_store
+from tokenstore_sql.sqlite.connections import SQLiteConnection
 from tokenstore_sql.sqlite.database_file import DatabaseFile
 
 pytestmark = pytest.mark.sqlite
@@ -72,6 +73,24 @@ def test_a_file_that_is_gone_is_told_and_nothing_is_acknowledged(place: Place, p
             assert await load_tag(store) == "newer"
             await store_tag(store, "newest")
             assert await _seen_by_others(place, keyring) == "newest"
+
+    asyncio.run(main())
+
+
+def test_no_pop_is_acknowledged_in_a_file_that_is_gone(
+    place: Place, path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file goes away after the connection was taken: a DELETE that returns rows is a write, too."""
+
+    async def main() -> None:
+        async with _open(place, path, keyring) as (store, _):
+            await store.put_value("login", "state", "value")
+            with monkeypatch.context() as patch:
+                patch.setattr(SQLiteConnection, "is_alive", lambda *_: True)
+                _move_away(path)
+                with pytest.raises(BackendUnavailableError) as caught:
+                    await store.pop_value("login", "state")
+                assert caught.value.code == "SQLITE_READONLY_DBMOVED"
 
     asyncio.run(main())
 
