@@ -26,7 +26,11 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
 
     shown = cli("show", "github", "u1", "--json", url=url)
     [record] = shown.rows
-    stamps = {name: datetime.fromisoformat(record.pop(name)) for name in list(record) if name.endswith("_at")}
+    stamps = {
+        name: datetime.fromisoformat(record.pop(name))
+        for name in list(record)
+        if name.endswith("_at") and record[name] is not None
+    }
     assert all(stamp.utcoffset() == timedelta(0) for stamp in stamps.values())
     assert set(stamps) == {"access_token_expires_at", "refresh_token_expires_at", "created_at", "updated_at"}
     assert stamps["refresh_token_expires_at"] - stamps["access_token_expires_at"] >= timedelta(seconds=3599)
@@ -42,6 +46,10 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "extra_fields": ["expires_in", "id_token", "token_type"],
         "key_id": "k1",
         "needs_reseal": False,
+        "status": "valid",
+        "failure_code": None,
+        "failed_at": None,
+        "retry_at": None,
     }
     text, table = cli("show", "github", "u1", url=url), cli("list", url=url)
     [entry] = cli("list", "--json", url=url).rows
@@ -58,6 +66,10 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "created_at",
         "updated_at",
         "needs_reseal",
+        "status",
+        "failure_code",
+        "failed_at",
+        "retry_at",
     }
     shows_no_secret(stored, shown, text, table, cli("list", "--json", url=url))
     assert "valid" in text.out

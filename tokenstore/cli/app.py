@@ -17,7 +17,7 @@ from tokenstore.cli.options import CommonOptions, JsonOption, NamespaceOption, U
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
 from tokenstore.cli.setup import init, keygen
-from tokenstore.cli.tokens import delete, list_tokens, put, show
+from tokenstore.cli.tokens import clear_failure, delete, list_tokens, put, show
 from tokenstore.errors import TokenStoreError
 from tokenstore.tracebacks import clears_locals
 
@@ -132,6 +132,7 @@ app.command()(init)
 app.command()(put)
 app.command()(show)
 app.command("list")(list_tokens)
+app.command("clear-failure")(clear_failure)
 app.command()(delete)
 app.command("refresh-due")(refresh_due)
 app.command()(demo)

@@ -1,4 +1,4 @@
-"""Commands on rows: put, show, list, delete."""
+"""Commands on rows: put, show, list, clear-failure, delete."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from tokenstore.cli.output import (
 )
 from tokenstore.errors import InvalidInputError, RefreshError
 from tokenstore.escaping import escaped
+from tokenstore.health import STATUSES
 from tokenstore.integrations._bodies import parsed
 from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.refresh.responses import (
@@ -45,7 +46,7 @@ from tokenstore.refresh.responses import (
     response_fields,
 )
 
-__all__ = ["delete", "list_tokens", "put", "show"]
+__all__ = ["clear_failure", "delete", "list_tokens", "put", "show"]
 
 _MAX_INPUT: Final = 4 * 1024 * 1024  # more than a row can hold
 _NOT_PRIMARY: Final = " (not the primary key)"
@@ -180,6 +181,10 @@ def show(
             record = await store.load_tokens(provider, user, account=account)
             if record is None:
                 _not_found(TokenKey(provider, user, account))
+            entries = [one async for one in store.list_tokens(provider=provider, user_id=user)]
+            health = next((one for one in entries if one["account"] == account), None)
+            if health is None:
+                _not_found(TokenKey(provider, user, account))
             shown = dict(record.items())
             secret = {name: shown.pop(name) for name in ("access_token", "refresh_token", "extra")}
             shown |= {
@@ -188,6 +193,7 @@ def show(
                 "has_refresh_token": record["refresh_token"] is not None,
                 "extra_fields": sorted(record["extra"]),
                 "needs_reseal": store.needs_reseal(record),
+                **{name: health[name] for name in ("status", "failure_code", "failed_at", "retry_at")},
             }
             return shown | secret if reveal else shown
 
@@ -203,6 +209,9 @@ def show(
             ("provider", provider),
             ("user", user),
             *([("account", account)] if account else []),
+            ("status", _status(row)),
+            *([("failed", format_time(row["failed_at"]))] if row["failed_at"] is not None else []),
+            *([("next try", format_time(row["retry_at"]))] if row["retry_at"] is not None else []),
             ("access token", f"{access}; expires {format_expiry(row)}"),
             ("refresh token", refresh + refresh_expiry),
             ("extra", ", ".join(row["extra_fields"]) or "none"),
@@ -220,17 +229,36 @@ def list_tokens(
     ctx: typer.Context,
     provider: Annotated[str | None, typer.Option(metavar="PROVIDER", help="Only this provider's rows.")] = None,
     user: Annotated[str | None, typer.Option(metavar="USER", help="Only this user's rows.")] = None,
+    user_prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only rows whose user id begins with this text.")
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="STATUS", help=f"Only rows with this status: {', '.join(sorted(STATUSES))}.")
+    ] = None,
+    expiring_within: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Only access tokens that expire within this time, or have expired."),
+    ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List rows, without their tokens. Needs no keys; with keys it marks rows not sealed with the primary key."""
     options = common_options(ctx, url, as_json)
-    listing = Listing("PROVIDER", "USER", "ACCOUNT", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
+    if status is not None and status not in STATUSES:
+        raise InvalidInputError(f"--status must be one of {', '.join(sorted(STATUSES))}")
+    rows: Any = {
+        "provider": provider,
+        "user_id": user,
+        "user_prefix": user_prefix,
+        "status": status,
+        "expiring_within": expiring_within,
+    }
+    listing = Listing("PROVIDER", "USER", "ACCOUNT", "STATUS", "ACCESS EXPIRES", "REFRESH EXPIRES", "KEY", "UPDATED")
 
     async def scan() -> None:
         # Each row is printed as it is read: a table may have more rows than fit into the memory.
         async with open_from_options(options, needs_keys=False) as store:
-            async for entry in store.list_tokens(provider=provider, user_id=user):
+            async for entry in store.list_tokens(**rows):
                 row = {**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None}
                 if options.as_json:
                     print_json(row)
@@ -243,14 +271,44 @@ def list_tokens(
         print_error("no rows", prefix="")
 
 
+def _status(row: Mapping[str, Any]) -> str:
+    return f"{row['status']} ({row['failure_code']})" if row["failure_code"] is not None else str(row["status"])
+
+
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["provider"]
     yield row["user_id"]
     yield row["account"]
+    yield _status(row)
     yield format_expiry(row)
     yield format_time(row["refresh_token_expires_at"]) if row["has_refresh_token"] else "none issued"
     yield row["key_id"] + _NOT_PRIMARY * bool(row["needs_reseal"])
     yield format_time(row["updated_at"])
+
+
+def clear_failure(
+    ctx: typer.Context,
+    provider: ProviderArgument,
+    user: UserArgument,
+    account: AccountOption = "",
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Clear the failure of a row's last refresh: the next load calls the provider at once. Needs no keys."""
+    options = common_options(ctx, url, as_json)
+    key = TokenKey(provider, user, account)
+
+    async def clear() -> bool:
+        async with open_from_options(options, needs_keys=False) as store:
+            return await store.clear_failure(provider, user, account=account)
+
+    if not run_async(clear()):
+        print_error(f"no failure of {key}")
+        raise typer.Exit(NOT_FOUND)
+    if options.as_json:
+        print_json({**key._asdict(), "cleared": True})
+    else:
+        print_line("cleared")
 
 
 def delete(

@@ -296,7 +296,9 @@ class Statements:
         found = case((and_(true(), *conditions), literal_column("1")), else_=literal_column("0")).label("found")
         columns = [row[column.name] for column in read.c]
         last = row.place == bindparam("n", type_=Integer())
-        return select(*columns, found, row.place).where(or_(and_(true(), *conditions), last)).order_by(row.place)
+        query: Any = select(*columns, found, row.place).where(or_(and_(true(), *conditions), last))
+        placed: Select[Any] = query.order_by(row.place)
+        return placed
 
     @cache  # noqa: B019 - two at most, and they live as long as the store
     def scan_due(self, *, after: bool) -> Sequence[Select[Any]]:
