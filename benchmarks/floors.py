@@ -339,7 +339,7 @@ class Floor(Contender):
         self._ready = {place: self._values(sealed_row(place)) for place in places}
 
     def _values(self, row: SealedRow) -> tuple[Any, ...]:
-        return self.statements.row(row)[:9]
+        return self.statements.row(row)[:10]
 
     def values(self, provider: str, user_id: str) -> tuple[Any, ...]:
         """Return the parameters of the upsert."""

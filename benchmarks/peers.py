@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.contenders import Contender, Kind, Operations, missing
 from benchmarks.floors import Asyncpg, Floor
+from benchmarks.sql import IDLE, WRITTEN
 from benchmarks.tokens import ACCESS, EXPIRES, REFRESH, key
 from tokenstore_sql import token_table
 
@@ -59,7 +60,7 @@ class Core(Floor):
                 return (await connection.execute(query, {"p": provider, "u": user_id, "a": ""})).first()
 
         async def store(provider: str, user_id: str) -> None:
-            _, _, _, access, refresh, expires, _, generation = values(provider, user_id)
+            _, _, _, access, refresh, expires, known, due_at, _, generation = values(provider, user_id)
             parameters = {
                 "p": provider,
                 "u": user_id,
@@ -67,6 +68,8 @@ class Core(Floor):
                 "access": access,
                 "refresh": refresh,
                 "expires": expires,
+                "known": known,
+                "due_at": due_at,
                 "key_id": "bench",
                 "g": generation,
                 "now": expires,
@@ -89,14 +92,15 @@ def _upsert(table: Table, dialect: str) -> Any:
         "access_token": bindparam("access"),
         "refresh_token": bindparam("refresh"),
         "access_token_expires_at": bindparam("expires"),
+        "access_token_expiry_known": bindparam("known"),
+        "due_at": bindparam("due_at"),
         "key_id": bindparam("key_id"),
         "generation": bindparam("g"),
         "created_at": bindparam("now"),
         "updated_at": bindparam("now"),
     }
-    replaced = ("access_token", "refresh_token", "access_token_expires_at", "key_id", "updated_at")
-    idle = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
-    more: dict[str, Any] = {**dict.fromkeys(idle), "generation": table.c.generation + 1}
+    replaced = (*WRITTEN, "updated_at")
+    more: dict[str, Any] = {**dict.fromkeys(IDLE), "generation": table.c.generation + 1}
     if dialect == "mysql":
         ours = mysql.insert(table).values(**values)
         return ours.on_duplicate_key_update({**{name: ours.inserted[name] for name in replaced}, **more})

@@ -217,8 +217,8 @@ class _Tables:
             return self._filled[rows]
         self._run.tell(f"{self.database.name}: filling {rows:,} rows")
         name = f"bench_{token_hex(6)}"
-        # The other names are of tables that peers may have created.
-        names = [f"{name}{suffix}" for suffix in ("", "_orm", "_kv", "_bots", "_slack")]
+        # The values of the store; the other names are of tables that peers may have created.
+        names = [f"{name}{suffix}" for suffix in ("", "_values", "_orm", "_kv", "_bots", "_slack")]
         self._stack.callback(self._keeper.first, "clean", names, rows)
         self._keeper.first("setup", name, rows)
         self._filled[rows] = _Table(name, rows)

@@ -9,19 +9,24 @@ from typing import Final
 
 from benchmarks.tokens import SealedRow
 
-__all__ = ["SQL"]
+__all__ = ["IDLE", "SQL", "WRITTEN"]
 
 _READ: Final = (
     "provider, user_id, account, access_token, refresh_token, extra, access_token_expires_at, "
-    "refresh_token_expires_at, key_id, generation, lease_holder, lease_expires_at, failure_code, retry_at, "
-    "created_at, updated_at"
+    "refresh_token_expires_at, access_token_expiry_known, key_id, generation, lease_holder, lease_expires_at, "
+    "failure_code, retry_at, created_at, updated_at"
 )
 _LISTED: Final = (
     "provider, user_id, account, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, "
-    "key_id, generation, created_at, updated_at"
+    "access_token_expiry_known, key_id, generation, created_at, updated_at, failure_code, failed_at, retry_at, "
+    "lease_expires_at"
 )
-_WRITTEN: Final = ("access_token", "refresh_token", "access_token_expires_at", "due_at", "key_id")
-_IDLE: Final = ("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
+WRITTEN: Final = (
+    *("access_token", "refresh_token", "access_token_expires_at", "access_token_expiry_known", "due_at", "key_id"),
+)
+IDLE: Final = (
+    *("extra", "refresh_token_expires_at", "lease_holder", "lease_expires_at", "failure_code", "failed_at", "retry_at"),
+)
 _NOW: Final = {
     "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS bigint)",
     "mysql": "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)",
@@ -61,18 +66,18 @@ class SQL:
 
     @cached_property
     def upsert(self) -> str:
-        """Insert or replace a row; the parameters are the first nine fields of :class:`SealedRow`."""
+        """Insert or replace a row; the parameters are the first ten fields of :class:`SealedRow`."""
         now = _NOW[self.dialect]
-        columns = ("provider", "user_id", "account", *_WRITTEN, "generation", "created_at", "updated_at")
+        columns = ("provider", "user_id", "account", *WRITTEN, "generation", "created_at", "updated_at")
         marks = ", ".join(map(self._mark, range(1, len(columns) - 1)))
         insert = f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks}, {now}, {now})"
         if self.dialect == "mysql":
-            new = [f"{column} = VALUES({column})" for column in _WRITTEN]
+            new = [f"{column} = VALUES({column})" for column in WRITTEN]
             conflict = "ON DUPLICATE KEY UPDATE"
         else:
-            new = [f"{column} = excluded.{column}" for column in _WRITTEN]
+            new = [f"{column} = excluded.{column}" for column in WRITTEN]
             conflict = "ON CONFLICT (provider, user_id, account) DO UPDATE SET"
-        new += [f"{column} = NULL" for column in _IDLE]
+        new += [f"{column} = NULL" for column in IDLE]
         return f"{insert} {conflict} {', '.join(new)}, generation = {self.table}.generation + 1, updated_at = {now}"
 
     @cached_property

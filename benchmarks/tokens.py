@@ -51,6 +51,7 @@ class SealedRow(NamedTuple):
     access_token: bytes
     refresh_token: bytes
     access_token_expires_at: int
+    access_token_expiry_known: int
     due_at: int
     key_id: str
     generation: int
@@ -66,6 +67,7 @@ def sealed_row(place: Place) -> SealedRow:
         KEYRING.seal(row, "access_token", ACCESS),
         KEYRING.seal(row, "refresh_token", REFRESH),
         _EXPIRES_US,
+        1,
         _EXPIRES_US,
         KEYRING.primary,
         1,
