@@ -26,6 +26,7 @@ EXPIRED = datetime.now(UTC) - timedelta(hours=1)
 NUMBERS: Mapping[str, Sequence[int]] = {
     "access_token_expires_at": (MAX_INT64, -MAX_INT64),
     "refresh_token_expires_at": (MAX_INT64,),
+    "access_token_expiry_known": (7,),
     "generation": (MAX_INT64, -1),
     "lease_expires_at": (MAX_INT64,),
     "created_at": (MAX_INT64, -MAX_INT64),
@@ -34,7 +35,7 @@ NUMBERS: Mapping[str, Sequence[int]] = {
 TEXTS = {"key_id": "", "lease_holder": "a\r\nholder", "failure_code": "\x1b[31mred"}
 NOT_UTF8 = ("key_id", "lease_holder", "failure_code")
 NULLS = ("access_token", "key_id", "generation", "created_at")
-NOT_LISTED = ("access_token", "lease_holder", "lease_expires_at", "failure_code", "retry_at")
+NOT_LISTED = ("access_token", "lease_holder")
 
 
 def _alterations(row: Row) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.health import REFUSED
-from tokenstore.records import TokenKey, TokenRecord, has_failed
+from tokenstore.records import TokenKey, TokenRecord
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
@@ -100,12 +100,11 @@ class RefreshEngine:
 
     async def _load(self, key: TokenKey, refresh: Refresh, need: Need) -> TokenRecord | None:
         settings, max_lifetime = self._settings, lifetime_setting(refresh, "max_lifetime")
+        recovers = retried = False
         while True:
             step: Step = Read()
             seen = None
-            recovers = False
             if need.force:
-                recovers = await self._retry_refused(key, need.force_min_age)
                 goal = Goal(
                     new_holder(settings.lease),
                     force=need.generation is None,
@@ -135,6 +134,12 @@ class RefreshEngine:
             attempt.recovers = recovers
             result = await self._join(attempt)
             if result.error is not None:
+                # An operator may have mended why the provider refused the client.
+                refused_client = result.known is not None and result.known.code.startswith(REFUSED)
+                if need.force and refused_client and not retried:
+                    recovers = await settings.backend.clear_failure(key, min_age=need.force_min_age)
+                    retried = True  # also if another caller has just cleared it
+                    continue
                 raise result.error()
             if result.outcome is Outcome.LEFT:
                 continue
@@ -152,13 +157,6 @@ class RefreshEngine:
             refused = result.row.generation == need.generation and not view.is_young
             if result.outcome is Outcome.REFRESHED or not (refused or _ends_soon(view, need)):
                 return record
-
-    async def _retry_refused(self, key: TokenKey, min_age: float) -> bool:
-        """Let a row be refreshed whose client the provider has refused: an operator may have mended that."""
-        row = await read_row(self._settings.backend, key)
-        if row is None or not has_failed(row) or row.failure is None or not row.failure.code.startswith(REFUSED):
-            return False
-        return await self._settings.backend.clear_failure(key, generation=row.generation, min_age=min_age)
 
     async def _load_unlimited(self, key: TokenKey, need: Need) -> TokenRecord | None:
         """Load a token that does not expire, which needs no refresher."""
@@ -276,12 +274,11 @@ class RefreshEngine:
         key, protection = attempt.key, attempt.protection
         self._tell_of_errors(key, "refresh", attempt.raised)
         if result.outcome is Outcome.REFRESHED and result.row is not None:
-            callbacks = {"on_refreshed": self._on_refreshed}
-            if attempt.recovers:
-                callbacks["on_recovered"] = self._on_recovered
-            for name, call in callbacks.items():
-                if call is not None:
-                    await self._tell(key, name, protection, call, self._settings.sealer.open(key, result.row))
+            row, opened = result.row, self._settings.sealer.open
+            if self._on_refreshed is not None:
+                await self._tell(key, "on_refreshed", protection, self._on_refreshed, opened(key, row))
+            if self._on_recovered is not None and attempt.recovers:
+                await self._tell(key, "on_recovered", protection, self._on_recovered, opened(key, row))
         if attempt.settled and result.error is not None and self._on_reauthorization_required is not None:
             error = result.error()
             if isinstance(error, ReauthorizationRequiredError):

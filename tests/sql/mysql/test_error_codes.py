@@ -29,7 +29,7 @@ from tokenstore_sql.mysql.errors import MySQLErrors
         (1698, "LoginRefusedError"),
         (1040, "BackendUnavailableError"),
         (1142, "BackendError"),
-        (1062, "BackendError"),
+        (1062, "ConflictError"),
     ],
 )
 def test_the_error_number_decides_the_error_class(number: int, name: str) -> None:

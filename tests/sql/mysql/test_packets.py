@@ -272,7 +272,7 @@ def test_a_user_s_connection_limit_raises_backend_unavailable_error(place: Place
         (1118, "RowTooLargeError", False),
         *((number, "BackendUnavailableError", True) for number in (1152, *range(1154, 1162), 1835)),
         (1205, "LockTimeoutError", False),
-        (1062, "BackendError", False),
+        (1062, "ConflictError", False),
     ],
 )
 def test_error_numbers_decide_the_error_class_and_whether_the_connection_is_kept(
