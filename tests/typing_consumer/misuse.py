@@ -33,9 +33,9 @@ def a_class_without_the_methods_is_no_backend() -> Backend:
 
 async def wrong_arguments(store: AuthTokenStore) -> None:
     """Wrong types, missing arguments and unknown names."""
-    await store.store_tokens("github", "u1", b"token", "refresh", NOW)  # type: ignore[arg-type]
-    await store.store_tokens("github", "u1", "token", "refresh", 3600)  # type: ignore[arg-type]
-    await store.store_tokens("github", "u1", "token", "refresh")  # type: ignore[call-arg]
+    await store.store_tokens("github", "u1", b"token", "refresh", NOW)  # type: ignore[call-overload]
+    await store.store_tokens("github", "u1", "token", "refresh", 3600)  # type: ignore[call-overload]
+    await store.store_tokens("github", "u1", "token", "refresh")  # type: ignore[call-overload]
     await store.load_tokens("github", "u1", lock=True)  # type: ignore[call-arg]
     await store.load_tokens("github", 1)  # type: ignore[arg-type]
     await store.load_tokens("github", "u1", account=None)  # type: ignore[arg-type]
