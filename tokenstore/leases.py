@@ -100,9 +100,9 @@ def released(
     return Row(row.tokens, row.generation, failure_code=code, retry_at=retry_at, failed_at=failed_at)
 
 
-def cleared(row: Row[T], *, generation: int | None, now: int, min_age: int) -> Row[T] | None:
-    """Clear the failure. None (refused): another generation, no failure, or one that is younger than ``min_age``."""
-    if generation not in (None, row.generation) or row.failed_at is None or row.failed_at > now - min_age:
+def cleared(row: Row[T], *, now: int, min_age: int) -> Row[T] | None:
+    """Clear the failure. None (refused): there is none, or it is younger than ``min_age``."""
+    if row.failed_at is None or row.failed_at > now - min_age:
         return None
     return replace(row, failure_code=None, retry_at=None, failed_at=None)
 

@@ -71,7 +71,7 @@ def scan_rows(
             read,
             position=lambda row: row.key,
             position_problem=lambda row: key_problem(row.key),
-            is_requested=lambda row: provider in (None, row.key.provider) and user_id in (None, row.key.user_id),
+            is_requested=lambda row: _is_among(row.key, provider, user_id),
             row_problem=scanned_row_problem,
             page_size=page_size,
         )
@@ -145,7 +145,7 @@ async def checked_rows(
         position: The position of a row.
         position_problem: Why no page can begin behind a row; None if one can.
         is_requested: Whether a row belongs to the list.
-        row_problem: What no store has written into a row; None if one may have written it.
+        row_problem: Names the column of a row whose value no store has written; None if there is none.
         page_size: Rows in each page.
 
     Raises:
@@ -214,8 +214,7 @@ async def search_rows(
         for row in page.rows:
             problem = key_problem(row.key)
             if problem is None:
-                in_order = last is None or row.key > last
-                if not in_order or provider not in (None, row.key.provider) or user_id not in (None, row.key.user_id):
+                if not _is_among(row.key, provider, user_id) or (last is not None and row.key <= last):
                     raise _not_requested(row.key)
                 last, problem = row.key, scanned_row_problem(row)
             yield row if problem is None else _refused(row, problem)
@@ -224,6 +223,11 @@ async def search_rows(
         if after is not None and page.end <= after:
             raise _not_requested(page.end)
         after, limit = page.end, page_size
+
+
+def _is_among(key: TokenKey, provider: str | None, user_id: str | None) -> bool:
+    """Whether the row is one of this provider and user, where they are named."""
+    return provider in (None, key.provider) and user_id in (None, key.user_id)
 
 
 def _not_requested(key: TokenKey | ValueKey) -> TamperedError:

@@ -142,7 +142,7 @@ class Login:
         return self._opened(stored)
 
     async def _known(self, rows: RowOperations, row: SealedRecord) -> tuple[TokenRecord | None, int]:
-        """What the stored row knows, and the database's clock.
+        """The stored row's record, and the database's clock.
 
         A row that was altered, or whose key is lost, knows nothing: the user's new login replaces it. Only if the
         response leaves the refresh token as it is, the error says that there is none that can be read.
@@ -161,13 +161,4 @@ class Login:
 
     def _sealed(self, record: TokenRecord | None, issued_at: int) -> SealedTokens:
         kept = kept_at_login(record, self._fields, self._default_lifetime, keep_refresh_token=self._keep_refresh_token)
-        new = read_response(self._fields, kept, issued_at)
-        return self._sealer.seal(
-            self._key,
-            access_token=new.access_token,
-            refresh_token=new.refresh_token,
-            extra=new.extra,
-            access_token_expires_at=new.expiry.at,
-            refresh_token_expires_at=new.refresh_token_expires_at,
-            access_token_expiry_known=new.expiry.known,
-        )
+        return read_response(self._fields, kept, issued_at).sealed(self._sealer, self._key)

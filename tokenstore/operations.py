@@ -146,7 +146,7 @@ class TokenOperations(ABC):
         """Store the token response of a login as the provider sent it (RFC 6749 section 5.1).
 
         Reads ``access_token``, ``refresh_token`` and the fields that tell their expiry: ``expires_in``, ``expires_at``,
-        ``refresh_token_expires_in`` and other spellings, which ``docs/providers.md`` lists. Lifetimes begin now, by the
+        ``refresh_token_expires_in`` and other spellings, which ``docs/logins.md`` lists. Lifetimes begin now, by the
         database's clock. All other fields are stored as ``extra``. If no field tells the access token's expiry, it has
         the lifetime of the stored token, or else the refresher's ``default_lifetime``; without one, its expiry is
         unknown, and ``access_token_expiry_known`` is False.

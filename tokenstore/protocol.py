@@ -183,14 +183,13 @@ class Backend(Protocol):
         """
         ...
 
-    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
         """Clear a row's failure, so that a refresh may be tried at once. A dead row is due again.
 
         Changes no generation, lease or token.
 
         Args:
             key: The row.
-            generation: Only if the row has this generation; None: whatever it has.
             min_age: Only if the refresh failed at least so many seconds ago.
 
         Returns:
@@ -209,23 +208,11 @@ class Backend(Protocol):
         ...
 
 
-@runtime_checkable
-class BackendTransaction(Protocol):
-    """The rows in one open transaction, at the isolation level READ COMMITTED."""
+class RowOperations(Protocol):
+    """What a backend and a transaction have in common: the operations on one row that need no lock."""
 
     async def get(self, key: TokenKey) -> SealedRecord | None:
-        """As :meth:`Backend.get`; includes this transaction's own writes."""
-        ...
-
-    async def lock(self, key: TokenKey) -> SealedRecord | None:
-        """Take the row's lock until the transaction ends, then read the row.
-
-        Waits for another transaction that has the lock, and then reads what that transaction stored. If there is no
-        row, nothing has to be locked.
-
-        Raises:
-            LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
-        """
+        """As :meth:`Backend.get`; includes a transaction's own writes."""
         ...
 
     async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
@@ -244,36 +231,28 @@ class BackendTransaction(Protocol):
         """As :meth:`Backend.clock`."""
         ...
 
+
+@runtime_checkable
+class BackendTransaction(RowOperations, Protocol):
+    """The rows in one open transaction, at the isolation level READ COMMITTED."""
+
+    async def lock(self, key: TokenKey) -> SealedRecord | None:
+        """Take the row's lock until the transaction ends, then read the row.
+
+        Waits for another transaction that has the lock, and then reads what that transaction stored. If there is no
+        row, nothing has to be locked.
+
+        Raises:
+            LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
+        """
+        ...
+
     async def rollback(self) -> None:
         """Undo all writes, and give up all locks and the connection.
 
         Afterwards the transaction continues as if it had just begun. The core calls this if a row that it has locked
         has a live lease, because the lease holder needs the row's lock to end the lease.
         """
-        ...
-
-
-class RowOperations(Protocol):
-    """What a backend and a transaction have in common: the operations on one row that need no lock."""
-
-    async def get(self, key: TokenKey) -> SealedRecord | None:
-        """Read one row."""
-        ...
-
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        """Insert or replace one row."""
-        ...
-
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        """Insert one row if there is none."""
-        ...
-
-    async def delete(self, key: TokenKey) -> bool:
-        """Delete one row."""
-        ...
-
-    async def clock(self) -> int:
-        """Read the database's clock, in microseconds since the epoch."""
         ...
 
 

@@ -280,7 +280,7 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             account: Which of the user's accounts; default: the empty name, for a user who has one.
             refresh: An async callable that gets the record, uses its ``refresh_token``, and returns the token response
                 (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, if they
-                were issued, ``refresh_token`` and ``refresh_token_expires_in``; ``docs/providers.md`` lists the other
+                were issued, ``refresh_token`` and ``refresh_token_expires_in``; ``docs/logins.md`` lists the other
                 spellings. All other fields are stored in ``extra``. It raises :class:`ReauthorizationRequiredError`,
                 :class:`ProviderUnavailableError` or :class:`ProviderRefusedError` to say what went wrong; any other
                 exception counts as unavailable. If several callers in one process wait for the same row, the first
@@ -328,18 +328,16 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             raise InvalidInputError("force_min_age needs force=True")
         if missing not in ("none", "raise"):
             raise InvalidInputError('missing must be "none" or "raise"')
-        engine = self._refreshes()
-        from tokenstore.refresh.needs import Need, checked_scopes
-
-        need = Need(
+        return await self._refreshes().load(
+            key,
+            refresh,
             force=force,
             generation=generation,
             min_ttl=seconds("min_ttl", min_ttl),
             force_min_age=self._force_min_age if force_min_age is None else seconds("force_min_age", force_min_age),
-            scopes=checked_scopes(scopes),
+            scopes=scopes,
             raise_missing=missing == "raise",
         )
-        return await engine.load(key, refresh, need)
 
     @clears_locals
     async def refresh_due(

@@ -26,7 +26,7 @@ from tokenstore.records import (
     TokenKey,
     new_generation,
 )
-from tokenstore_memory.values import MemoryValues
+from tokenstore_memory.values import MemoryValues, in_bytes
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
@@ -138,9 +138,9 @@ class MemoryBackend(MemoryValues):
                 for key, stored in rows.items()
                 if provider in (None, key.provider)
                 and user_id in (None, key.user_id)
-                and (after is None or _order(key) > _order(after))
+                and (after is None or in_bytes(key) > in_bytes(after))
             ),
-            key=lambda item: _order(item[0]),
+            key=lambda item: in_bytes(item[0]),
         )
         return [_scanned(key, stored, now) for key, stored in found]
 
@@ -180,9 +180,9 @@ class MemoryBackend(MemoryValues):
 
         return await self._change(key, release)
 
-    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
         age = round(min_age * _US)
-        return await self._change(key, lambda row, now: cleared(row, generation=generation, now=now, min_age=age))
+        return await self._change(key, lambda row, now: cleared(row, now=now, min_age=age))
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         def rewrap(row: Row[SealedTokens], _now: int) -> Row[SealedTokens] | None:
@@ -354,7 +354,3 @@ def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | N
         updated_at=stored.updated_at,
         as_of=now,
     )
-
-
-def _order(key: TokenKey) -> tuple[bytes, ...]:
-    return tuple(part.encode() for part in key)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
-from tokenstore.records import new_generation
+from tokenstore.records import TokenKey, new_generation
 from tokenstore.value_records import ScannedValue, SealedValue, ValueKey, ValueRow
 
-__all__ = ["MemoryValues"]
+__all__ = ["MemoryValues", "in_bytes"]
 
 _US = 1_000_000
 
@@ -62,10 +62,10 @@ class MemoryValues(ABC):
                 row
                 for key in self._open_values()
                 if group in (None, key.group)
-                and (after is None or _order(key) > _order(after))
+                and (after is None or in_bytes(key) > in_bytes(after))
                 and (row := self._live(key)) is not None
             ),
-            key=lambda row: _order(row.key),
+            key=lambda row: in_bytes(row.key),
         )
         return [
             ScannedValue(row.key, row.expires_at, row.value.key_id, row.created_at, row.updated_at)
@@ -93,5 +93,6 @@ class MemoryValues(ABC):
         return self._stored
 
 
-def _order(key: ValueKey) -> tuple[bytes, ...]:
+def in_bytes(key: TokenKey | ValueKey) -> tuple[bytes, ...]:
+    """A key as it is ordered: by its UTF-8 bytes."""
     return tuple(part.encode() for part in key)

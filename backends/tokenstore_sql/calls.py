@@ -78,8 +78,8 @@ class Calls(ABC):
         """Carry out an operation, without a retry.
 
         Args:
-            keys: What errors are about: rows, or a description of several; none: the table. A batch's keys may be added
-                during the operation.
+            keys: The rows that errors name, or a description of several rows; none: errors name the table. The keys of
+                a batch may be added during the operation.
             operation: What to do on the connection.
             write: Whether it locks or writes rows.
             lock: Held in this process from before there is a connection until it is given back.
@@ -120,7 +120,7 @@ class Calls(ABC):
         )
 
     def about(self, keys: Sequence[Hashable]) -> str:
-        """What an error is about: one row, what describes several, or the table."""
+        """The subject of an error: one row, the description of several rows, or the table."""
         return str(keys[0]) if len(keys) == 1 else f"the table {self.statements.table.fullname}"
 
 

@@ -109,7 +109,7 @@ class Rows:
             by_provider=provider is not None, by_user=user_id is not None, after=after is not None
         )
         parameters = _range(provider, user_id, after)
-        return [_scanned(row) for row in await self._page(queries, parameters, limit)]
+        return [_scanned(row) for row in await self.page(queries, parameters, limit)]
 
     async def search(
         self, where: RowFilter, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
@@ -132,7 +132,7 @@ class Rows:
             "within": None if within is None else round(within * _US),
             "user_from": prefix,
             "user_to": user_to,
-            "n": limit,
+            "limit": limit,
         }
         found: list[ScannedRow] = []
         for query in queries:
@@ -149,14 +149,14 @@ class Rows:
         if after is not None:
             parameters |= {"after_d": after.due_at, "after_u": after.user_id, "after_a": after.account}
         queries = self.statements.scan_due(after=after is not None)
-        return [_due(row) for row in await self._page(queries, parameters, limit)]
+        return [_due(row) for row in await self.page(queries, parameters, limit)]
 
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         parameters = {**_where(key), "g": generation, "h": holder, "duration": round(duration * _US)}
         return await self._write(self.statements.claim, parameters) > 0
 
     async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        parameters = {**_where(key), "g": generation, "h": holder, **_sealed(tokens)}
+        parameters = {**_where(key), "g": generation, "h": holder, **_written(tokens)}
         return await self._write(self.statements.complete, parameters) > 0
 
     async def release_lease(
@@ -169,24 +169,22 @@ class Rows:
         parameters["retry_in"] = None if failure.retry_in is None else round(failure.retry_in * _US)
         return await self._write(self.statements.fail, parameters) > 0
 
-    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
-        parameters = {**_where(key), "g": generation, "min_age": round(min_age * _US)}
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
+        parameters = {**_where(key), "min_age": round(min_age * _US)}
         return await self._write(self.statements.clear_failure, parameters) > 0
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
-        sealed = _sealed(tokens)
-        for name in ("access_token_expires_at", "refresh_token_expires_at", "access_token_expiry_known", "due_at"):
-            del sealed[name]
-        return await self._write(self.statements.rewrap, {**_where(key), "g": generation, **sealed}) > 0
+        parameters = {**_where(key), "g": generation, **_sealed(tokens)}
+        return await self._write(self.statements.rewrap, parameters) > 0
 
-    async def _page(
+    async def page(
         self, queries: Iterable[Executable], parameters: Mapping[str, Any], limit: int
     ) -> list[Sequence[Any]]:
-        """The rows of several queries, one after the other, up to a limit."""
+        """The rows of several queries, one after the other, up to a limit: their parameter ``limit``."""
         page: list[Sequence[Any]] = []
         for query in queries:
             if len(page) < limit:
-                rows, _ = await self.connection.run(query, {**parameters, "n": limit - len(page)})
+                rows, _ = await self.connection.run(query, {**parameters, "limit": limit - len(page)})
                 page += rows
         return page
 
@@ -222,6 +220,12 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
         "refresh_token": tokens.refresh_token,
         "extra": tokens.extra,
         "key_id": tokens.key_id,
+    }
+
+
+def _written(tokens: SealedTokens) -> dict[str, Any]:
+    return {
+        **_sealed(tokens),
         "due_at": tokens.due_at,
         "access_token_expires_at": tokens.access_token_expires_at,
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
@@ -230,7 +234,7 @@ def _sealed(tokens: SealedTokens) -> dict[str, Any]:
 
 
 def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
-    return {**_where(key), "g": new_generation(), **_sealed(tokens)}
+    return {**_where(key), "g": new_generation(), **_written(tokens)}
 
 
 def _range(provider: str | None, user_id: str | None, after: TokenKey | None) -> dict[str, Any]:

@@ -70,12 +70,9 @@ class ValueRows:
         parameters: dict[str, Any] = {"g": group}
         if after is not None:
             parameters |= {"after_g": after.group, "after_n": after.name}
-        page: list[ScannedValue] = []
-        for query in self._statements.scan(by_group=group is not None, after=after is not None):
-            if len(page) < limit:
-                rows, _ = await self._rows.connection.run(query, {**parameters, "limit": limit - len(page)})
-                page += [ScannedValue(ValueKey(*row[:2]), *row[2:]) for row in rows]
-        return page
+        queries = self._statements.scan(by_group=group is not None, after=after is not None)
+        page = await self._rows.page(queries, parameters, limit)
+        return [ScannedValue(ValueKey(*row[:2]), *row[2:]) for row in page]
 
     async def rewrap(self, key: ValueKey, value: SealedValue, *, version: int) -> bool:
         parameters = {**_where(key), **_sealed(value), "v": version}

@@ -236,14 +236,12 @@ class JsonFileBackend:
 
         return await self._compare_and_set(key, generation, release)
 
-    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
         """Clear the failure, if it is old enough. A dead row is due again."""
 
         def clear(rows: _Rows) -> bool:
             row = rows.get(key)
-            if row is None or generation not in (None, row.generation):
-                return False
-            if row.failed_at is None or row.failed_at > _now() - round(min_age * _US):
+            if row is None or row.failed_at is None or row.failed_at > _now() - round(min_age * _US):
                 return False
             due_at = row.tokens.due_at if row.retry_at is None else row.due_at
             rows[key] = replace(row, failure_code=None, retry_at=None, failed_at=None, due_at=due_at)

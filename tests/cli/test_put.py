@@ -147,7 +147,9 @@ def test_put_keeps_a_stored_refresh_token_unless_it_is_told_otherwise(sqlite: st
     cli("put", "github", "u1", url=sqlite, stdin=json.dumps(RESPONSE))
     new = json.dumps({"access_token": "new"})
     done = cli("put", "github", "u1", "--if-absent", "--json", url=sqlite, stdin=new)
-    assert (done.code, json.loads(done.out)["extra_fields"]) == (0, sorted(load(sqlite)["extra"]))  # type: ignore[index]
+    first = load(sqlite)
+    assert first is not None
+    assert (done.code, json.loads(done.out)["extra_fields"]) == (0, sorted(first["extra"]))
     for options, refresh_token in (([], REFRESH), (["--no-keep-refresh-token"], None)):
         done = cli("put", "github", "u1", *options, url=sqlite, stdin=new)
         assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the strict provider."""
+"""Fixtures of the tests of the strict provider, and of those with several processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from support.provider_requests import Clock
+from support.workers import Team
 from tokenstore.testing.provider import StrictRotatingProvider
 
 
@@ -34,3 +35,11 @@ def target() -> Iterator[StrictRotatingProvider]:
     """One provider for all generated requests of a property test."""
     with StrictRotatingProvider() as provider:
         yield provider
+
+
+@pytest.fixture(scope="module")
+def team() -> Iterator[Team]:
+    """Processes that carry out jobs of a module's tests."""
+    team = Team()
+    yield team
+    team.close()

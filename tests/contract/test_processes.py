@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
@@ -28,13 +27,6 @@ _LEASE = 1.0
 # Seconds; SQLite's clock has a resolution of milliseconds, and the system may adjust its clocks differently.
 _CLOCK_ERROR = 0.05
 _LONG, _PROMPTLY = 60.0, 10.0
-
-
-@pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team()
-    yield team
-    team.close()
 
 
 @pytest.fixture

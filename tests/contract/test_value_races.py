@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from support.value_jobs import PopThatReadsThenDeletes
 from support.workers import Team
 
 _PROCESSES, _TASKS = 4, 3
-
-
-@pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team()
-    yield team
-    team.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.protocol import SupportsValues
+from tokenstore.testing.conformance._helpers import until
 from tokenstore.value_records import (
     MAX_VALUE_BYTES,
     MAX_VALUE_GROUP_BYTES,
@@ -43,10 +43,10 @@ async def _listed(store: AuthTokenStore, **arguments: Any) -> list[tuple[str, st
 
 
 async def _until_expired(store: AuthTokenStore, name: str, namespace: str = "login") -> None:
-    deadline = time.monotonic() + 10
-    while await store.get_value(namespace, name) is not None:
-        assert time.monotonic() < deadline, "the value did not expire within 10 s"
-        await asyncio.sleep(0.005)
+    async def expired() -> bool:
+        return await store.get_value(namespace, name) is None
+
+    await until(expired, "the value has expired")
 
 
 @on_every_row

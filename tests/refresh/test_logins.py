@@ -373,7 +373,7 @@ async def test_the_wait_for_a_refresh_is_bounded(world: World) -> None:
 
 @on_every_row
 async def test_concurrent_first_logins_lose_no_refresh_token(world: World) -> None:
-    """Of several logins at once, one has a refresh token. Whatever their order, the row has it in the end."""
+    """Of several logins at once, one has a refresh token. The row has that token in the end, whatever their order."""
     stores = [await world.store() for _ in range(3)]
     for turn in range(4):
         user = f"user-{turn}"
@@ -415,7 +415,7 @@ async def test_if_absent_keeps_the_row(world: World) -> None:
 
 @on_every_row
 async def test_in_a_transaction(world: World) -> None:
-    """What it stores can be rolled back, with the rest of the transaction."""
+    """A token response that a transaction has stored can be rolled back with the rest of the transaction."""
     store = await world.store()
     async with store.transaction() as tx:
         first = await tx.store_token_response(*ME, {"access_token": "at-1", "refresh_token": "rt-1"})

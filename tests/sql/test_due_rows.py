@@ -99,7 +99,7 @@ def test_a_page_of_due_rows_is_read_by_the_index(row: Row, url: str, due: int) -
             by_due, by_user = (f"{backend.table.name}_by_{what}" for what in ("due", "user"))
             positions = [None, DueKey(_NOW - _ROWS, "u00001"), DueKey(_NOW - _ROWS + due // 10, "u")]
             for after in positions:
-                parameters: dict[str, Any] = {"p": "github", "within": 60_000_000, "as_of": None, "n": _LIMIT}
+                parameters: dict[str, Any] = {"p": "github", "within": 60_000_000, "as_of": None, "limit": _LIMIT}
                 if after is not None:
                     parameters |= {"as_of": _NOW, "after_d": after.due_at, "after_u": after.user_id, "after_a": ""}
                 for number, statement in enumerate(backend.statements.scan_due(after=after is not None)):

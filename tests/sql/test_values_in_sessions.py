@@ -15,6 +15,7 @@ from support.contract_example import app
 from support.database import Place, app_engine
 from support.matrix import each_database, mysql_rows, server_rows, shared_rows
 from tokenstore import AuthTokenStore, ConflictError, Keyring, LockTimeoutError, open_store
+from tokenstore.testing.conformance._helpers import until
 
 KEY = ("login", "state")
 
@@ -127,7 +128,11 @@ def test_a_value_that_expired_while_a_pop_waited_is_not_returned(place: Place, k
             assert (await session.execute(query)).all()
             waiter = asyncio.create_task(other.pop_value(*KEY, default="missing"))
             await place.until_waiting(other)
-            await asyncio.sleep(1.0)  # the time to live passes
+
+            async def expired() -> bool:
+                return await other.get_value(*KEY) is None  # a plain read, which waits for no lock
+
+            await until(expired, "the value has expired")
             assert not waiter.done()
             await session.rollback()
             assert await waiter == "missing"

@@ -114,8 +114,8 @@ class Interceptor:
     ) -> SearchPage:
         return await self.backend.search(where, provider=provider, user_id=user_id, after=after, limit=limit)
 
-    async def clear_failure(self, key: TokenKey, *, generation: int | None = None, min_age: float = 0.0) -> bool:
-        return await self.backend.clear_failure(key, generation=generation, min_age=min_age)
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
+        return await self.backend.clear_failure(key, min_age=min_age)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self.backend.rewrap(key, tokens, generation=generation)

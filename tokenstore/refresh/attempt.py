@@ -346,15 +346,7 @@ class Attempt:
             # Timers and tasks that the refresher left behind must not cancel the write of the new tokens.
             self.protection.disown()
         self._gate.succeeded()
-        self._sealed = self._settings.sealer.seal(
-            self.key,
-            access_token=new.access_token,
-            refresh_token=new.refresh_token,
-            extra=new.extra,
-            access_token_expires_at=new.expiry.at,
-            refresh_token_expires_at=new.refresh_token_expires_at,
-            access_token_expiry_known=new.expiry.known,
-        )
+        self._sealed = new.sealed(self._settings.sealer, self.key)
         self._save_by = min(self._save_by, time.monotonic() + self._settings.save)
         self._backoff.reset()
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, Literal, TypeVar
 
 from tokenstore.errors import (
@@ -27,7 +27,7 @@ from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
 from tokenstore.refresh.kept import lifetime_of, lifetime_setting
 from tokenstore.refresh.loop_end import protect_provider_call
-from tokenstore.refresh.needs import Need, require_scopes
+from tokenstore.refresh.needs import Need, checked_scopes, require_scopes
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.revoke import Revocation, SupportsRevocation
 from tokenstore.refresh.rows import SeenRow, new_holder, read_row
@@ -83,19 +83,31 @@ class RefreshEngine:
         self._unsaved: list[TokenRecord] = []
         self._closing = False
 
-    async def load(self, key: TokenKey, refresh: Refresh | None, need: Need) -> TokenRecord | None:
+    async def load(
+        self,
+        key: TokenKey,
+        refresh: Refresh | None,
+        *,
+        force: bool,
+        generation: int | None,
+        min_ttl: float,
+        force_min_age: float,
+        scopes: Collection[str],
+        raise_missing: bool,
+    ) -> TokenRecord | None:
         """What ``load_fresh_tokens`` does."""
+        need, scopes = Need(force, generation, min_ttl, force_min_age), checked_scopes(scopes)
         refresh = self._refreshers.get(key.provider) if refresh is None else refresh
         if refresh is None:
             record = await self._load_unlimited(key, need)
         else:
             record = await self._load(key, refresh, need)
         if record is None:
-            if need.raise_missing:
+            if raise_missing:
                 raise tokens_missing(key)
             return None
-        if need.scopes:
-            require_scopes(key, record, need.scopes, refresh)
+        if scopes:
+            require_scopes(key, record, scopes, refresh)
         return record
 
     async def _load(self, key: TokenKey, refresh: Refresh, need: Need) -> TokenRecord | None:

@@ -17,23 +17,19 @@ _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 
 @dataclass(slots=True)
 class Need:
-    """What one caller needs.
+    """Which access token one caller needs.
 
     Attributes:
         force: Whether a token that looks valid is refreshed.
         generation: With ``force``: the generation whose token was refused.
         min_ttl: How long the access token has to remain valid, in seconds.
         force_min_age: A row that was written less than so many seconds ago is not refreshed by force.
-        scopes: The scopes that the token has to have.
-        raise_missing: Whether there being no row is an error.
     """
 
-    force: bool = False
-    generation: int | None = None
-    min_ttl: float = 0.0
-    force_min_age: float = 0.0
-    scopes: frozenset[str] = frozenset()
-    raise_missing: bool = False
+    force: bool
+    generation: int | None
+    min_ttl: float
+    force_min_age: float
 
 
 def checked_scopes(scopes: object) -> frozenset[str]:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from tokenstore.errors import InvalidInputError
-from tokenstore.records import MAX_EXTRA_DEPTH
+from tokenstore.records import MAX_EXTRA_DEPTH, SealedTokens, TokenKey
 from tokenstore.refresh.error_codes import error_codes, error_for_codes
 from tokenstore.refresh.kept import LIFETIME_FIELD, Kept, finite, lifetime_in
+from tokenstore.sealing import Sealer
 from tokenstore.validation import extra_json, plain_text, to_epoch_us, token_text, too_deep
 
 __all__ = [
@@ -130,6 +131,18 @@ class NewTokens:
     extra: str | None
     expiry: Expiry
     refresh_token_expires_at: int | None
+
+    def sealed(self, sealer: Sealer, key: TokenKey) -> SealedTokens:
+        """Seal them for a row."""
+        return sealer.seal(
+            key,
+            access_token=self.access_token,
+            refresh_token=self.refresh_token,
+            extra=self.extra,
+            access_token_expires_at=self.expiry.at,
+            refresh_token_expires_at=self.refresh_token_expires_at,
+            access_token_expiry_known=self.expiry.known,
+        )
 
 
 def read_response(response: object, kept: Kept, issued_at: int) -> NewTokens:

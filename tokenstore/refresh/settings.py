@@ -6,13 +6,13 @@ import zlib
 from dataclasses import dataclass, field
 
 from tokenstore.protocol import Backend
-from tokenstore.records import CLOCK_SKEW, ScannedRow, SealedRecord, SealedTokens, has_failed, is_leased
+from tokenstore.records import CLOCK_SKEW, SealedRecord, SealedTokens, has_failed, is_leased
 from tokenstore.refresh.gates import ProviderGates
 from tokenstore.refresh.steps import Validity, View
 from tokenstore.refresh.telemetry import Telemetry
 from tokenstore.sealing import Sealer
 
-__all__ = ["Settings", "lifetime_when_stored", "refreshed_by", "skew_of", "validity"]
+__all__ = ["Settings", "lifetime_when_stored", "skew_of", "validity"]
 
 _US = 1_000_000
 
@@ -73,7 +73,7 @@ class Settings:
             force_min_age: Up to which age the row is young, in seconds.
         """
         tokens = row.tokens
-        expires_at = refreshed_by(tokens, row.updated_at, max_lifetime)
+        expires_at = _refreshed_by(tokens, row.updated_at, max_lifetime)
         if lifetime is None:
             lifetime = lifetime_when_stored(expires_at, row.updated_at)
         if margin is None:
@@ -105,20 +105,20 @@ class Settings:
         return skew + max(margin - skew, 0.0) * (0.5 + spread / 2)
 
 
-def refreshed_by(row: SealedTokens | ScannedRow, updated_at: int, max_lifetime: float | None) -> int | None:
+def _refreshed_by(tokens: SealedTokens, updated_at: int, max_lifetime: float | None) -> int | None:
     """When an access token expires or, if that is unknown, has been used for its longest time.
 
     Args:
-        row: The row's tokens, or the listed row.
+        tokens: The row's tokens.
         updated_at: When the row was written: microseconds since the epoch.
         max_lifetime: How long a token with an unknown expiry is used, in seconds. None: until it is refused.
 
     Returns:
         Microseconds since the epoch; None: there is no such time.
     """
-    if row.access_token_expires_at is None and not row.access_token_expiry_known and max_lifetime is not None:
+    if tokens.access_token_expires_at is None and not tokens.access_token_expiry_known and max_lifetime is not None:
         return updated_at + round(max_lifetime * _US)
-    return row.access_token_expires_at
+    return tokens.access_token_expires_at
 
 
 def lifetime_when_stored(expires_at: int | None, updated_at: int) -> float:

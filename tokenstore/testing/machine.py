@@ -220,13 +220,26 @@ class _Machine(RuleBasedStateMachine):
         provider=st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
         within=st.sampled_from([0.0, 0.000_001, 1e9]),
         as_of=st.sampled_from([-62_135_596_800_000_000, -1, 0, 2**51, 253_402_300_799_999_999]),
-        after=st.none() | _due_positions,
+        after=st.none() | _due_positions | st.integers(0, 3),
         limit=st.integers(1, 16),
     )
-    def scan_due(self, provider: str, within: float, as_of: int, after: DueKey | None, limit: int) -> None:
+    def scan_due(self, provider: str, within: float, as_of: int, after: DueKey | int | None, limit: int) -> None:
+        """Read a page after a position; a number stands for the position of so many rows that are due."""
+        if isinstance(after, int):
+            due = self._run(self._model.scan_due(provider=provider, within=within, as_of=as_of, limit=after + 1))
+            after = due[-1].position if due else None
         self._agree(
             lambda backend, _: backend.scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=limit)
         )
+
+    @rule(tokens=_tokens, after=st.integers(0, 3), limit=st.integers(1, 4))
+    def scan_rows_that_are_due_at_once(self, tokens: SealedTokens, after: int, limit: int) -> None:
+        """Make the rows of a provider due at one time, because random times are seldom equal, and read a page."""
+        together = replace(tokens, refresh_token=b"r", access_token_expires_at=0)
+        for key in _KEYS:
+            if key.provider == _KEYS[0].provider:
+                self.put(key, together)
+        self.scan_due(_KEYS[0].provider, 0.0, 0, after, limit)
 
     @rule(key=_keys, age=_ages, holder=_holders, brief=st.booleans())
     def claim(self, key: TokenKey, age: int, holder: str, brief: bool) -> None:
@@ -258,16 +271,10 @@ class _Machine(RuleBasedStateMachine):
         if released and failure is not None and failure.retry_in == _SHORT:
             self._wait_out(key)
 
-    @rule(key=_keys, age=st.none() | _ages, young=st.booleans())
-    def clear_failure(self, key: TokenKey, age: int | None, young: bool) -> None:
+    @rule(key=_keys, young=st.booleans())
+    def clear_failure(self, key: TokenKey, young: bool) -> None:
         """The model's clock goes on by a second each step; so a failure is young or old on both."""
-        self._agree(
-            lambda backend, which: backend.clear_failure(
-                key,
-                generation=None if age is None else self._generation(key, age)[which],
-                min_age=_LONG if young else 0.0,
-            )
-        )
+        self._agree(lambda backend, _: backend.clear_failure(key, min_age=_LONG if young else 0.0))
 
     @rule(
         status=st.none() | st.sampled_from(sorted(STATUSES)),

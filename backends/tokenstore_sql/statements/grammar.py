@@ -60,7 +60,7 @@ class Grammar(ABC):
         Args:
             table: The table.
             values: The new row's values by column.
-            this_row: What identifies the row.
+            this_row: The conditions that identify the row.
         """
 
     most_at_once: ClassVar[int]
@@ -119,7 +119,7 @@ class Grammar(ABC):
             table: The table.
             this_row: Which row.
             condition: From columns of the table, by their names, to the condition.
-            columns: What to return.
+            columns: The columns that the statement returns.
 
         Returns:
             The statement; None: the database has none.

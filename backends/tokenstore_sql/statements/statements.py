@@ -167,11 +167,7 @@ class Statements:
         due_again = case((c.refresh_token.is_not(None), c.access_token_expires_at))
         self.clear_failure = (
             update(table)
-            .where(
-                *this_row,
-                c.generation == func.coalesce(_number("g"), c.generation),
-                c.failed_at <= now - _number("min_age"),
-            )
+            .where(*this_row, c.failed_at <= now - _number("min_age"))
             # In this order: MySQL computes later values from earlier ones.
             .ordered_values(
                 (c.due_at, case((c.retry_at.is_(None), due_again), else_=c.due_at)),
@@ -210,7 +206,7 @@ class Statements:
 
     @cache  # noqa: B019 - eight at most, and they live as long as the store
     def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
-        """The queries whose rows, one query after the other up to the limit ``n``, are a page.
+        """The queries whose rows, one query after the other up to ``limit``, are a page.
 
         A page that begins after a key (``after_p``, ``after_u``, ``after_a``) is three ranges of the primary key: the
         user's later accounts, the provider's later users, then the rows of later providers. MySQL would not use the
@@ -234,7 +230,7 @@ class Statements:
             c.failed_at,
             c.retry_at,
             c.lease_expires_at,
-        ).limit(bindparam("n", type_=Integer()))
+        ).limit(bindparam("limit", type_=Integer()))
         if by_provider:
             page = page.where(c.provider == bindparam("p"))
         if by_user:
@@ -261,10 +257,10 @@ class Statements:
         prefix: bool,
         open_end: bool,
     ) -> Sequence[Select[Any]]:
-        """The queries of :meth:`scan`, which read up to ``n`` rows each, restricted to the rows that a filter finds.
+        """The queries of :meth:`scan`, which read up to ``limit`` rows each, restricted to the rows that are searched.
 
         The last two columns of a row are whether it was found, and its place among the rows that were read. The row at
-        the place ``n`` is always there, because the next page begins after it.
+        the place ``limit`` is always there, because the next page begins after it.
 
         Args:
             by_provider: As for :meth:`scan`.
@@ -295,14 +291,14 @@ class Statements:
                 conditions.append(row.user_id < bindparam("user_to"))
         found = case((and_(true(), *conditions), literal_column("1")), else_=literal_column("0")).label("found")
         columns = [row[column.name] for column in read.c]
-        last = row.place == bindparam("n", type_=Integer())
+        last = row.place == bindparam("limit", type_=Integer())
         query: Any = select(*columns, found, row.place).where(or_(and_(true(), *conditions), last))
         placed: Select[Any] = query.order_by(row.place)
         return placed
 
     @cache  # noqa: B019 - two at most, and they live as long as the store
     def scan_due(self, *, after: bool) -> Sequence[Select[Any]]:
-        """The queries whose rows, one query after the other up to the limit ``n``, are a page of due rows.
+        """The queries whose rows, one query after the other up to ``limit``, are a page of due rows.
 
         The parameters are the provider ``p``, and ``as_of`` (null: the clock) and ``within``, both in microseconds. A
         page that begins after a position (``after_d``, ``after_u``, ``after_a``) is three ranges of the index, as in
@@ -315,7 +311,7 @@ class Statements:
         page: Any = (
             select(c.provider, c.user_id, c.account, c.due_at, c.access_token_expires_at, c.updated_at, started)
             .where(c.provider == bindparam("p"), c.due_at <= until)
-            .limit(bindparam("n", type_=Integer()))
+            .limit(bindparam("limit", type_=Integer()))
         )
         if not after:
             return [page.order_by(c.due_at, c.user_id, c.account)]

@@ -80,7 +80,7 @@ class ValueStatements:
 
     @cache  # noqa: B019 - four at most, and they live as long as the store
     def scan(self, *, by_group: bool, after: bool) -> Sequence[Select[Any]]:
-        """The queries whose rows, one query after the other up to the limit ``limit``, are a page.
+        """The queries whose rows, one query after the other up to ``limit``, are a page.
 
         As in :meth:`tokenstore_sql.statements.statements.Statements.scan`, a page that begins after a key (``after_g``,
         ``after_n``) is ranges of the primary key: the group's later names, then later groups.
