@@ -14,12 +14,12 @@ __all__ = ["IDLE", "SQL", "WRITTEN"]
 _READ: Final = (
     "provider, user_id, account, access_token, refresh_token, extra, access_token_expires_at, "
     "refresh_token_expires_at, access_token_expiry_known, key_id, generation, lease_holder, lease_expires_at, "
-    "failure_code, retry_at, created_at, updated_at"
+    "failure_code, retry_at, created_at, updated_at, metadata, metadata_key_id"
 )
 _LISTED: Final = (
     "provider, user_id, account, refresh_token IS NOT NULL, access_token_expires_at, refresh_token_expires_at, "
     "access_token_expiry_known, key_id, generation, created_at, updated_at, failure_code, failed_at, retry_at, "
-    "lease_expires_at"
+    "lease_expires_at, metadata_key_id"
 )
 WRITTEN: Final = (
     *("access_token", "refresh_token", "access_token_expires_at", "access_token_expiry_known", "due_at", "key_id"),

@@ -28,7 +28,7 @@ from tokenstore.errors import (
     UnknownKeyError,
     UnsupportedOperationError,
 )
-from tokenstore.health import TokenEntry
+from tokenstore.health import TokenEntry, TokenEntryWithMetadata
 from tokenstore.keyring import Keyring, generate_key
 from tokenstore.records import RefreshableRecord, TokenRecord
 from tokenstore.results import ProviderCallFailure, RefreshResult
@@ -62,6 +62,7 @@ __all__ = [
     "TableMissingError",
     "TamperedError",
     "TokenEntry",
+    "TokenEntryWithMetadata",
     "TokenRecord",
     "TokenStoreError",
     "TokensMissingError",

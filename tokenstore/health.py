@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, TypedDict, get_args
+from typing import Any, Final, Literal, TypedDict, get_args
 
 from tokenstore.records import ScannedRow, TokenKey
 
-__all__ = ["REFUSED", "STATUSES", "RowFilter", "SearchPage", "Status", "TokenEntry", "after_prefix", "status_of"]
+__all__ = [
+    "REFUSED",
+    "STATUSES",
+    "RowFilter",
+    "SearchPage",
+    "Status",
+    "TokenEntry",
+    "TokenEntryWithMetadata",
+    "after_prefix",
+    "status_of",
+]
 
 _US = 1_000_000
 
@@ -52,12 +62,19 @@ class TokenEntry(TypedDict):
     has_refresh_token: bool
     generation: int
     key_id: str
+    metadata_key_id: str | None
     created_at: datetime
     updated_at: datetime
     status: Status
     failure_code: str | None
     failed_at: datetime | None
     retry_at: datetime | None
+
+
+class TokenEntryWithMetadata(TokenEntry):
+    """A row as ``list_tokens(with_metadata=True)`` shows it. Its ``repr`` and ``str`` do not show the metadata."""
+
+    metadata: dict[str, Any]
 
 
 @dataclass(slots=True, unsafe_hash=True)

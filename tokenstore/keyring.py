@@ -55,7 +55,7 @@ def _part(text: str) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-_FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra", "value")}
+_FIELDS: Final = {field: _part(field) for field in ("access_token", "refresh_token", "extra", "metadata", "value")}
 
 
 # A store has one namespace. The bound is for programs that open a store for each tenant.

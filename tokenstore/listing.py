@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tokenstore.errors import TamperedError
+from tokenstore.errors import SealingError, TamperedError, UnknownKeyError
 from tokenstore.escaping import escaped
 from tokenstore.health import RowFilter
 from tokenstore.protocol import Backend
-from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_USER_ID_BYTES, DueKey, DueRow, ScannedRow, TokenKey
+from tokenstore.records import (
+    MAX_ACCOUNT_BYTES,
+    MAX_USER_ID_BYTES,
+    DueKey,
+    DueRow,
+    ScannedRow,
+    SealedMetadata,
+    TokenKey,
+)
+from tokenstore.sealing import Sealer
 from tokenstore.validation import due_row_problem, due_time_problem, key_problem, scanned_row_problem
 from tokenstore.value_records import ScannedValue, ValueKey
 
-__all__ = ["RefusedRow", "checked_rows", "scan_due_rows", "scan_providers", "scan_rows", "search_rows"]
+__all__ = [
+    "RefusedRow",
+    "checked_rows",
+    "open_metadata",
+    "scan_due_rows",
+    "scan_providers",
+    "scan_rows",
+    "search_rows",
+]
 
 TokenRowT = TypeVar("TokenRowT", ScannedRow, DueRow)
 RowT = TypeVar("RowT", ScannedRow, DueRow, ScannedValue)
@@ -29,23 +46,27 @@ _LAST_ACCOUNT = "\U0010ffff" * (MAX_ACCOUNT_BYTES // 4)
 
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
-    """A row with a value that no store has written.
+    """A row with a value that no store has written, or that does not open.
 
     Attributes:
         key: The row's key. Characters that cannot be printed are escaped.
         problem: What is wrong with the row.
+        missing_key: The name of the key that is not in the keyring, if that is the problem.
     """
 
     key: TokenKey
     problem: str
+    missing_key: str | None = None
 
-    def error(self) -> TamperedError:
-        """The error for this row."""
-        return TamperedError(self.problem)
+    def error(self, more: str = "") -> SealingError:
+        """The error for this row, with ``more`` behind the problem."""
+        if self.missing_key is not None:
+            return UnknownKeyError(self.problem + more, key_id=self.missing_key)
+        return TamperedError(self.problem + more)
 
 
 def scan_rows(
-    backend: Backend, *, provider: str | None, user_id: str | None = None, page_size: int
+    backend: Backend, *, provider: str | None, user_id: str | None = None, page_size: int, with_metadata: bool = False
 ) -> AsyncGenerator[ScannedRow | RefusedRow, None]:
     """Iterate over rows in ascending order of their keys, by short queries for each page.
 
@@ -56,6 +77,7 @@ def scan_rows(
         provider: Only this provider's rows.
         user_id: Only this user's rows.
         page_size: Rows in each page.
+        with_metadata: Whether to read the sealed metadata, too.
 
     Raises:
         TamperedError: The database answered with a row of another provider or user, or with one that is not in order.
@@ -64,7 +86,9 @@ def scan_rows(
     """
 
     async def read(after: TokenKey | None, limit: int) -> list[ScannedRow]:
-        return await backend.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        return await backend.scan(
+            provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+        )
 
     return _refused_apart(
         checked_rows(
@@ -188,7 +212,13 @@ def _refused(row: ScannedRow | DueRow, problem: str) -> RefusedRow:
 
 
 async def search_rows(
-    backend: Backend, where: RowFilter, *, provider: str | None, user_id: str | None, page_size: int
+    backend: Backend,
+    where: RowFilter,
+    *,
+    provider: str | None,
+    user_id: str | None,
+    page_size: int,
+    with_metadata: bool = False,
 ) -> AsyncGenerator[ScannedRow | RefusedRow, None]:
     """Iterate over the rows that a filter finds, in ascending order of their keys.
 
@@ -198,6 +228,7 @@ async def search_rows(
         provider: Only this provider's rows.
         user_id: Only this user's rows.
         page_size: Rows that each query reads, whether it finds them or not.
+        with_metadata: Whether to read the sealed metadata of the rows that are found, too.
 
     Raises:
         TamperedError: As in :func:`scan_rows`.
@@ -206,7 +237,9 @@ async def search_rows(
     after: TokenKey | None = None
     limit = page_size
     while True:
-        page = await backend.search(where, provider=provider, user_id=user_id, after=after, limit=limit)
+        page = await backend.search(
+            where, provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+        )
         if page.end is not None and key_problem(page.end):
             limit += page_size  # no query can begin behind an impossible key
             continue
@@ -223,6 +256,18 @@ async def search_rows(
         if after is not None and page.end <= after:
             raise _not_requested(page.end)
         after, limit = page.end, page_size
+
+
+def open_metadata(row: ScannedRow | RefusedRow, sealer: Sealer) -> tuple[ScannedRow | RefusedRow, dict[str, Any]]:
+    """Open the metadata of a listed row. If it does not open, the row is a :class:`RefusedRow`."""
+    if isinstance(row, RefusedRow):
+        return row, {}
+    try:
+        return row, sealer.open_metadata(row.key, SealedMetadata(row.metadata, row.metadata_key_id))
+    except UnknownKeyError as error:
+        return RefusedRow(row.key, str(error), error.key_id), {}
+    except TamperedError as error:
+        return RefusedRow(row.key, str(error)), {}
 
 
 def _is_among(key: TokenKey, provider: str | None, user_id: str | None) -> bool:

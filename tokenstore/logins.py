@@ -9,7 +9,7 @@ from typing import Final
 from tokenstore.errors import ConflictError, LockTimeoutError, RefreshError, SealingError
 from tokenstore.leases import wait_for_lease
 from tokenstore.protocol import Backend, RowOperations
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord, is_leased
+from tokenstore.records import SealedMetadata, SealedRecord, SealedTokens, TokenKey, TokenRecord, is_leased
 from tokenstore.refresh.kept import Kept, kept_at_login
 from tokenstore.refresh.responses import read_response, response_fields
 from tokenstore.refresh.rows import new_holder
@@ -32,6 +32,7 @@ class Login:
         default_lifetime: The lifetime, in seconds, of an access token whose response and row tell none.
         keep_refresh_token: Whether a response without a refresh token keeps the stored one.
         if_absent: Whether a row that exists stays as it is.
+        metadata: Replaces the row's metadata. None: it stays as it is.
 
     Raises:
         InvalidInputError: The response is not a mapping, or has no acceptable access token.
@@ -47,6 +48,7 @@ class Login:
         default_lifetime: float | None,
         keep_refresh_token: bool,
         if_absent: bool,
+        metadata: SealedMetadata | None = None,
     ) -> None:
         refused: RefreshError | None = None
         try:
@@ -64,6 +66,7 @@ class Login:
         self._default_lifetime = default_lifetime
         self._keep_refresh_token = keep_refresh_token
         self._if_absent = if_absent
+        self._metadata = metadata
         issued = read_response(self._fields, Kept(), 0)
         # If not, a refresh that replaces the stored refresh token meanwhile makes no difference to what is written.
         self._needs_stored = keep_refresh_token and issued.refresh_token is None and not if_absent
@@ -80,7 +83,7 @@ class Login:
         read = lock if self._needs_stored else rows.get
 
         async def replace(_: SealedRecord, tokens: SealedTokens) -> bool:
-            await rows.put(self._key, tokens)
+            await rows.put(self._key, tokens, metadata=self._metadata)
             return True
 
         return await self._store(rows, read, replace, time.monotonic())
@@ -99,7 +102,7 @@ class Login:
 
         async def replace(row: SealedRecord, tokens: SealedTokens) -> bool:
             if not self._needs_stored:
-                await backend.put(self._key, tokens)
+                await backend.put(self._key, tokens, metadata=self._metadata)
                 return True
             if is_leased(row):
                 # The lease holder may be about to replace the refresh token that this response leaves as it is.
@@ -110,7 +113,9 @@ class Login:
                 await wait_for_lease(backend, row, deadline - time.monotonic())
                 return False
             holder = new_holder(limit)
-            return await backend.complete_lease(self._key, tokens, generation=row.generation, holder=holder)
+            return await backend.complete_lease(
+                self._key, tokens, generation=row.generation, holder=holder, metadata=self._metadata
+            )
 
         return await self._store(backend, backend.get, replace, deadline)
 
@@ -125,7 +130,8 @@ class Login:
         while True:
             row = await read(self._key)
             if row is None:
-                done = await rows.insert(self._key, self._sealed(None, await rows.clock()))
+                tokens = self._sealed(None, await rows.clock())
+                done = await rows.insert(self._key, tokens, metadata=self._metadata)
             elif self._if_absent:
                 return self._opened(row)
             else:
@@ -157,7 +163,8 @@ class Login:
     def _opened(self, row: SealedRecord) -> TokenRecord:
         checked: RequestedRow | None = requested_row(self._key, row)
         assert checked is not None  # noqa: S101  # for the type checkers: there is a row
-        return self._sealer.open(self._key, checked)
+        # No login brings lost metadata back, so they are no reason to refuse one.
+        return self._sealer.open(self._key, checked, despite_metadata=True)
 
     def _sealed(self, record: TokenRecord | None, issued_at: int) -> SealedTokens:
         kept = kept_at_login(record, self._fields, self._default_lifetime, keep_refresh_token=self._keep_refresh_token)

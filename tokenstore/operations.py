@@ -8,11 +8,21 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, overload
 
 from tokenstore.errors import InvalidInputError
+from tokenstore.metadata import MetadataUpdate
 from tokenstore.protocol import RowOperations
 from tokenstore.records import CLOCK_SKEW, RefreshableRecord, SealedRecord, TokenKey, TokenRecord
 from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import clears_locals
-from tokenstore.validation import extra_json, optional_epoch_us, requested_row, seconds, token_key, token_text
+from tokenstore.validation import (
+    extra_json,
+    metadata_changes,
+    metadata_json,
+    optional_epoch_us,
+    requested_row,
+    seconds,
+    token_key,
+    token_text,
+)
 
 if TYPE_CHECKING:
     from tokenstore.logins import Login
@@ -44,6 +54,10 @@ class TokenOperations(ABC):
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         """Lock and read a row. Raises an error where a lock cannot be held."""
 
+    @abstractmethod
+    async def _read_for_metadata(self, key: TokenKey) -> SealedRecord | None:
+        """Read a row whose metadata will be changed: in a transaction with its lock, but waiting for no lease."""
+
     @overload
     async def store_tokens(
         self,
@@ -56,6 +70,7 @@ class TokenOperations(ABC):
         *,
         account: str = "",
         extra: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         if_absent: Literal[False] = False,
     ) -> None: ...
     @overload
@@ -70,6 +85,7 @@ class TokenOperations(ABC):
         *,
         account: str = "",
         extra: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         if_absent: Literal[True],
     ) -> bool: ...
     @clears_locals
@@ -84,12 +100,13 @@ class TokenOperations(ABC):
         *,
         account: str = "",
         extra: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         if_absent: bool = False,
     ) -> bool | None:
         """Insert or replace the tokens of one user at one provider, atomically.
 
-        What is passed is what is stored: it replaces every field of an earlier row, also by None. Tokens and ``extra``
-        are encrypted first.
+        What is passed is what is stored: it replaces every field of an earlier row, also by None, except ``metadata``.
+        Tokens, ``extra`` and ``metadata`` are encrypted first.
 
         Args:
             provider: The provider's name: 1 to 255 UTF-8 bytes, no NUL. Compared byte for byte.
@@ -102,6 +119,8 @@ class TokenOperations(ABC):
                 UTF-8 bytes, no NUL. Compared byte for byte. Default: the empty name, for a user who has one account.
             extra: Further fields of the token response (``scope``, ``token_type``, ``id_token`` …): JSON values,
                 at most 256 KiB as JSON, with at most 32 levels of objects and arrays, ``extra`` itself among them.
+            metadata: Fields of the application's own, with the limits of ``extra``. A mapping replaces all stored ones,
+                in the same atomic write; an empty one removes them. Default: None, which leaves them as they are.
             if_absent: Store the tokens only if there is no row yet. So an import from another table, which may be
                 repeated, never replaces what a login or a refresh has stored meanwhile.
 
@@ -127,9 +146,10 @@ class TokenOperations(ABC):
             access_token_expires_at=expires_at,
             refresh_token_expires_at=refresh_expires_at,
         )
+        own = None if metadata is None else self._sealer.seal_metadata(key, metadata_json(metadata))
         if if_absent:
-            return await self._rows().insert(key, sealed)
-        await self._rows().put(key, sealed)
+            return await self._rows().insert(key, sealed, metadata=own)
+        await self._rows().put(key, sealed, metadata=own)
         return None
 
     @clears_locals
@@ -142,6 +162,7 @@ class TokenOperations(ABC):
         account: str = "",
         keep_refresh_token: bool = True,
         if_absent: bool = False,
+        metadata: Mapping[str, Any] | None = None,
     ) -> TokenRecord:
         """Store the token response of a login as the provider sent it (RFC 6749 section 5.1).
 
@@ -162,9 +183,13 @@ class TokenOperations(ABC):
             account: Which of the user's accounts; default: the empty name, for a user who has one.
             keep_refresh_token: Whether a response without a refresh token keeps the stored one.
             if_absent: Store the tokens only if there is no row yet.
+            metadata: Fields of the application's own, as for :meth:`store_tokens`: a mapping replaces all stored fields
+                together with the tokens. Default: None, which leaves them as they are.
 
         Returns:
             The record of the row as it is now: with ``if_absent=True`` that of the earlier row, if there was one.
+            Stored metadata that does not open is no reason to refuse a login: it stays as it is, and the returned
+            record has none.
 
         Raises:
             InvalidInputError: An argument is not acceptable, or the response has no access token; nothing was written.
@@ -188,8 +213,45 @@ class TokenOperations(ABC):
             default_lifetime=lifetime_setting(self._refreshers.get(key.provider), "default_lifetime"),
             keep_refresh_token=keep_refresh_token,
             if_absent=if_absent,
+            metadata=None if metadata is None else self._sealer.seal_metadata(key, metadata_json(metadata)),
         )
         return await self._store_login(login)
+
+    @clears_locals
+    async def update_metadata(
+        self, provider: str, user_id: str, changes: Mapping[str, Any], *, account: str = ""
+    ) -> dict[str, Any] | None:
+        """Change fields of a row's metadata, which are the application's own: no token response touches them.
+
+        The changes are merged with the stored fields at the top level, atomically: of concurrent updates of different
+        fields, also from several processes, none is lost. Tokens, generation, times, a failure and a refresh in
+        progress stay as they are, and the call waits for no refresh.
+
+        In a transaction the call takes part in it, and takes the row's lock. In a borrowed session it takes part in the
+        session's transaction; without one, it commits.
+
+        Args:
+            provider: The provider's name.
+            user_id: The user's id.
+            changes: The new values by field: JSON values, with the limits of ``extra`` in :meth:`store_tokens`. None
+                removes the field; a None inside a value is stored as JSON's null.
+            account: Which of the user's accounts; default: the empty name, for a user who has one.
+
+        Returns:
+            The metadata as it is now, or None if there is no row.
+
+        Raises:
+            InvalidInputError: An argument is not acceptable, or the merged metadata is too large; nothing was written.
+            LockTimeoutError: Another transaction held the row's lock for too long; nothing was written.
+            ConflictError: Other updates of the row came first for 5 s; nothing was written.
+            UnknownKeyError: The metadata was sealed with a key that is not in the keyring.
+            TamperedError: The row was altered outside the store, was sealed in another namespace, or is not the
+                requested one.
+            BackendError: The database refused or failed.
+        """
+        key = token_key(provider, user_id, account)
+        update = MetadataUpdate(self._sealer, key, metadata_changes(changes))
+        return await update.run(self._rows(), self._read_for_metadata)
 
     @clears_locals
     async def load_tokens(
@@ -280,12 +342,15 @@ class TokenOperations(ABC):
 
     @clears_locals
     def needs_reseal(self, token_record: Mapping[str, Any]) -> bool:
-        """Whether a record, or an entry of ``list_tokens``, was not sealed with the keyring's primary key.
+        """Whether a part of a record, or of an entry of a listing, was not sealed with the keyring's primary key.
 
-        For a record, the sealed values tell. For an entry, whose values are not read, only the column ``key_id`` tells,
-        which anyone who can write to the table can change: do not remove a key because of it.
+        The tokens and the metadata may have been sealed with different keys. For a record, the sealed values tell. For
+        an entry, whose values are not read, only the columns ``key_id`` and ``metadata_key_id`` tell, which anyone who
+        can write to the table can change: do not remove a key because of them.
         """
-        return bool(_field(token_record, "key_id") != self._sealer.keyring.primary)
+        primary = self._sealer.keyring.primary
+        # An entry of `list_values` has no metadata.
+        return _field(token_record, "key_id") != primary or token_record.get("metadata_key_id") not in (None, primary)
 
 
 def _field(record: object, name: str) -> Any:

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from tokenstore.health import RowFilter, SearchPage
-from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore.value_records import ScannedValue, SealedValue, ValueKey, ValueRow
 
 __all__ = [
@@ -58,16 +58,26 @@ class Backend(Protocol):
         """
         ...
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         """Insert or replace one row, atomically.
 
         A row that exists gets the next generation (plus one) and loses its lease and failure; its ``created_at`` stays.
         The row is due (:meth:`scan_due`) when its tokens say so.
+
+        Args:
+            key: The row.
+            tokens: Its tokens.
+            metadata: Replaces the row's metadata, too. None: it stays as it is; a new row has none.
         """
         ...
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """Insert a row if there is none, atomically: of several inserts at the same time, one succeeds.
+
+        Args:
+            key: The row.
+            tokens: Its tokens.
+            metadata: Its metadata. None: it has none.
 
         Returns:
             Whether the row was inserted. A row that exists is not changed.
@@ -89,6 +99,7 @@ class Backend(Protocol):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
         """Read one page of rows in ascending order of (provider, user_id, account), compared as UTF-8 bytes.
 
@@ -97,6 +108,7 @@ class Backend(Protocol):
             user_id: Only this user's rows.
             after: Only rows after this key; it need not exist.
             limit: The most rows to return. Fewer rows mean that there are no more.
+            with_metadata: Whether to read the sealed metadata, too: :attr:`ScannedRow.metadata`.
         """
         ...
 
@@ -108,6 +120,7 @@ class Backend(Protocol):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> SearchPage:
         """Read rows in the order of :meth:`scan`, and return those that a filter finds.
 
@@ -117,6 +130,7 @@ class Backend(Protocol):
             user_id: Only this user's rows.
             after: Only rows after this key; it need not exist.
             limit: About how many rows to read, whether they are found or not, so that no query takes long.
+            with_metadata: As for :meth:`scan`.
         """
         ...
 
@@ -151,13 +165,28 @@ class Backend(Protocol):
         """
         ...
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         """Write the tokens that a refresh of this generation got, unless another holder has a live lease.
 
         Written if and only if the row still has this generation, and its lease is this holder's, has expired, or has
         ended. An expired lease is no reason to refuse: if no later refresh has succeeded, these tokens may be the only
         copy of what the provider issued last. The row gets the next generation, and loses its lease and failure.
         :func:`tokenstore.leases.completed` is this rule as code.
+
+        Args:
+            key: The row.
+            tokens: The new tokens.
+            generation: The generation that was refreshed.
+            holder: The name under which the lease was claimed.
+            metadata: Replaces the row's metadata, too. None, as from every refresh: it stays as it is.
 
         Returns:
             Whether the tokens were written.
@@ -207,6 +236,17 @@ class Backend(Protocol):
         """
         ...
 
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        """Replace a row's metadata, if its sealed value is still ``replacing``, byte for byte. None: there is none.
+
+        Changes only the metadata: no sealed token, generation, lease, failure or time. It is one statement, and does
+        not wait for a lease.
+
+        Returns:
+            Whether there was such a row, and its metadata was replaced.
+        """
+        ...
+
 
 class RowOperations(Protocol):
     """What a backend and a transaction have in common: the operations on one row that need no lock."""
@@ -215,11 +255,11 @@ class RowOperations(Protocol):
         """As :meth:`Backend.get`; includes a transaction's own writes."""
         ...
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         """As :meth:`Backend.put`."""
         ...
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """As :meth:`Backend.insert`. Waits for another transaction that is inserting the row."""
         ...
 
@@ -229,6 +269,10 @@ class RowOperations(Protocol):
 
     async def clock(self) -> int:
         """As :meth:`Backend.clock`."""
+        ...
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        """As :meth:`Backend.set_metadata`."""
         ...
 
 
@@ -258,6 +302,13 @@ class BackendTransaction(RowOperations, Protocol):
 
 class BorrowedSession(Backend, BackendTransaction, Protocol):
     """A backend in a session of the application's: every call takes part in the session's transaction."""
+
+    async def get_latest(self, key: TokenKey) -> SealedRecord | None:
+        """Read a row as it is now, although the session's transaction may read from a snapshot.
+
+        In a transaction this takes the row's lock, where one can be held, and waits for no lease.
+        """
+        ...
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeGuard, overload
 
@@ -19,11 +19,14 @@ __all__ = [
     "MAX_TOKEN_BYTES",
     "MAX_USER_ID_BYTES",
     "MICROSECOND",
+    "NO_METADATA",
     "DueKey",
     "DueRow",
     "Failure",
+    "RedactedDict",
     "RefreshableRecord",
     "ScannedRow",
+    "SealedMetadata",
     "SealedRecord",
     "SealedTokens",
     "TokenKey",
@@ -48,10 +51,13 @@ MAX_NAMESPACE_BYTES = 255
 """The longest name of a store's namespace, in UTF-8 bytes. It may be empty."""
 
 MAX_TOKEN_BYTES = 256 * 1024
-"""The longest token, and the longest JSON form of ``extra``, in UTF-8 bytes."""
+"""The longest token, and the longest JSON form of ``extra`` and of ``metadata``, in UTF-8 bytes."""
 
 MAX_EXTRA_DEPTH: Final = 32
-"""The most levels of objects and arrays in ``extra``; ``extra`` itself is the first. Deeper values break recursions."""
+"""The most levels of objects and arrays in ``extra`` and ``metadata``, which are the first level themselves.
+
+Deeper values break recursions.
+"""
 
 MAX_GENERATION: Final = 2**62
 """No row reaches this generation. A row that has it was altered, and its next generations could end the column."""
@@ -81,7 +87,7 @@ class TokenKey(NamedTuple):
         return f"provider {self.provider!r}, user {self.user_id!r}{account}"
 
 
-# No code assigns to a field of the next four classes, because several callers may share one object. The classes are not
+# No code assigns to a field of the next five classes, because several callers may share one object. The classes are not
 # frozen: creating a frozen object takes three times as long, and backends create some for each read.
 
 
@@ -135,6 +141,28 @@ class SealedTokens:
         return None if self.refresh_token is None else self.access_token_expires_at
 
 
+@dataclass(slots=True, unsafe_hash=True, repr=False)
+class SealedMetadata:
+    """The application's own fields of one row as a backend sees them. No write of tokens changes them by itself.
+
+    Attributes:
+        value: The sealed JSON, or None: there are no fields. Each sealing gives different bytes, so that the bytes name
+            one version of the fields.
+        key_id: The name of the key that sealed the value, which may be another one than that of the tokens. None
+            without a value.
+    """
+
+    value: bytes | None
+    key_id: str | None
+
+    def __repr__(self) -> str:
+        return f"<SealedMetadata key_id={self.key_id!r}>"
+
+
+NO_METADATA: Final = SealedMetadata(None, None)
+"""The metadata of a row without fields of the application's."""
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class SealedRecord:
     """One stored row as a backend returns it.
@@ -149,6 +177,7 @@ class SealedRecord:
         created_at: Microseconds since the epoch, by the database's clock.
         updated_at: Microseconds since the epoch, by the database's clock.
         as_of: The database's clock when the row was read, in microseconds since the epoch.
+        metadata: The application's own fields, sealed.
     """
 
     key: TokenKey
@@ -160,11 +189,12 @@ class SealedRecord:
     created_at: int
     updated_at: int
     as_of: int
+    metadata: SealedMetadata = NO_METADATA
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class ScannedRow:
-    """One stored row without its sealed values.
+    """One stored row without its sealed tokens.
 
     Attributes:
         key: As in :class:`SealedRecord`.
@@ -182,6 +212,8 @@ class ScannedRow:
         retry_at: When the provider may be called again: microseconds since the epoch. None with a failure: not before
             new tokens are stored.
         lease_expires_at: When the lease expires or expired: microseconds since the epoch; None: there is none.
+        metadata_key_id: The name of the key that sealed the metadata. None: there is none.
+        metadata: The sealed metadata, if it was asked for; else None.
     """
 
     key: TokenKey
@@ -198,6 +230,8 @@ class ScannedRow:
     failed_at: int | None = None
     retry_at: int | None = None
     lease_expires_at: int | None = None
+    metadata_key_id: str | None = None
+    metadata: bytes | None = field(default=None, repr=False)
 
 
 class DueKey(NamedTuple):
@@ -235,52 +269,17 @@ class DueRow:
 _Text = Literal["provider", "user_id", "account", "access_token", "key_id"]
 _Expiry = Literal["access_token_expires_at", "refresh_token_expires_at"]
 _Time = Literal["created_at", "updated_at"]
-_Key = Literal[_Text, _Expiry, _Time, "refresh_token", "extra", "generation", "access_token_expiry_known"]
+_OptionalText = Literal["refresh_token", "metadata_key_id"]
+_Fields = Literal["extra", "metadata"]
+_Key = Literal[_Text, _OptionalText, _Expiry, _Time, _Fields, "generation", "access_token_expiry_known"]
 
 
-class TokenRecord(dict[str, Any]):
-    """One row's decrypted tokens: a ``dict`` whose ``repr`` and ``str`` show no token.
-
-    Anything that walks through a dict sees the tokens: ``json.dumps(record)``, ``pickle``, a web framework's response,
-    an error tracker that records local variables. Pass on the fields that are needed, never the record.
-
-    Keys: ``provider``, ``user_id``, ``account``, ``access_token``, ``refresh_token`` (None: none issued),
-    ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: no known expiry),
-    ``access_token_expiry_known`` (bool: whether the access token's expiry is known, so that None means never),
-    ``extra`` (a dict of further response fields), ``generation`` (int, changes with every write), ``key_id``,
-    ``created_at`` and ``updated_at`` (aware UTC datetimes).
-
-    A type checker knows the type of each value and reports any other key. ``dict(record.items())`` is a plain ``dict``
-    of the same, to which it lets any key be added.
-    """
+class RedactedDict(dict[str, Any]):
+    """A dict whose ``repr`` and ``str`` do not show the values that are secret, so that it can be logged."""
 
     __slots__ = ()
 
-    _SECRET = frozenset({"access_token", "refresh_token", "extra"})
-
-    if TYPE_CHECKING:
-        # Narrower than dict's, which take any string. A TypedDict would say the same, but it is no `dict`.
-
-        @overload  # type: ignore[override]
-        def __getitem__(self, key: _Text, /) -> str: ...
-        @overload
-        def __getitem__(self, key: Literal["refresh_token"], /) -> str | None: ...
-        @overload
-        def __getitem__(self, key: _Expiry, /) -> datetime | None: ...
-        @overload
-        def __getitem__(self, key: _Time, /) -> datetime: ...
-        @overload
-        def __getitem__(self, key: Literal["generation"], /) -> int: ...
-        @overload
-        def __getitem__(self, key: Literal["access_token_expiry_known"], /) -> bool: ...
-        @overload
-        def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
-        def __getitem__(self, key: str, /) -> Any: ...
-
-        def get(self, key: _Key, default: object = None, /) -> Any:  # type: ignore[override]
-            """As ``dict.get``."""
-
-        def __setitem__(self, key: _Key, value: Any, /) -> None: ...  # type: ignore[override]
+    _SECRET = frozenset({"access_token", "refresh_token", "extra", "metadata"})
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -292,6 +291,60 @@ class TokenRecord(dict[str, Any]):
         # rich.pretty walks into dicts unless told otherwise.
         for key, value in self.items():
             yield key, "<redacted>" if key in self._SECRET and value else value
+
+    def copy(self) -> RedactedDict:
+        """A shallow copy, as redacted as this one."""
+        return RedactedDict(self.items())
+
+    def __or__(self, other: Mapping[str, Any]) -> RedactedDict:  # type: ignore[override]
+        return RedactedDict(dict(self.items()) | dict(other))
+
+    def __ror__(self, other: Mapping[str, Any]) -> RedactedDict:  # type: ignore[override]
+        return RedactedDict(dict(other) | dict(self.items()))
+
+
+class TokenRecord(RedactedDict):
+    """One row's decrypted tokens: a ``dict`` whose ``repr`` and ``str`` show no token.
+
+    Anything that walks through a dict sees the tokens: ``json.dumps(record)``, ``pickle``, a web framework's response,
+    an error tracker that records local variables. Pass on the fields that are needed, never the record.
+
+    Keys: ``provider``, ``user_id``, ``account``, ``access_token``, ``refresh_token`` (None: none issued),
+    ``access_token_expires_at`` and ``refresh_token_expires_at`` (aware UTC datetimes; None: no known expiry),
+    ``access_token_expiry_known`` (bool: whether the access token's expiry is known, so that None means never),
+    ``extra`` (a dict of further response fields), ``metadata`` (a dict of the application's own fields),
+    ``generation`` (int, changes with every write of tokens), ``key_id``, ``metadata_key_id`` (None: no metadata),
+    ``created_at`` and ``updated_at`` (aware UTC datetimes).
+
+    A type checker knows the type of each value and reports any other key. ``dict(record.items())`` is a plain ``dict``
+    of the same, to which it lets any key be added.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        # Narrower than dict's, which take any string. A TypedDict would say the same, but it is no `dict`.
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: _Text, /) -> str: ...
+        @overload
+        def __getitem__(self, key: _OptionalText, /) -> str | None: ...
+        @overload
+        def __getitem__(self, key: _Expiry, /) -> datetime | None: ...
+        @overload
+        def __getitem__(self, key: _Time, /) -> datetime: ...
+        @overload
+        def __getitem__(self, key: Literal["generation"], /) -> int: ...
+        @overload
+        def __getitem__(self, key: Literal["access_token_expiry_known"], /) -> bool: ...
+        @overload
+        def __getitem__(self, key: _Fields, /) -> dict[str, Any]: ...
+        def __getitem__(self, key: str, /) -> Any: ...
+
+        def get(self, key: _Key, default: object = None, /) -> Any:  # type: ignore[override]
+            """As ``dict.get``."""
+
+        def __setitem__(self, key: _Key, value: Any, /) -> None: ...  # type: ignore[override]
 
     def copy(self) -> TokenRecord:
         """A shallow copy, as redacted as this one."""
@@ -314,6 +367,8 @@ class RefreshableRecord(TokenRecord):
         @overload  # type: ignore[override]
         def __getitem__(self, key: Literal[_Text, "refresh_token"], /) -> str: ...
         @overload
+        def __getitem__(self, key: _OptionalText, /) -> str | None: ...
+        @overload
         def __getitem__(self, key: _Expiry, /) -> datetime | None: ...
         @overload
         def __getitem__(self, key: _Time, /) -> datetime: ...
@@ -322,7 +377,7 @@ class RefreshableRecord(TokenRecord):
         @overload
         def __getitem__(self, key: Literal["access_token_expiry_known"], /) -> bool: ...
         @overload
-        def __getitem__(self, key: Literal["extra"], /) -> dict[str, Any]: ...
+        def __getitem__(self, key: _Fields, /) -> dict[str, Any]: ...
         def __getitem__(self, key: str, /) -> Any: ...
 
 

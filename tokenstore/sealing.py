@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from tokenstore.errors import TamperedError
+from tokenstore.errors import SealingError, TamperedError
 from tokenstore.keyring import Keyring, place_of
-from tokenstore.records import SealedTokens, TokenKey, TokenRecord, from_epoch_us, optional_datetime
-from tokenstore.validation import RequestedRow, RequestedValue
+from tokenstore.records import (
+    NO_METADATA,
+    SealedMetadata,
+    SealedTokens,
+    TokenKey,
+    TokenRecord,
+    from_epoch_us,
+    optional_datetime,
+)
+from tokenstore.validation import RequestedRow, RequestedValue, metadata_problem
 from tokenstore.value_records import SealedValue, ValueKey
 
 __all__ = ["Sealer"]
@@ -67,12 +75,49 @@ class Sealer:
             access_token_expiry_known=access_token_expiry_known,
         )
 
-    def open(self, key: TokenKey, row: RequestedRow) -> TokenRecord:
+    def seal_metadata(self, key: TokenKey, metadata: str | None) -> SealedMetadata:
+        """Seal the application's own fields of one row with the keyring's primary key.
+
+        Args:
+            key: The row's key, which is bound to the value.
+            metadata: The JSON that :func:`tokenstore.validation.metadata_json` made, or None: no fields.
+        """
+        if metadata is None:
+            return NO_METADATA
+        sealed = self.keyring.seal(key, "metadata", metadata, place_of(key, self._namespace))
+        return SealedMetadata(sealed, self.keyring.primary)
+
+    def open_metadata(self, key: TokenKey, sealed: SealedMetadata) -> dict[str, Any]:
+        """Open the application's own fields of one row.
+
+        Args:
+            key: The requested row. The value opens for this key only.
+            sealed: The database's answer.
+
+        Raises:
+            UnknownKeyError: It was sealed with a key that is not in the keyring.
+            TamperedError: It was altered outside the store, or sealed in another namespace.
+        """
+        if sealed is NO_METADATA:
+            return {}
+        if problem := metadata_problem(key, sealed):
+            raise TamperedError(problem)
+        if sealed.value is None:
+            return {}
+        text = self.keyring.open(key, "metadata", sealed.value, place_of(key, self._namespace))
+        if not self.keyring.sealed_by(str(sealed.key_id), sealed.value):
+            raise TamperedError(
+                f"{key}: the column metadata_key_id is not the key that sealed the metadata; it was altered"
+            )
+        return _object_of(key, "metadata", text)
+
+    def open(self, key: TokenKey, row: RequestedRow, *, despite_metadata: bool = False) -> TokenRecord:
         """Open every value of a row.
 
         Args:
             key: The requested row. The values open for this key only.
             row: The database's answer, which :func:`tokenstore.validation.requested_row` has checked.
+            despite_metadata: Open the row also if its metadata does not open. The record has none then.
 
         Raises:
             UnknownKeyError: The row was sealed with a key that is not in the keyring.
@@ -96,6 +141,15 @@ class Sealer:
             and (tokens.extra is None or named(key_id, tokens.extra))
         ):
             raise TamperedError(f"{key}: the column key_id is not the key that sealed the row; it was altered")
+        metadata: dict[str, Any] = {}
+        metadata_key_id = row.metadata.key_id
+        try:
+            metadata = self.open_metadata(key, row.metadata)
+        except SealingError:
+            if not despite_metadata:
+                raise
+            if metadata_problem(key, row.metadata):
+                metadata_key_id = None
         return TokenRecord(
             provider=key.provider,
             user_id=key.user_id,
@@ -105,9 +159,11 @@ class Sealer:
             access_token_expires_at=optional_datetime(tokens.access_token_expires_at),
             refresh_token_expires_at=optional_datetime(tokens.refresh_token_expires_at),
             access_token_expiry_known=tokens.access_token_expiry_known,
-            extra={} if extra is None else _extra_of(key, extra),
+            extra={} if extra is None else _object_of(key, "extra", extra),
+            metadata=metadata,
             generation=row.generation,
             key_id=tokens.key_id,
+            metadata_key_id=metadata_key_id,
             created_at=from_epoch_us(row.created_at),
             updated_at=from_epoch_us(row.updated_at),
         )
@@ -140,11 +196,11 @@ class Sealer:
         return text
 
 
-def _extra_of(key: TokenKey, text: str) -> dict[str, Any]:
+def _object_of(key: TokenKey, field: str, text: str) -> dict[str, Any]:
     try:
-        extra = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        extra = None  # the error is raised below: otherwise its context, json's error, would show the text
-    if not isinstance(extra, dict):
-        raise TamperedError(f"extra of {key} is not a JSON object: another program sealed it")
-    return extra
+        value = None  # the error is raised below: otherwise its context, json's error, would show the text
+    if not isinstance(value, dict):
+        raise TamperedError(f"{field} of {key} is not a JSON object: another program sealed it")
+    return value

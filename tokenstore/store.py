@@ -8,23 +8,31 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 from tokenstore.errors import (
     ConfigurationError,
     InvalidInputError,
     StoreClosedError,
-    TamperedError,
     TransactionRequiredError,
     UnsupportedOperationError,
 )
-from tokenstore.health import REFUSED, STATUSES, RowFilter, Status, TokenEntry, status_of
+from tokenstore.health import (
+    REFUSED,
+    STATUSES,
+    RowFilter,
+    Status,
+    TokenEntry,
+    TokenEntryWithMetadata,
+    status_of,
+)
 from tokenstore.keyring import Keyring
-from tokenstore.listing import RefusedRow, scan_rows, search_rows
+from tokenstore.listing import RefusedRow, open_metadata, scan_rows, search_rows
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
 from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
 from tokenstore.records import (
+    RedactedDict,
     SealedRecord,
     TokenKey,
     TokenRecord,
@@ -36,7 +44,7 @@ from tokenstore.results import RefreshResult
 from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import ClearedContext, clears_locals
 from tokenstore.transaction import RowsUntilFailure, Transaction
-from tokenstore.validation import extra_json, namespace_text, requested_row, seconds, token_key
+from tokenstore.validation import extra_json, metadata_json, namespace_text, requested_row, seconds, token_key
 from tokenstore.values import ValueOperations
 
 if TYPE_CHECKING:
@@ -409,6 +417,30 @@ class AuthTokenStore(TokenOperations, ValueOperations):
         """
         return await self._refreshes().revoke(token_key(provider, user_id, account), refresher)
 
+    @overload
+    def list_tokens(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        user_prefix: str | None = None,
+        status: Status | None = None,
+        expiring_within: float | timedelta | None = None,
+        page_size: int = 500,
+        with_metadata: Literal[False] = False,
+    ) -> AsyncIterator[TokenEntry]: ...
+    @overload
+    def list_tokens(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        user_prefix: str | None = None,
+        status: Status | None = None,
+        expiring_within: float | timedelta | None = None,
+        page_size: int = 500,
+        with_metadata: Literal[True],
+    ) -> AsyncIterator[TokenEntryWithMetadata]: ...
     @clears_locals
     async def list_tokens(
         self,
@@ -419,6 +451,7 @@ class AuthTokenStore(TokenOperations, ValueOperations):
         status: Status | None = None,
         expiring_within: float | timedelta | None = None,
         page_size: int = 500,
+        with_metadata: bool = False,
     ) -> AsyncIterator[TokenEntry]:
         """Iterate over all rows, or those that match all arguments, without tokens.
 
@@ -436,11 +469,16 @@ class AuthTokenStore(TokenOperations, ValueOperations):
                 expired.
             page_size: Rows that each query returns. With one of the last three arguments: rows that it reads, at least
                 5000.
+            with_metadata: Also open each row's metadata: the key ``metadata`` of an entry. A row whose metadata does
+                not open is left out. A page is in memory at once, so a smaller ``page_size`` is better if the metadata
+                is large. Default: nothing that is sealed is read.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
             TamperedError: Some rows have values that no store has written: raised at the end, after all other rows. Or
                 the database answered with a row that was not requested: raised at once.
+            UnknownKeyError: With ``with_metadata=True``: some rows' metadata was sealed with a key that is not in the
+                keyring. Raised at the end, after all other rows, if it is the first row that was left out.
             BackendError: The database refused or failed.
         """
         # token_key checks all parts of a key, so a missing part is replaced by a valid one.
@@ -459,19 +497,27 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             None if user_prefix is None else token_key("-", user_prefix).user_id,
         )
         if where == RowFilter(margin=self._margin):
-            rows = scan_rows(self._rows(), provider=provider, user_id=user_id, page_size=page_size)
+            rows = scan_rows(
+                self._rows(), provider=provider, user_id=user_id, page_size=page_size, with_metadata=with_metadata
+            )
         else:
             read = max(page_size, _SEARCHED_ROWS)
-            rows = search_rows(self._rows(), where, provider=provider, user_id=user_id, page_size=read)
+            rows = search_rows(
+                self._rows(), where, provider=provider, user_id=user_id, page_size=read, with_metadata=with_metadata
+            )
         first_refused: RefusedRow | None = None
         refused = 0
+        metadata: dict[str, Any] = {}
         async with aclosing(rows):
-            async for row in rows:
+            async for listed in rows:
+                row = listed
+                if with_metadata:
+                    row, metadata = open_metadata(listed, self._sealer)
                 if isinstance(row, RefusedRow):
                     first_refused = first_refused or row
                     refused += 1
                     continue
-                yield TokenEntry(
+                entry = TokenEntry(
                     provider=row.key.provider,
                     user_id=row.key.user_id,
                     account=row.key.account,
@@ -481,6 +527,7 @@ class AuthTokenStore(TokenOperations, ValueOperations):
                     has_refresh_token=row.has_refresh_token,
                     generation=row.generation,
                     key_id=row.key_id,
+                    metadata_key_id=row.metadata_key_id,
                     created_at=from_epoch_us(row.created_at),
                     updated_at=from_epoch_us(row.updated_at),
                     status=status_of(row, self._margin),
@@ -488,9 +535,11 @@ class AuthTokenStore(TokenOperations, ValueOperations):
                     failed_at=optional_datetime(row.failed_at),
                     retry_at=optional_datetime(row.retry_at),
                 )
+                # Redacted, as metadata may be secret: a plain dict would show it in a log.
+                yield cast("TokenEntry", RedactedDict(entry, metadata=metadata)) if with_metadata else entry
         if first_refused is not None:
-            others = f" ({refused - 1} more rows were altered)" if refused > 1 else ""
-            raise TamperedError(first_refused.problem + others)
+            problem = "do not open" if with_metadata else "were altered"
+            raise first_refused.error(f" ({refused - 1} more rows {problem})" if refused > 1 else "")
 
     @clears_locals
     async def clear_failure(self, provider: str, user_id: str, *, account: str = "") -> bool:
@@ -517,7 +566,8 @@ class AuthTokenStore(TokenOperations, ValueOperations):
     async def reseal_tokens(self, provider: str, user_id: str, *, account: str = "") -> bool:
         """Seal a row's values with the keyring's primary key, if they are not sealed with it.
 
-        The tokens, times and generation do not change. This does not affect a newer write or a refresh in progress.
+        The tokens, metadata, times and generation do not change. This does not affect a newer write or a refresh in
+        progress. Tokens and metadata are resealed by themselves, each if it is not sealed with the primary key.
 
         Args:
             provider: The provider's name.
@@ -525,7 +575,8 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             account: Which of the user's accounts; default: the empty name, for a user who has one.
 
         Returns:
-            Whether the row was resealed. False: there is no row, it has the primary key, or a newer write came first.
+            Whether the row was resealed. False: there is no row, it has the primary key, or a newer write of the tokens
+            or the metadata came first.
 
         Raises:
             InvalidInputError: An argument is not acceptable.
@@ -536,9 +587,15 @@ class AuthTokenStore(TokenOperations, ValueOperations):
         row = requested_row(key, await self._rows().get(key))
         if row is None:
             return False
-        record = self._sealer.open(key, row)
-        if record["key_id"] == self._sealer.keyring.primary:
+        record, primary = self._sealer.open(key, row), self._sealer.keyring.primary
+        if not self.needs_reseal(record):
             return False
+        resealed = True
+        if record["metadata_key_id"] not in (None, primary):
+            own = self._sealer.seal_metadata(key, metadata_json(record["metadata"]))
+            resealed = await self._rows().set_metadata(key, own, replacing=row.metadata.value)
+        if record["key_id"] == primary:
+            return resealed
         sealed = self._sealer.seal(
             key,
             access_token=record["access_token"],
@@ -548,7 +605,7 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             refresh_token_expires_at=row.tokens.refresh_token_expires_at,
             access_token_expiry_known=row.tokens.access_token_expiry_known,
         )
-        return await self._rows().rewrap(key, sealed, generation=row.generation)
+        return await self._rows().rewrap(key, sealed, generation=row.generation) and resealed
 
     def _rows(self) -> Backend:
         if self._closed:
@@ -617,6 +674,10 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             "load_tokens(for_update=True) needs a transaction to hold the lock: "
             "`async with store.transaction() as tx: record = await tx.load_tokens(…, for_update=True)`"
         )
+
+    async def _read_for_metadata(self, key: TokenKey) -> SealedRecord | None:
+        backend = self._rows()
+        return await (backend.get(key) if self._session is None else self._session.get_latest(key))
 
 
 @clears_locals

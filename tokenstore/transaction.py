@@ -10,7 +10,7 @@ from tokenstore.errors import BackendError, StoreClosedError
 from tokenstore.leases import lock_unleased, wait_for_lease
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.protocol import Backend, BackendTransaction
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey, TokenRecord
+from tokenstore.records import SealedMetadata, SealedRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.sealing import Sealer
 
 if TYPE_CHECKING:
@@ -62,15 +62,25 @@ class RowsUntilFailure:
         self._begun = True
         return row
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def lock_despite_lease(self, key: TokenKey) -> SealedRecord | None:
+        """Lock and read one row, also while a refresh holds its lease, for a write that the refresh does not notice."""
+        self._begun = True
+        return await self._note_failure(self._rows.lock(key))
+
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         """Insert or replace one row."""
         self._begun = True
-        await self._note_failure(self._rows.put(key, tokens))
+        await self._note_failure(self._rows.put(key, tokens, metadata=metadata))
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """Insert one row if there is none."""
         self._begun = True
-        return await self._note_failure(self._rows.insert(key, tokens))
+        return await self._note_failure(self._rows.insert(key, tokens, metadata=metadata))
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        """Replace one row's metadata, if its sealed value is still this one."""
+        self._begun = True
+        return await self._note_failure(self._rows.set_metadata(key, metadata, replacing=replacing))
 
     async def delete(self, key: TokenKey) -> bool:
         """Delete one row."""
@@ -121,6 +131,9 @@ class Transaction(TokenOperations):
 
     async def _lock(self, key: TokenKey) -> SealedRecord | None:
         return await self._rows().lock(key)
+
+    async def _read_for_metadata(self, key: TokenKey) -> SealedRecord | None:
+        return await self._rows().lock_despite_lease(key)
 
     def _end(self) -> None:
         self._open_rows = None

@@ -23,6 +23,7 @@ from tokenstore.records import (
     MICROSECOND,
     DueRow,
     ScannedRow,
+    SealedMetadata,
     SealedRecord,
     TokenKey,
 )
@@ -40,6 +41,9 @@ __all__ = [
     "RequestedValue",
     "extra_json",
     "key_problem",
+    "metadata_changes",
+    "metadata_json",
+    "metadata_problem",
     "namespace_text",
     "optional_epoch_us",
     "plain_text",
@@ -164,22 +168,39 @@ def optional_epoch_us(name: str, value: object) -> int | None:
 
 def extra_json(value: object) -> str | None:
     """Check ``extra`` and serialise it: a mapping with ``str`` keys and JSON values, or None. Empty counts as None."""
-    if value is None:
-        return None
+    return None if value is None else _json_object("extra", value)
+
+
+def metadata_json(value: object) -> str | None:
+    """As :func:`extra_json`, for ``metadata``."""
+    return None if value is None else _json_object("metadata", value)
+
+
+def metadata_changes(value: object) -> dict[str, object]:
+    """Check the changes of ``update_metadata`` as :func:`extra_json` does, and copy them. They must not be None."""
     if not isinstance(value, Mapping):
-        raise InvalidInputError(f"extra must be a mapping or None, not {type(value).__name__}")
+        raise InvalidInputError(f"changes must be a mapping, not {type(value).__name__}")
+    text = _json_object("changes", value)
+    copy: dict[str, object] = {} if text is None else json.loads(text)
+    return copy
+
+
+def _json_object(name: str, value: object) -> str | None:
+    """Check a mapping with ``str`` keys and JSON values, and serialise it; None if it is empty."""
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping or None, not {type(value).__name__}")
     if not all(isinstance(key, str) for key in value):
-        raise InvalidInputError("extra must have str keys")
+        raise InvalidInputError(f"{name} must have str keys")
     try:
         text = _encode_json(dict(value))
     except (TypeError, ValueError, RecursionError):
         text = ""  # the error is raised below: otherwise its context, json's error, could show a value
     if too_deep(value, MAX_EXTRA_DEPTH):
-        raise InvalidInputError(f"extra is nested more than {MAX_EXTRA_DEPTH} levels deep, or contains itself")
+        raise InvalidInputError(f"{name} is nested more than {MAX_EXTRA_DEPTH} levels deep, or contains itself")
     if not text:
-        raise InvalidInputError("extra must hold JSON values only (no NaN, datetime or bytes)")
+        raise InvalidInputError(f"{name} must hold JSON values only (no NaN, datetime or bytes)")
     if len(text) > MAX_TOKEN_BYTES:
-        raise InvalidInputError(f"extra has {len(text)} bytes as JSON; at most {MAX_TOKEN_BYTES} are allowed")
+        raise InvalidInputError(f"{name} has {len(text)} bytes as JSON; at most {MAX_TOKEN_BYTES} are allowed")
     return None if text == "{}" else text
 
 
@@ -262,6 +283,12 @@ def key_problem(key: TokenKey) -> str | None:
     return None
 
 
+def metadata_problem(key: TokenKey, metadata: SealedMetadata) -> str | None:
+    """As :func:`scanned_row_problem`, for a row's metadata."""
+    column = _impossible_metadata(metadata)
+    return None if column is None else _impossible(key, column)
+
+
 def scanned_row_problem(row: ScannedRow) -> str | None:
     """Which column of a listed row holds a value that the store never writes, as a message; None if there is none."""
     for column, possible in (
@@ -269,6 +296,7 @@ def scanned_row_problem(row: ScannedRow) -> str | None:
         ("refresh_token_expires_at", row.refresh_token_expires_at is None or _is_time(row.refresh_token_expires_at)),
         ("access_token_expiry_known", isinstance(row.access_token_expiry_known, bool)),
         ("key_id", _is_name(row.key_id)),
+        ("metadata_key_id", row.metadata_key_id is None or _is_name(row.metadata_key_id)),
         ("generation", _is_generation(row.generation)),
         ("created_at", _is_time(row.created_at)),
         ("updated_at", _is_time(row.updated_at)),
@@ -400,6 +428,16 @@ def _impossible_column(row: SealedRecord) -> str | None:
     if not _is_time(row.updated_at):
         return "updated_at"
     return None if _is_time(row.as_of) else "the database's clock"
+
+
+def _impossible_metadata(metadata: SealedMetadata) -> str | None:
+    """As :func:`_impossible_column`. Either both columns are null, or neither is."""
+    value: Any = metadata.value
+    if value is None:
+        return None if metadata.key_id is None else "metadata_key_id"
+    if not isinstance(value, bytes):
+        return "metadata"
+    return None if _is_name(metadata.key_id) else "metadata_key_id"
 
 
 def _is_time(value: object) -> bool:

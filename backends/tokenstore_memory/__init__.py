@@ -17,10 +17,12 @@ from tokenstore.leases import Row, claimed, cleared, completed, released, writte
 from tokenstore.locks import KeyedLocks
 from tokenstore.options import positive_seconds, read_options
 from tokenstore.records import (
+    NO_METADATA,
     DueKey,
     DueRow,
     Failure,
     ScannedRow,
+    SealedMetadata,
     SealedRecord,
     SealedTokens,
     TokenKey,
@@ -40,13 +42,15 @@ class _Stored:
     created_at: int
     updated_at: int
     due_at: int | None
+    metadata: SealedMetadata = NO_METADATA
 
-    def after(self, row: Row[SealedTokens], now: int) -> _Stored:
+    def after(self, row: Row[SealedTokens], now: int, metadata: SealedMetadata | None = None) -> _Stored:
         """The same row, changed: new tokens show by their generation."""
+        metadata = self.metadata if metadata is None else metadata
         if row.generation != self.row.generation:
-            return _Stored(row, self.created_at, now, row.tokens.due_at)
+            return _Stored(row, self.created_at, now, row.tokens.due_at, metadata)
         due_at = row.tokens.due_at if self.row.is_dead else self.due_at
-        return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else due_at)
+        return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else due_at, metadata)
 
 
 class MemoryBackend(MemoryValues):
@@ -92,13 +96,13 @@ class MemoryBackend(MemoryValues):
     async def get(self, key: TokenKey) -> SealedRecord | None:
         return _record(key, self._open_rows().get(key), self._now())
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         async with self.transaction() as transaction:
-            await transaction.put(key, tokens)
+            await transaction.put(key, tokens, metadata=metadata)
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         async with self.transaction() as transaction:
-            return await transaction.insert(key, tokens)
+            return await transaction.insert(key, tokens, metadata=metadata)
 
     async def delete(self, key: TokenKey) -> bool:
         async with self.transaction() as transaction:
@@ -115,8 +119,9 @@ class MemoryBackend(MemoryValues):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
-        return self._listed(provider, user_id, after)[:limit]
+        return self._listed(provider, user_id, after, with_metadata)[:limit]
 
     async def search(
         self,
@@ -126,11 +131,14 @@ class MemoryBackend(MemoryValues):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> SearchPage:
-        page = self._listed(provider, user_id, after)[:limit]
+        page = self._listed(provider, user_id, after, with_metadata)[:limit]
         return SearchPage([row for row in page if where.matches(row)], page[-1].key if len(page) == limit else None)
 
-    def _listed(self, provider: str | None, user_id: str | None, after: TokenKey | None) -> list[ScannedRow]:
+    def _listed(
+        self, provider: str | None, user_id: str | None, after: TokenKey | None, with_metadata: bool
+    ) -> list[ScannedRow]:
         rows, now = self._open_rows(), self._now()
         found = sorted(
             (
@@ -142,7 +150,7 @@ class MemoryBackend(MemoryValues):
             ),
             key=lambda item: in_bytes(item[0]),
         )
-        return [_scanned(key, stored, now) for key, stored in found]
+        return [_scanned(key, stored, now, with_metadata) for key, stored in found]
 
     async def scan_due(
         self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
@@ -164,9 +172,17 @@ class MemoryBackend(MemoryValues):
             key, lambda row, now: claimed(row, generation=generation, holder=holder, now=now, duration=length)
         )
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         return await self._change(
-            key, lambda row, now: completed(row, tokens, generation=generation, holder=holder, now=now)
+            key, lambda row, now: completed(row, tokens, generation=generation, holder=holder, now=now), metadata
         )
 
     async def release_lease(
@@ -197,11 +213,18 @@ class MemoryBackend(MemoryValues):
 
         return await self._change(key, rewrap)
 
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        async with self.transaction() as transaction:
+            return await transaction.set_metadata(key, metadata, replacing=replacing)
+
     def transaction(self) -> AbstractAsyncContextManager[MemoryTransaction]:
         return MemoryTransaction(self)
 
     async def _change(
-        self, key: TokenKey, change: Callable[[Row[SealedTokens], int], Row[SealedTokens] | None]
+        self,
+        key: TokenKey,
+        change: Callable[[Row[SealedTokens], int], Row[SealedTokens] | None],
+        metadata: SealedMetadata | None = None,
     ) -> bool:
         await self._lock(key)
         try:
@@ -211,7 +234,7 @@ class MemoryBackend(MemoryValues):
             changed = None if stored is None else change(stored.row, now)
             if stored is None or changed is None:
                 return False
-            rows[key] = stored.after(changed, now)
+            rows[key] = stored.after(changed, now, metadata)
             return True
         finally:
             self._locks.release(key)
@@ -266,20 +289,28 @@ class MemoryTransaction:
         await self._hold(key)
         return _record(key, self._row(key), self._backend._now())
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         await self._hold(key)
         found, now = self._row(key), self._backend._now()
         self._writes[key] = (
-            _Stored(Row(tokens, new_generation()), now, now, tokens.due_at)
+            _Stored(Row(tokens, new_generation()), now, now, tokens.due_at, metadata or NO_METADATA)
             if found is None
-            else found.after(written(found.row, tokens), now)
+            else found.after(written(found.row, tokens), now, metadata)
         )
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         await self._hold(key)
         if self._row(key) is not None:
             return False
-        await self.put(key, tokens)
+        await self.put(key, tokens, metadata=metadata)
+        return True
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        await self._hold(key)
+        found = self._row(key)
+        if found is None or found.metadata.value != replacing:
+            return False
+        self._writes[key] = replace(found, metadata=metadata)
         return True
 
     async def clock(self) -> int:
@@ -316,7 +347,7 @@ class MemoryTransaction:
             self._held.add(key)
 
 
-def _scanned(key: TokenKey, stored: _Stored, now: int) -> ScannedRow:
+def _scanned(key: TokenKey, stored: _Stored, now: int, with_metadata: bool) -> ScannedRow:
     row = stored.row
     return ScannedRow(
         key=key,
@@ -333,6 +364,8 @@ def _scanned(key: TokenKey, stored: _Stored, now: int) -> ScannedRow:
         failed_at=row.failed_at,
         retry_at=row.retry_at,
         lease_expires_at=row.lease_expires_at,
+        metadata_key_id=stored.metadata.key_id,
+        metadata=stored.metadata.value if with_metadata else None,
     )
 
 
@@ -353,4 +386,5 @@ def _record(key: TokenKey, stored: _Stored | None, now: int) -> SealedRecord | N
         created_at=stored.created_at,
         updated_at=stored.updated_at,
         as_of=now,
+        metadata=stored.metadata,
     )

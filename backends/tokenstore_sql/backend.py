@@ -15,7 +15,7 @@ from tokenstore.cancellation import finish
 from tokenstore.errors import ConfigurationError, MissingDependencyError, UnknownBackendError
 from tokenstore.event_loops import HomeLoop
 from tokenstore.options import OptionParser, read_options
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.batched import Loads, Stores
 from tokenstore_sql.calls import Operation, SetupCalls, StoreCalls
 from tokenstore_sql.connections.alchemy import AlchemyConnection
@@ -192,7 +192,10 @@ class SQLBackend(SQLOperations):
         self._check()
         return await self._loads.load(key)
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        if metadata is not None:  # rare: a login of an application that has fields of its own
+            await super().put(key, tokens, metadata=metadata)
+            return
         self._check()
         await self._stores.store(key, tokens)
 

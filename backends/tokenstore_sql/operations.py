@@ -9,7 +9,7 @@ from typing import TypeVar
 from sqlalchemy import URL, MetaData, Table
 
 from tokenstore.health import RowFilter, SearchPage
-from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.calls import Operation
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.polling import Clients, PollInterval
@@ -58,11 +58,11 @@ class SQLOperations(SQLValueOperations, ABC):
     async def get(self, key: TokenKey) -> SealedRecord | None:
         return await self._run([key], lambda rows: rows.get(key), write=False)
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        await self._run([key], lambda rows: rows.put(key, tokens), write=True)
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        await self._run([key], lambda rows: rows.put(key, tokens, metadata), write=True)
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        return await self._run([key], lambda rows: rows.insert(key, tokens), write=True)
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        return await self._run([key], lambda rows: rows.insert(key, tokens, metadata), write=True)
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._run([key], lambda rows: rows.delete(key), write=True)
@@ -77,9 +77,14 @@ class SQLOperations(SQLValueOperations, ABC):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
         return await self._run(
-            [], lambda rows: rows.scan(provider=provider, user_id=user_id, after=after, limit=limit), write=False
+            [],
+            lambda rows: rows.scan(
+                provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+            ),
+            write=False,
         )
 
     async def search(
@@ -90,10 +95,13 @@ class SQLOperations(SQLValueOperations, ABC):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> SearchPage:
         return await self._run(
             [],
-            lambda rows: rows.search(where, provider=provider, user_id=user_id, after=after, limit=limit),
+            lambda rows: rows.search(
+                where, provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+            ),
             write=False,
         )
 
@@ -113,9 +121,19 @@ class SQLOperations(SQLValueOperations, ABC):
             write=True,
         )
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         return await self._run(
-            [key], lambda rows: rows.complete_lease(key, tokens, generation=generation, holder=holder), write=True
+            [key],
+            lambda rows: rows.complete_lease(key, tokens, generation=generation, holder=holder, metadata=metadata),
+            write=True,
         )
 
     async def release_lease(
@@ -132,6 +150,9 @@ class SQLOperations(SQLValueOperations, ABC):
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self._run([key], lambda rows: rows.rewrap(key, tokens, generation=generation), write=True)
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        return await self._run([key], lambda rows: rows.set_metadata(key, metadata, replacing=replacing), write=True)
 
     async def watch(self, key: TokenKey) -> None:
         """See :class:`tokenstore.protocol.SupportsWatching`; :mod:`tokenstore_sql.polling` explains the intervals."""

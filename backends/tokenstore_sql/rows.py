@@ -12,10 +12,12 @@ from sqlalchemy import Executable
 
 from tokenstore.health import RowFilter, SearchPage, after_prefix
 from tokenstore.records import (
+    NO_METADATA,
     DueKey,
     DueRow,
     Failure,
     ScannedRow,
+    SealedMetadata,
     SealedRecord,
     SealedTokens,
     TokenKey,
@@ -75,8 +77,11 @@ class Rows:
         rows, _ = await self.run_locking(self.statements.lock, _where(key))
         return record_of(rows)
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        _ = await self.run_locking(self.statements.put, _put(key, tokens))
+    async def put(self, key: TokenKey, tokens: SealedTokens, metadata: SealedMetadata | None = None) -> None:
+        if metadata is None:
+            _ = await self.run_locking(self.statements.put, _put(key, tokens))
+        else:
+            _ = await self.run_locking(self.statements.put_with_metadata, {**_put(key, tokens), **_metadata(metadata)})
 
     async def put_many(self, entries: Sequence[tuple[TokenKey, SealedTokens]]) -> None:
         """Write several rows, all or none."""
@@ -92,8 +97,9 @@ class Rows:
             for several in _chunks(writes, self.statements.grammar.most_at_once):
                 _ = await self.run_locking(*self.statements.put_many(several), brief=not self.transactional)
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        return await self._write(self.statements.insert, _put(key, tokens)) > 0
+    async def insert(self, key: TokenKey, tokens: SealedTokens, metadata: SealedMetadata | None = None) -> bool:
+        parameters = {**_put(key, tokens), **_metadata(metadata or NO_METADATA)}
+        return await self._write(self.statements.insert, parameters) > 0
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._write(self.statements.delete, _where(key)) > 0
@@ -103,16 +109,26 @@ class Rows:
         return int(rows[0][0])
 
     async def scan(
-        self, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
+        self, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int, with_metadata: bool
     ) -> list[ScannedRow]:
         queries = self.statements.scan(
-            by_provider=provider is not None, by_user=user_id is not None, after=after is not None
+            by_provider=provider is not None,
+            by_user=user_id is not None,
+            after=after is not None,
+            with_metadata=with_metadata,
         )
         parameters = _range(provider, user_id, after)
         return [_scanned(row) for row in await self.page(queries, parameters, limit)]
 
     async def search(
-        self, where: RowFilter, *, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int
+        self,
+        where: RowFilter,
+        *,
+        provider: str | None,
+        user_id: str | None,
+        after: TokenKey | None,
+        limit: int,
+        with_metadata: bool,
     ) -> SearchPage:
         prefix, within = where.user_prefix, where.expiring_within
         user_to = None if prefix is None else after_prefix(prefix)
@@ -124,6 +140,7 @@ class Rows:
             expiring=within is not None,
             prefix=prefix is not None,
             open_end=user_to is None,
+            with_metadata=with_metadata,
         )
         parameters = {
             **_range(provider, user_id, after),
@@ -155,9 +172,19 @@ class Rows:
         parameters = {**_where(key), "g": generation, "h": holder, "duration": round(duration * _US)}
         return await self._write(self.statements.claim, parameters) > 0
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         parameters = {**_where(key), "g": generation, "h": holder, **_written(tokens)}
-        return await self._write(self.statements.complete, parameters) > 0
+        if metadata is None:
+            return await self._write(self.statements.complete, parameters) > 0
+        return await self._write(self.statements.complete_with_metadata, {**parameters, **_metadata(metadata)}) > 0
 
     async def release_lease(
         self, key: TokenKey, *, generation: int, holder: str, failure: Failure | None = None
@@ -187,6 +214,12 @@ class Rows:
                 rows, _ = await self.connection.run(query, {**parameters, "limit": limit - len(page)})
                 page += rows
         return page
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        parameters = {**_where(key), **_metadata(metadata)}
+        if replacing is None:
+            return await self._write(self.statements.set_first_metadata, parameters) > 0
+        return await self._write(self.statements.set_metadata, {**parameters, "replacing": replacing}) > 0
 
     async def count_clients(self) -> int:
         # If the server refuses to count, the transaction must be able to go on.
@@ -231,6 +264,10 @@ def _written(tokens: SealedTokens) -> dict[str, Any]:
         "refresh_token_expires_at": tokens.refresh_token_expires_at,
         "access_token_expiry_known": int(tokens.access_token_expiry_known),
     }
+
+
+def _metadata(metadata: SealedMetadata) -> dict[str, Any]:
+    return {"metadata": metadata.value, "metadata_key_id": metadata.key_id}
 
 
 def _put(key: TokenKey, tokens: SealedTokens) -> dict[str, Any]:
@@ -279,6 +316,8 @@ def _record(row: Sequence[Any]) -> SealedRecord:
         retry_at,
         created_at,
         updated_at,
+        metadata,
+        metadata_key_id,
         as_of,
     ) = row
     failure = None
@@ -303,6 +342,8 @@ def _record(row: Sequence[Any]) -> SealedRecord:
         created_at,
         updated_at,
         as_of,
+        # Most rows have none.
+        NO_METADATA if metadata is metadata_key_id is None else SealedMetadata(metadata, metadata_key_id),
     )
 
 

@@ -132,6 +132,8 @@ def token_table(metadata: MetaData, name: str = DEFAULT_TABLE, schema: str | Non
         Column("access_token", _SEALED, nullable=False),
         Column("refresh_token", _SEALED),
         Column("extra", _SEALED),
+        Column("metadata", _SEALED, comment="the application's own fields, which no token response touches"),
+        Column("metadata_key_id", exact_text(32), comment="the key that sealed the metadata"),
         Column("access_token_expires_at", _INT64, comment="microseconds since the epoch; null: no known expiry"),
         Column("refresh_token_expires_at", _INT64, comment="microseconds since the epoch; null: no known expiry"),
         Column(

@@ -201,6 +201,21 @@ class SessionBackend(SQLOperations):
             )
         return await rows.lock(key)
 
+    async def get_latest(self, key: TokenKey) -> SealedRecord | None:
+        """Read a row as it is now, also in a transaction whose plain reads come from a snapshot.
+
+        In a transaction the read takes the row's lock, because a locking read sees the newest row at every isolation
+        level. In autocommit mode there is neither a lock nor a snapshot.
+        """
+        if not self._calls.session().in_transaction():
+            return await self.get(key)
+
+        async def read(rows: Rows) -> SealedRecord | None:
+            locks = await self.dialect.holds_locks(_alchemy(rows))
+            return await (rows.lock(key) if locks else rows.get(key))
+
+        return await self._calls.lock(key, read)
+
     @asynccontextmanager
     async def _aside(self, engine: AsyncEngine) -> AsyncIterator[SQLBackend]:
         """The same table over the pool of the session's engine, or over another pool if no connection is idle there."""

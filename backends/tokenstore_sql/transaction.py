@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tokenstore.cancellation import finish
 from tokenstore.errors import BackendError, UnsupportedOperationError
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.calls import Calls, Checkout, Operation, StoreCalls
 from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.errors import mapped
@@ -99,11 +99,16 @@ class SQLTransaction:
 
         return await self._calls.run([key], lock, write=True)
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        await self._calls.run([key], lambda rows: rows.put(key, tokens), write=True)
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        await self._calls.run([key], lambda rows: rows.put(key, tokens, metadata), write=True)
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        return await self._calls.run([key], lambda rows: rows.insert(key, tokens), write=True)
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        return await self._calls.run([key], lambda rows: rows.insert(key, tokens, metadata), write=True)
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        return await self._calls.run(
+            [key], lambda rows: rows.set_metadata(key, metadata, replacing=replacing), write=True
+        )
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._calls.run([key], lambda rows: rows.delete(key), write=True)

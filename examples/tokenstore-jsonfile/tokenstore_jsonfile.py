@@ -25,10 +25,12 @@ from tokenstore.errors import BackendUnavailableError, ConfigurationError, Store
 from tokenstore.health import RowFilter, SearchPage
 from tokenstore.options import OptionParser, read_options, switch
 from tokenstore.records import (
+    NO_METADATA,
     DueKey,
     DueRow,
     Failure,
     ScannedRow,
+    SealedMetadata,
     SealedRecord,
     SealedTokens,
     TokenKey,
@@ -42,6 +44,7 @@ T = TypeVar("T")
 _OPTIONS: Final[Mapping[str, OptionParser]] = {"sync": switch}
 _US: Final = 1_000_000
 _BLOBS: Final = ("access_token", "refresh_token", "extra")
+_SEALED: Final = (*(("tokens", name) for name in _BLOBS), ("metadata", "value"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,16 @@ class _Row:
     failure_code: str | None = None
     retry_at: int | None = None
     failed_at: int | None = None
+    metadata: SealedMetadata = NO_METADATA
 
     def is_leased(self, now: int) -> bool:
         """Whether a lease is live."""
         return self.lease_expires_at is not None and self.lease_expires_at > now
 
-    def next(self, tokens: SealedTokens) -> _Row:
+    def next(self, tokens: SealedTokens, metadata: SealedMetadata | None) -> _Row:
         """Return the row after a write of tokens: the next generation, without lease and failure."""
-        return _Row(tokens, self.generation + 1, self.created_at, _now(), tokens.due_at)
+        kept = self.metadata if metadata is None else metadata
+        return _Row(tokens, self.generation + 1, self.created_at, _now(), tokens.due_at, metadata=kept)
 
 
 _Rows = dict[TokenKey, _Row]
@@ -120,24 +125,23 @@ class JsonFileBackend:
         row = (await self._read()).get(key)
         return None if row is None else _record(key, row, _now())
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         """Insert or replace a row."""
 
         def put(rows: _Rows) -> bool:
             row = rows.get(key)
-            new = _Row(tokens, new_generation(), _now(), _now(), tokens.due_at)
-            rows[key] = new if row is None else row.next(tokens)
+            rows[key] = _new(tokens, metadata) if row is None else row.next(tokens, metadata)
             return True
 
         await self._change(put)
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """Insert a row if there is none."""
 
         def insert(rows: _Rows) -> bool:
             if key in rows:
                 return False
-            rows[key] = _Row(tokens, new_generation(), _now(), _now(), tokens.due_at)
+            rows[key] = _new(tokens, metadata)
             return True
 
         return await self._change(insert)
@@ -153,7 +157,13 @@ class JsonFileBackend:
         return await self._change(lambda rows: rows.pop(key, None) is not None)
 
     async def scan(
-        self, *, provider: str | None = None, user_id: str | None = None, after: TokenKey | None = None, limit: int
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
         """Read one page. All rows are in memory, so sorting them is cheap enough."""
         rows, now = await self._read(), _now()
@@ -164,7 +174,8 @@ class JsonFileBackend:
             and user_id in (None, key.user_id)
             and (after is None or _order(key) > _order(after))
         ]
-        return [_scanned(key, row, now) for key, row in sorted(found, key=lambda item: _order(item[0]))[:limit]]
+        found.sort(key=lambda item: _order(item[0]))
+        return [_scanned(key, row, now, with_metadata) for key, row in found[:limit]]
 
     async def search(
         self,
@@ -174,9 +185,12 @@ class JsonFileBackend:
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> SearchPage:
         """Read one page, and return the rows that the filter finds."""
-        page = await self.scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        page = await self.scan(
+            provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+        )
         return SearchPage([row for row in page if where.matches(row)], page[-1].key if len(page) == limit else None)
 
     async def scan_due(
@@ -205,14 +219,22 @@ class JsonFileBackend:
 
         return await self._compare_and_set(key, generation, claim)
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         """Write the tokens, unless another holder's lease is live.
 
         A holder whose own lease has expired may write, because it can have the only copy of the new tokens.
         """
 
         def complete(row: _Row) -> _Row | None:
-            return None if row.is_leased(_now()) and row.lease_holder != holder else row.next(tokens)
+            return None if row.is_leased(_now()) and row.lease_holder != holder else row.next(tokens, metadata)
 
         return await self._compare_and_set(key, generation, complete)
 
@@ -257,6 +279,18 @@ class JsonFileBackend:
             return replace(row, tokens=replace(row.tokens, **fields))
 
         return await self._compare_and_set(key, generation, rewrap)
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        """Replace the application's own fields, if their sealed value is still the one that the caller read."""
+
+        def set_metadata(rows: _Rows) -> bool:
+            row = rows.get(key)
+            if row is None or row.metadata.value != replacing:
+                return False
+            rows[key] = replace(row, metadata=metadata)
+            return True
+
+        return await self._change(set_metadata)
 
     # Every change uses these two methods.
 
@@ -352,6 +386,10 @@ class JsonFileBackend:
             raise BackendUnavailableError(f"{self._path} cannot be written: {error.strerror}") from None
 
 
+def _new(tokens: SealedTokens, metadata: SealedMetadata | None) -> _Row:
+    return _Row(tokens, new_generation(), _now(), _now(), tokens.due_at, metadata=metadata or NO_METADATA)
+
+
 def _now() -> int:
     return int(time.time() * _US)
 
@@ -374,10 +412,11 @@ def _record(key: TokenKey, row: _Row, now: int) -> SealedRecord:
         created_at=row.created_at,
         updated_at=row.updated_at,
         as_of=now,
+        metadata=row.metadata,
     )
 
 
-def _scanned(key: TokenKey, row: _Row, now: int) -> ScannedRow:
+def _scanned(key: TokenKey, row: _Row, now: int, with_metadata: bool) -> ScannedRow:
     return ScannedRow(
         key=key,
         has_refresh_token=row.tokens.refresh_token is not None,
@@ -393,20 +432,23 @@ def _scanned(key: TokenKey, row: _Row, now: int) -> ScannedRow:
         failed_at=row.failed_at,
         retry_at=row.retry_at,
         lease_expires_at=row.lease_expires_at,
+        metadata_key_id=row.metadata.key_id,
+        metadata=row.metadata.value if with_metadata else None,
     )
 
 
 def _to_json(key: TokenKey, row: _Row) -> dict[str, Any]:
     document = {**key._asdict(), **asdict(row)}
-    for name in _BLOBS:
-        blob = document["tokens"][name]
-        document["tokens"][name] = None if blob is None else base64.b64encode(blob).decode()
+    for part, name in _SEALED:
+        blob = document[part][name]
+        document[part][name] = None if blob is None else base64.b64encode(blob).decode()
     return document
 
 
 def _from_json(document: dict[str, Any]) -> tuple[TokenKey, _Row]:
     key = TokenKey(*(document.pop(name) for name in TokenKey._fields))
-    tokens = document.pop("tokens")
-    for name in _BLOBS:
-        tokens[name] = None if tokens[name] is None else base64.b64decode(tokens[name])
-    return key, _Row(SealedTokens(**tokens), **document)
+    for part, name in _SEALED:
+        text = document[part][name]
+        document[part][name] = None if text is None else base64.b64decode(text)
+    tokens, metadata = SealedTokens(**document.pop("tokens")), SealedMetadata(**document.pop("metadata"))
+    return key, _Row(tokens, **document, metadata=metadata)

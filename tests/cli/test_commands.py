@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.command_line import ACCESS, KEYS, NESTED, REFRESH, RESPONSE, SECRETS, cli, shows_no_secret
+from support.command_line import ACCESS, KEYS, NESTED, REFRESH, RESPONSE, SECRETS, cli, on_store, shows_no_secret
 from support.matrix import Row, shared_rows
 from tokenstore import generate_key
 
@@ -44,7 +44,9 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "has_refresh_token": True,
         "access_token_expiry_known": True,
         "extra_fields": ["expires_in", "id_token", "token_type"],
+        "metadata_fields": [],
         "key_id": "k1",
+        "metadata_key_id": None,
         "needs_reseal": False,
         "status": "valid",
         "failure_code": None,
@@ -63,6 +65,7 @@ def test_each_command_works_on_every_database(row: Row, url: str) -> None:
         "has_refresh_token",
         "generation",
         "key_id",
+        "metadata_key_id",
         "created_at",
         "updated_at",
         "needs_reseal",
@@ -118,6 +121,27 @@ def test_a_row_that_cannot_be_opened_has_its_own_exit_code(row: Row, url: str) -
     assert [entry["needs_reseal"] for entry in cli("list", "--json", url=url, keys=rotated).rows] == [True]
     assert "k1 (not the primary key)" in cli("list", url=url, keys=rotated).out
     assert cli("show", "github", "u1", "--json", url=url, keys=rotated).rows[0]["needs_reseal"] is True
+
+
+def test_metadata_is_shown_by_name_and_with_their_own_key(tmp_path: Path) -> None:
+    """Their values are secrets: only --reveal prints them. ``put`` leaves them as they are."""
+    url, newer = f"sqlite:///{tmp_path}/t.db", f"{generate_key('k2')},{KEYS}"
+
+    cli("init", url=url)
+    on_store(url, lambda store: store.store_tokens("github", "u1", ACCESS, REFRESH, None, metadata={"note": NESTED}))
+    assert cli("put", "github", "u1", url=url, stdin=json.dumps(RESPONSE), keys=newer).code == 0
+    done = [cli("show", "github", "u1", "--json", url=url, keys=newer), cli("list", "--json", url=url, keys=newer)]
+    for command in done:
+        [row] = command.rows
+        assert (row["key_id"], row["metadata_key_id"], row["needs_reseal"]) == ("k2", "k1", True)
+    assert done[0].rows[0]["metadata_fields"] == ["note"]
+    done += [cli("show", "github", "u1", url=url, keys=newer), cli("list", url=url, keys=newer)]
+    for command in done[2:]:
+        assert "k2, metadata k1 (not the primary key)" in " ".join(command.out.split())
+    shows_no_secret(*done)
+    revealed = cli("show", "github", "u1", "--reveal", "--json", url=url, keys=newer).rows[0]
+    assert revealed["metadata"] == {"note": NESTED}
+    assert f'metadata: {{"note": "{NESTED}"}}' in cli("show", "github", "u1", "--reveal", url=url, keys=newer).out
 
 
 @pytest.mark.parametrize("command", ["list", "show github u1", "delete github u1 --yes", "put github u1"])

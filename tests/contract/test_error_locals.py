@@ -91,6 +91,7 @@ async def _fill(store: Any, **changes: Any) -> None:
         "refresh_token": REFRESH,
         "access_token_expires_at": _past(),
         "extra": {"id_token": CLAIM},
+        "metadata": {"note": CLAIM},
     }
     await store.store_tokens(**{"provider": "github", "user_id": "u1", **tokens, **changes})
 
@@ -353,6 +354,7 @@ def _writes(store: AuthTokenStore) -> Calls:
 
     return {
         "store": lambda: _fill(store),
+        "update": lambda: store.update_metadata("github", "u1", {"note": CLAIM[::-1], "other": CLAIM}),
         "transaction": in_transaction,
         "delete": lambda: store.delete_tokens("github", "u1"),
     }

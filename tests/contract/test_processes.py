@@ -102,6 +102,30 @@ def test_twenty_processes_refresh_an_expired_token_once(row: Row, tmp_path: Path
 
 
 @shared_rows
+def test_updates_of_metadata_by_several_processes_lose_nothing(ready: str, team: Team) -> None:
+    """While 20 fields are added by as many callers in four processes, a fifth process stores tokens."""
+    assert _updated_at_once(ready, team, None) == []
+
+
+@pytest.mark.seeded
+@each_database
+def test_the_race_of_updates_finds_a_write_without_a_comparison(row: Row, ready: str, team: Team) -> None:
+    fault = fault_named("metadata written without a comparison", row.mark)
+    assert any(_updated_at_once(ready, team, fault, f"{attempt}-") for attempt in range(10))
+
+
+def _updated_at_once(url: str, team: Team, fault: Fault | None, prefix: str = "") -> list[str]:
+    """Add fields in several processes at once, and return those that were lost."""
+    names = [f"{prefix}{number:02}" for number in range(20)]
+    jobs: list[tuple[Any, ...]] = [
+        (store_jobs.update_metadata, url, names[n::_PROCESSES], fault) for n in range(_PROCESSES)
+    ]
+    team.together([*jobs, (store_jobs.store, url, "new")])
+    found = team[0].call(store_jobs.load_metadata, url)
+    return [name for name in names if name not in found]
+
+
+@shared_rows
 def test_the_row_lock_of_a_killed_process_is_released(ready: str, team: Team) -> None:
     """A caller that waits for the lock gets it at once, and reads the row without the uncommitted write."""
     holder, waiter = team.first(2)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import Phase, settings
 
 from support.matrix import Row, every_row
-from tokenstore.records import DueKey, DueRow, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import (
+    NO_METADATA,
+    DueKey,
+    DueRow,
+    ScannedRow,
+    SealedMetadata,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+)
 from tokenstore.registry import backend_for_url
 from tokenstore.testing.machine import check_agreement
 from tokenstore_memory import MemoryBackend, MemoryTransaction
@@ -35,26 +44,34 @@ class AnswersWithTheLastRow(MemoryBackend):
 
 
 class FoldsCase(MemoryBackend):
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        await super().put(TokenKey(key.provider.lower(), key.user_id), tokens)
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        await super().put(TokenKey(key.provider.lower(), key.user_id), tokens, metadata=metadata)
 
 
 class ReusesGenerations(MemoryBackend):
     """A row that is stored again after a delete has the same generations as before."""
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         is_new = key not in self._rows
-        await super().put(key, tokens)
+        await super().put(key, tokens, metadata=metadata)
         if is_new:
             stored = self._rows[key]
             self._rows[key] = replace(stored, row=replace(stored.row, generation=1))
 
 
 class CompletesForAnyHolder(MemoryBackend):
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         stored = self._rows.get(key)
         holder = stored.row.lease_holder or holder if stored else holder
-        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder, metadata=metadata)
 
 
 class ClaimsInTwoSteps(MemoryBackend):
@@ -71,12 +88,12 @@ class ClaimsInTwoSteps(MemoryBackend):
 
 
 class LosesConcurrentWrites(MemoryBackend):
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         before = self._rows.get(key)
         await asyncio.sleep(0)
         if before is not None:
             self._rows[key] = before
-        await super().put(key, tokens)
+        await super().put(key, tokens, metadata=metadata)
 
 
 class RewrapsAsAWrite(MemoryBackend):
@@ -89,9 +106,9 @@ class RewrapsAsAWrite(MemoryBackend):
 
 
 class KeepsTheFailure(MemoryBackend):
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         before = self._rows.get(key)
-        await super().put(key, tokens)
+        await super().put(key, tokens, metadata=metadata)
         if before is not None:
             stored = self._rows[key]
             self._rows[key] = replace(stored, row=replace(stored.row, failure_code=before.row.failure_code))
@@ -100,11 +117,19 @@ class KeepsTheFailure(MemoryBackend):
 class RefusesFormerHolders(MemoryBackend):
     """A former holder cannot complete, although no other holder has a live lease."""
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         stored = self._rows.get(key)
         if stored is None or stored.row.lease_holder != holder:
             return False
-        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder, metadata=metadata)
 
 
 class CommitsOnError(MemoryBackend):
@@ -144,8 +169,11 @@ class SkipsARow(MemoryBackend):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
-        page = await super().scan(provider=provider, user_id=user_id, after=after, limit=limit)
+        page = await super().scan(
+            provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+        )
         return page[1:] if after is not None and after not in self._rows else page
 
 
@@ -159,8 +187,11 @@ class SkipsAccounts(MemoryBackend):
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
-        page = await super().scan(provider=provider, user_id=user_id, after=after, limit=1000)
+        page = await super().scan(
+            provider=provider, user_id=user_id, after=after, limit=1000, with_metadata=with_metadata
+        )
         return [row for row in page if after is None or row.key[:2] != after[:2]][:limit]
 
 
@@ -194,6 +225,45 @@ class DeletesAllAccounts(MemoryBackend):
         for other in [other for other in self._rows if other[:2] == key[:2] and other != key]:
             await super().delete(other)
         return await super().delete(key)
+
+
+class ReplacesAnyMetadata(MemoryBackend):
+    """Metadata is replaced without a comparison."""
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        stored = self._rows.get(key)
+        return await super().set_metadata(
+            key, metadata, replacing=stored.metadata.value if stored is not None else replacing
+        )
+
+
+class ComparesInTwoSteps(MemoryBackend):
+    """The comparison and the write are two steps, which is wrong only if another call comes between them."""
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        stored = self._rows.get(key)
+        await asyncio.sleep(0)
+        if stored is None or stored.metadata.value != replacing or key not in self._rows:
+            return False
+        self._rows[key] = replace(self._rows[key], metadata=metadata)
+        return True
+
+
+class ForgetsMetadata(MemoryBackend):
+    """A completed lease removes the metadata."""
+
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
+        return await super().complete_lease(
+            key, tokens, generation=generation, holder=holder, metadata=metadata or NO_METADATA
+        )
 
 
 @pytest.mark.parametrize(

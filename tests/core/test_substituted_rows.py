@@ -83,6 +83,11 @@ async def _listed(store: AuthTokenStore) -> None:
         pass
 
 
+async def _listed_with_metadata(store: AuthTokenStore) -> None:
+    async for _ in store.list_tokens(provider="github", with_metadata=True):
+        pass
+
+
 async def _refreshed_due(store: AuthTokenStore) -> None:
     async for result in store.refresh_due(within=86400):
         if result.error is not None:
@@ -96,7 +101,9 @@ CALLS: dict[str, Call] = {
     "forced refresh": lambda store: store.load_fresh_tokens("github", ALICE, force=True, force_min_age=0),
     "reseal": lambda store: store.reseal_tokens("github", ALICE),
     "revoke": lambda store: store.revoke_tokens("github", ALICE),
+    "update metadata": lambda store: store.update_metadata("github", ALICE, {"a": 1}),
     "list": _listed,
+    "list with metadata": _listed_with_metadata,
     "refresh due": _refreshed_due,
 }
 

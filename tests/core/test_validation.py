@@ -105,7 +105,9 @@ Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 def calls() -> st.SearchStrategy[Call]:
     key = (KEY_PART, KEY_PART)
     account = {"account": st.just("") | KEY_PART}
-    times = st.fixed_dictionaries({}, optional={"refresh_token_expires_at": TIME, "extra": EXTRA, **account})
+    times = st.fixed_dictionaries(
+        {}, optional={"refresh_token_expires_at": TIME, "extra": EXTRA, "metadata": EXTRA, **account}
+    )
     only_account = st.fixed_dictionaries({}, optional=account)
     valid = st.tuples(KEY_TEXT, KEY_TEXT, TOKEN_TEXT, TOKEN_TEXT | st.none(), st.datetimes())
     return st.one_of(
@@ -117,6 +119,7 @@ def calls() -> st.SearchStrategy[Call]:
         st.tuples(st.just("load in transaction"), st.tuples(*key, st.booleans()), only_account),
         st.tuples(st.just("delete_tokens"), st.tuples(*key), only_account),
         st.tuples(st.just("reseal_tokens"), st.tuples(*key), only_account),
+        st.tuples(st.just("update_metadata"), st.tuples(*key, EXTRA), only_account),
         st.tuples(
             st.just("list_tokens"),
             st.just(()),

@@ -187,7 +187,7 @@ def test_the_pages_state_the_constants_of_the_code() -> None:
     assert f"1 to {MAX_PROVIDER_BYTES} bytes of UTF-8, a user id 1 to {MAX_USER_ID_BYTES}" in limits
     assert f"an account at most {MAX_ACCOUNT_BYTES}, a namespace at most {MAX_NAMESPACE_BYTES}" in limits
     assert f"most {MAX_TOKEN_BYTES}" in limits
-    assert f"at most {MAX_EXTRA_DEPTH} levels" in limits
+    assert f"have at most {MAX_EXTRA_DEPTH} levels" in limits
 
 
 def test_the_backend_guide_names_every_protocol_method_and_class() -> None:

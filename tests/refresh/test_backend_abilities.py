@@ -12,7 +12,7 @@ from support.refresh_world import World, on_every_row, on_memory
 from support.refreshers import NEW_PAIR, Script, pair
 from support.store_calls import due, fresh, many
 from tokenstore import TokensNotStoredError
-from tokenstore.records import SealedTokens, TokenKey
+from tokenstore.records import SealedMetadata, SealedTokens, TokenKey
 
 HOUR = 3600.0
 KEY = TokenKey("github", "u1")
@@ -36,7 +36,15 @@ async def test_a_backend_without_row_locks_and_watching_can_refresh(world: World
 class Refusing(Interceptor):
     """A backend that wrongly refuses to store the tokens of any refresh."""
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         self.calls["complete_lease"] += 1
         return False
 

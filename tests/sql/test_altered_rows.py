@@ -32,10 +32,10 @@ NUMBERS: Mapping[str, Sequence[int]] = {
     "created_at": (MAX_INT64, -MAX_INT64),
     "updated_at": (MAX_INT64,),
 }
-TEXTS = {"key_id": "", "lease_holder": "a\r\nholder", "failure_code": "\x1b[31mred"}
-NOT_UTF8 = ("key_id", "lease_holder", "failure_code")
+TEXTS = {"key_id": "", "metadata_key_id": "", "lease_holder": "a\r\nholder", "failure_code": "\x1b[31mred"}
+NOT_UTF8 = ("key_id", "metadata_key_id", "lease_holder", "failure_code")
 NULLS = ("access_token", "key_id", "generation", "created_at")
-NOT_LISTED = ("access_token", "lease_holder")
+NOT_LISTED = ("access_token", "metadata", "lease_holder")
 
 
 def _alterations(row: Row) -> list[tuple[str, str]]:
@@ -45,10 +45,12 @@ def _alterations(row: Row) -> list[tuple[str, str]]:
     found += [(column, literal.format(value.encode().hex()) if value else "''") for column, value in TEXTS.items()]
     found.append(("failure_code = 'timeout', retry_at", str(MAX_INT64)))
     found += [(column, "NULL") for column in NULLS]
+    found.append(("metadata", {"mysql": "x'01'", "sqlite": "x'01'", "postgres": "'\\x01'"}[row.mark]))  # without a key
     if row.mark != "postgres":  # which refuses such text
         found += [(column, literal.format("61ff")) for column in NOT_UTF8]
     if row.mark == "sqlite":
         found += [("access_token", "'text'"), ("generation", "'text'"), ("lease_expires_at", "'text'"), ("key_id", "7")]
+        found += [("metadata_key_id = 'k1', metadata", "'text'"), ("metadata_key_id", "7")]
     return found
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Executable, Select, text, update
 
 from tokenstore.leases import written
 from tokenstore.protocol import BackendTransaction
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import Failure, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
 from tokenstore_memory import MemoryBackend
 from tokenstore_sql.backend import SQLBackend
@@ -27,7 +27,7 @@ from tokenstore_sql.sqlite.busy import until_not_busy
 from tokenstore_sql.sqlite.dialect import SQLiteDialect
 from tokenstore_sql.statements.grammar import Grammar
 
-__all__ = ["FAULTS", "Fault", "fault_named"]
+__all__ = ["FAULTS", "UPDATE_FAULTS", "Fault", "fault_named"]
 
 T = TypeVar("T")
 
@@ -72,9 +72,13 @@ class Fault:
 
 
 FAULTS: list[Fault] = []
+UPDATE_FAULTS: list[Fault] = []
+"""Faults in updates of metadata, which the generated programs do not make: races of updates find them."""
 
 
-def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[Any]], type[Any]]:
+def _fault(
+    name: str, *kinds: str, on: tuple[str, ...] = ALL, faults: list[Fault] = FAULTS
+) -> Callable[[type[Any]], type[Any]]:
     """Register a mixin for the backend's class, or for the class of its dialect or grammar."""
 
     def register(mixin: type[Any]) -> type[Any]:
@@ -88,7 +92,7 @@ def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[
                 return type(f"Broken{real.__name__}", (real,), {"dialect_class": dialect})
             return type(f"Broken{real.__name__}", (mixin, real), {})
 
-        FAULTS.append(Fault(name, frozenset(kinds), on, breaks))
+        faults.append(Fault(name, frozenset(kinds), on, breaks))
         return mixin
 
     return register
@@ -96,7 +100,7 @@ def _fault(name: str, *kinds: str, on: tuple[str, ...] = ALL) -> Callable[[type[
 
 def fault_named(name: str, mark: str) -> Fault:
     """Return the fault with this name for the backends with this marker."""
-    [fault] = [fault for fault in FAULTS if fault.name == name and mark in fault.marks]
+    [fault] = [fault for fault in (*FAULTS, *UPDATE_FAULTS) if fault.name == name and mark in fault.marks]
     return fault
 
 
@@ -128,6 +132,7 @@ class _Unlocked:
     def __init__(self, real: BackendTransaction) -> None:
         self.get, self.put, self.delete, self.rollback = real.get, real.put, real.delete, real.rollback
         self.insert, self.clock = real.insert, real.clock
+        self.set_metadata = real.set_metadata
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         row = await self.get(key)
@@ -149,6 +154,7 @@ class _KeepsWritesOnRollback:
     def __init__(self, real: BackendTransaction) -> None:
         self.get, self.put, self.delete, self.lock = real.get, real.put, real.delete, real.lock
         self.insert, self.clock = real.insert, real.clock
+        self.set_metadata = real.set_metadata
 
     async def rollback(self) -> None:
         await _network()
@@ -168,11 +174,11 @@ async def _execute(statement: Executable, rows: Rows) -> None:
 
 @_fault("read-then-write upsert", *_LOST, on=ALL[1:])
 class _ReadThenWrite(AnySQLBackend):
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         row = await self.get(key)
         await _network()
         if row is None:
-            await super().put(key, tokens)
+            await super().put(key, tokens, metadata=metadata)
             return
         this_row = (self.table.c[name] == part for name, part in key._asdict().items())
         fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
@@ -182,13 +188,13 @@ class _ReadThenWrite(AnySQLBackend):
 
 @_fault("read-then-write upsert", *_LOST, on=("memory",))
 class _ReadThenWriteInMemory(AnyBackend):
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         stored = self._rows.get(key)
         await _network()
         if stored is None:
-            await super().put(key, tokens)
+            await super().put(key, tokens, metadata=metadata)
         else:
-            self._rows[key] = stored.after(written(stored.row, tokens), self._now())
+            self._rows[key] = stored.after(written(stored.row, tokens), self._now(), metadata)
 
 
 @_fault("commit in place of rollback", *_LOST)
@@ -258,9 +264,9 @@ class _Caches(AnySQLBackend):
         finally:
             self._forget(keys)
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
         try:
-            await super().put(key, tokens)
+            await super().put(key, tokens, metadata=metadata)
         finally:
             self._forget([key])
 
@@ -294,26 +300,50 @@ class _ReleasesAnyLease(AnyBackend):
 
 @_fault("unconditional completion", *_TAKEN)
 class _CompletesBesideALease(AnyBackend):
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         row = await self.get(key)
         holder = row.lease_holder or holder if row else holder
-        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder, metadata=metadata)
 
 
 @_fault("completion over newer tokens", "stale completion", *_LOST)
 class _CompletesAnything(AnyBackend):
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
-        await self.put(key, tokens)
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
+        await self.put(key, tokens, metadata=metadata)
         return True
 
 
 @_fault("completion by the holder alone", "wrong refusal")
 class _RefusesFormerHolder(AnyBackend):
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         row = await self.get(key)
         if row is None or row.lease_holder != holder:
             return False
-        return await super().complete_lease(key, tokens, generation=generation, holder=holder)
+        return await super().complete_lease(key, tokens, generation=generation, holder=holder, metadata=metadata)
 
 
 @_fault("rewrap of whatever is there", "mixed read", *_LOST)
@@ -322,3 +352,12 @@ class _RewrapsAnything(AnyBackend):
         await _network()
         row = await self.get(key)
         return row is not None and await super().rewrap(key, tokens, generation=row.generation)
+
+
+@_fault("metadata written without a comparison", faults=UPDATE_FAULTS)
+class _ReplacesAnyMetadata(AnyBackend):
+    """Compares the stored metadata with what it reads itself, and not with what the caller has read."""
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        row = await self.get(key)
+        return row is not None and await super().set_metadata(key, metadata, replacing=row.metadata.value)

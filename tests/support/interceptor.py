@@ -10,7 +10,7 @@ from typing import Any, cast
 from tokenstore import BackendUnavailableError
 from tokenstore.health import RowFilter, SearchPage
 from tokenstore.protocol import Backend
-from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 
 Action = Callable[[], Awaitable[None]]
 
@@ -48,11 +48,11 @@ class Interceptor:
     async def get(self, key: TokenKey) -> SealedRecord | None:
         return cast(SealedRecord | None, await self._pass("get", lambda: self.backend.get(key)))
 
-    async def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        await self._pass("put", lambda: self.backend.put(key, tokens))
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        await self._pass("put", lambda: self.backend.put(key, tokens, metadata=metadata))
 
-    async def insert(self, key: TokenKey, tokens: SealedTokens) -> bool:
-        return bool(await self._pass("insert", lambda: self.backend.insert(key, tokens)))
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        return bool(await self._pass("insert", lambda: self.backend.insert(key, tokens, metadata=metadata)))
 
     async def clock(self) -> int:
         return await self.backend.clock()
@@ -67,9 +67,13 @@ class Interceptor:
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> list[ScannedRow]:
         scan = self.backend.scan
-        found = await self._pass("scan", lambda: scan(provider=provider, user_id=user_id, after=after, limit=limit))
+        found = await self._pass(
+            "scan",
+            lambda: scan(provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata),
+        )
         return cast(list[ScannedRow], found)
 
     async def scan_due(
@@ -87,10 +91,21 @@ class Interceptor:
             await self._pass("claim_lease", lambda: claim(key, generation=generation, holder=holder, duration=duration))
         )
 
-    async def complete_lease(self, key: TokenKey, tokens: SealedTokens, *, generation: int, holder: str) -> bool:
+    async def complete_lease(
+        self,
+        key: TokenKey,
+        tokens: SealedTokens,
+        *,
+        generation: int,
+        holder: str,
+        metadata: SealedMetadata | None = None,
+    ) -> bool:
         complete = self.backend.complete_lease
         return bool(
-            await self._pass("complete_lease", lambda: complete(key, tokens, generation=generation, holder=holder))
+            await self._pass(
+                "complete_lease",
+                lambda: complete(key, tokens, generation=generation, holder=holder, metadata=metadata),
+            )
         )
 
     async def release_lease(
@@ -111,14 +126,21 @@ class Interceptor:
         user_id: str | None = None,
         after: TokenKey | None = None,
         limit: int,
+        with_metadata: bool = False,
     ) -> SearchPage:
-        return await self.backend.search(where, provider=provider, user_id=user_id, after=after, limit=limit)
+        return await self.backend.search(
+            where, provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+        )
 
     async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
         return await self.backend.clear_failure(key, min_age=min_age)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self.backend.rewrap(key, tokens, generation=generation)
+
+    async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
+        set_metadata = self.backend.set_metadata
+        return bool(await self._pass("set_metadata", lambda: set_metadata(key, metadata, replacing=replacing)))
 
 
 class Stop:

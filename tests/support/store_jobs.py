@@ -157,3 +157,19 @@ async def complete(link: Link, url: str, grant: Grant) -> bool:
     link.meet()
     new = sealed(one.keyring, KEY, f"by {grant.holder}")
     return await one.backend.complete_lease(KEY, new, generation=grant.generation, holder=grant.holder)
+
+
+async def update_metadata(link: Link, url: str, names: list[str], fault: Fault | None = None) -> None:
+    """Add a field of each name, all at once."""
+    (one, *_) = await link.open(url, fault)
+    link.meet()
+    await asyncio.gather(*(one.tokens.update_metadata(**KEY._asdict(), changes={name: name}) for name in names))
+
+
+async def load_metadata(link: Link, url: str) -> list[str]:
+    """Return the names of the row's fields."""
+    (one, *_) = await link.open(url)
+    link.meet()
+    record = await one.tokens.load_tokens(**KEY._asdict())
+    assert record is not None
+    return sorted(record["metadata"])

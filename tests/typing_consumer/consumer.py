@@ -15,6 +15,7 @@ from tokenstore import (
     Keyring,
     RefreshableRecord,
     TokenEntry,
+    TokenEntryWithMetadata,
     TokenRecord,
     TokenStoreError,
     Transaction,
@@ -62,7 +63,14 @@ async def owned(engine: AsyncEngine) -> None:
             assert_type(entry, TokenEntry)
             assert_type(entry["access_token_expires_at"], datetime | None)
             assert_type(entry["account"], str)
+            assert_type(entry["metadata_key_id"], str | None)
+        async for full in store.list_tokens(user_id="u1", with_metadata=True):
+            assert_type(full, TokenEntryWithMetadata)
+            assert_type(full["metadata"], dict[str, Any])
+            assert_type(full["account"], str)
         assert_type(await store.delete_tokens("github", "u1"), bool)
+        assert_type(await store.update_metadata("github", "u1", {"step": 1, "gone": None}), dict[str, Any] | None)
+        await store.store_tokens("github", "u1", "gho_abc", None, None, metadata={"step": 1})
         await store.store_tokens("github", "u1", "gho_abc", None, None, account="work")
         assert_type(await store.load_tokens("github", "u1", account="work"), TokenRecord | None)
         assert_type(await store.load_fresh_tokens("github", "u1"), TokenRecord | None)
@@ -93,6 +101,8 @@ def known_keys(record: TokenRecord) -> None:
     assert_type(record["created_at"], datetime)
     assert_type(record["generation"], int)
     assert_type(record["extra"], dict[str, Any])
+    assert_type(record["metadata"], dict[str, Any])
+    assert_type(record["metadata_key_id"], str | None)
     assert_type(record | {"extra": {}}, TokenRecord)
     assert_type(dict(record.items()), dict[str, Any])
 
@@ -101,6 +111,7 @@ async def refresh(record: RefreshableRecord) -> dict[str, Any]:
     """A refresher is only called for a record with a refresh token."""
     assert_type(record["refresh_token"], str)
     assert_type(record["access_token"], str)
+    assert_type(record["metadata"], dict[str, Any])
     return {"access_token": "new", "expires_in": 3600}
 
 

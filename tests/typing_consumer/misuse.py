@@ -40,6 +40,7 @@ async def wrong_arguments(store: AuthTokenStore) -> None:
     await store.load_tokens("github", 1)  # type: ignore[arg-type]
     await store.load_tokens("github", "u1", account=None)  # type: ignore[arg-type]
     await store.delete_tokens("github", "u1", "work")  # type: ignore[call-arg]
+    await store.update_metadata("github", "u1", None)  # type: ignore[arg-type]
 
 
 async def a_missing_row_must_be_handled(store: AuthTokenStore) -> str:
@@ -66,6 +67,11 @@ def a_row_may_have_no_refresh_token(record: TokenRecord) -> str:
 def an_entry_holds_no_token(entry: TokenEntry) -> object:
     """An entry of ``list_tokens`` has no tokens."""
     return entry["access_token"]  # type: ignore[typeddict-item]
+
+
+def an_entry_has_metadata_only_if_it_was_asked_for(entry: TokenEntry) -> object:
+    """So it must have been listed with ``with_metadata=True``."""
+    return entry["metadata"]  # type: ignore[typeddict-item]
 
 
 def the_checks_take_a_record(store: AuthTokenStore, record: TokenRecord | None) -> bool:

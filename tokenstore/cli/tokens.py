@@ -50,6 +50,7 @@ __all__ = ["clear_failure", "delete", "list_tokens", "put", "show"]
 
 _MAX_INPUT: Final = 4 * 1024 * 1024  # more than a row can hold
 _NOT_PRIMARY: Final = " (not the primary key)"
+_SECRET: Final = ("access_token", "refresh_token", "extra", "metadata")
 
 
 def put(
@@ -186,12 +187,13 @@ def show(
             if health is None:
                 _not_found(TokenKey(provider, user, account))
             shown = dict(record.items())
-            secret = {name: shown.pop(name) for name in ("access_token", "refresh_token", "extra")}
+            secret = {name: shown.pop(name) for name in _SECRET}
             shown |= {
                 "access_token_valid": store.is_access_token_valid(record),
                 "refresh_token_valid": store.is_refresh_token_valid(record),
                 "has_refresh_token": record["refresh_token"] is not None,
                 "extra_fields": sorted(record["extra"]),
+                "metadata_fields": sorted(record["metadata"]),
                 "needs_reseal": store.needs_reseal(record),
                 **{name: health[name] for name in ("status", "failure_code", "failed_at", "retry_at")},
             }
@@ -215,12 +217,13 @@ def show(
             ("access token", f"{access}; expires {format_expiry(row)}"),
             ("refresh token", refresh + refresh_expiry),
             ("extra", ", ".join(row["extra_fields"]) or "none"),
-            ("key", row["key_id"] + _NOT_PRIMARY * row["needs_reseal"]),
+            ("metadata", ", ".join(row["metadata_fields"]) or "none"),
+            ("key", _key_names(row)),
             ("updated", f"{format_time(row['updated_at'])}, generation {row['generation']}"),
         ]
     )
     if reveal:
-        for name in ("access_token", "refresh_token", "extra"):
+        for name in _SECRET:
             # Not in the table, which breaks long values into lines: users copy these values.
             print_line(f"{name}: {escaped(row[name]) if isinstance(row[name], str) else json.dumps(row[name])}")
 
@@ -282,8 +285,15 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield _status(row)
     yield format_expiry(row)
     yield format_time(row["refresh_token_expires_at"]) if row["has_refresh_token"] else "none issued"
-    yield row["key_id"] + _NOT_PRIMARY * bool(row["needs_reseal"])
+    yield _key_names(row)
     yield format_time(row["updated_at"])
+
+
+def _key_names(row: Mapping[str, Any]) -> str:
+    """The key that sealed the tokens, and that of the metadata if it is another one."""
+    own = row["metadata_key_id"]
+    names = row["key_id"] if own in (None, row["key_id"]) else f"{row['key_id']}, metadata {own}"
+    return str(names) + _NOT_PRIMARY * bool(row["needs_reseal"])
 
 
 def clear_failure(

@@ -22,7 +22,17 @@ from typing import Any, Protocol, TypeVar
 from tokenstore.errors import MissingDependencyError
 from tokenstore.health import STATUSES, RowFilter
 from tokenstore.protocol import Backend, SupportsRowLocks
-from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import (
+    NO_METADATA,
+    DueKey,
+    DueRow,
+    Failure,
+    ScannedRow,
+    SealedMetadata,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+)
 from tokenstore.registry import backend_for_url
 
 try:
@@ -80,6 +90,12 @@ _tokens = st.builds(
     SealedTokens, _blobs, st.none() | _blobs, st.none() | _blobs, _times, _times, st.sampled_from("kK"), st.booleans()
 )
 _durations = st.sampled_from([0.0, 3600.0])
+# Few values, so that a replacement often names the stored one.
+_metadata = st.just(NO_METADATA) | st.builds(
+    SealedMetadata, st.sampled_from([b"1", b"2", b"2 "]), st.sampled_from("kK")
+)
+_with_metadata = st.none() | st.none() | _metadata
+_replaced = st.sampled_from([None, b"1", b"2", b"2 "])
 _failures = st.none() | st.builds(
     Failure,
     st.sampled_from(["invalid_grant", "unavailable", "refused/invalid_client"]),
@@ -104,6 +120,7 @@ _operations = st.one_of(
     st.tuples(st.just("put"), _keys, _tokens),
     st.tuples(st.just("insert"), _keys, _tokens),
     st.tuples(st.just("delete"), _keys),
+    st.tuples(st.just("set_metadata"), _keys, _metadata, _replaced),
     st.tuples(st.just("rollback")),
 )
 
@@ -191,13 +208,17 @@ class _Machine(RuleBasedStateMachine):
 
     # Single operations
 
-    @rule(key=_keys, tokens=_tokens)
-    def put(self, key: TokenKey, tokens: SealedTokens) -> None:
-        self._agree(lambda backend, _: backend.put(key, tokens))
+    @rule(key=_keys, tokens=_tokens, metadata=_with_metadata)
+    def put(self, key: TokenKey, tokens: SealedTokens, metadata: SealedMetadata | None = None) -> None:
+        self._agree(lambda backend, _: backend.put(key, tokens, metadata=metadata))
 
-    @rule(key=_keys, tokens=_tokens)
-    def insert(self, key: TokenKey, tokens: SealedTokens) -> None:
-        self._agree(lambda backend, _: backend.insert(key, tokens))
+    @rule(key=_keys, tokens=_tokens, metadata=_with_metadata)
+    def insert(self, key: TokenKey, tokens: SealedTokens, metadata: SealedMetadata | None) -> None:
+        self._agree(lambda backend, _: backend.insert(key, tokens, metadata=metadata))
+
+    @rule(key=_keys, metadata=_metadata, replacing=_replaced)
+    def set_metadata(self, key: TokenKey, metadata: SealedMetadata, replacing: bytes | None) -> None:
+        self._agree(lambda backend, _: backend.set_metadata(key, metadata, replacing=replacing))
 
     @rule(key=_keys)
     def delete(self, key: TokenKey) -> None:
@@ -212,9 +233,16 @@ class _Machine(RuleBasedStateMachine):
         user_id=st.none() | st.sampled_from([*{key.user_id for key in _KEYS}, "nobody"]),
         after=st.none() | _keys | _places,
         limit=st.integers(1, 16),
+        with_metadata=st.booleans(),
     )
-    def scan(self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int) -> None:
-        self._agree(lambda backend, _: backend.scan(provider=provider, user_id=user_id, after=after, limit=limit))
+    def scan(
+        self, provider: str | None, user_id: str | None, after: TokenKey | None, limit: int, with_metadata: bool
+    ) -> None:
+        self._agree(
+            lambda backend, _: backend.scan(
+                provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+            )
+        )
 
     @rule(
         provider=st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
@@ -253,11 +281,13 @@ class _Machine(RuleBasedStateMachine):
         if granted and brief:
             self._wait_out(key)
 
-    @rule(key=_keys, age=_ages, holder=_holders, tokens=_tokens)
-    def complete(self, key: TokenKey, age: int, holder: str, tokens: SealedTokens) -> None:
+    @rule(key=_keys, age=_ages, holder=_holders, tokens=_tokens, metadata=_with_metadata)
+    def complete(
+        self, key: TokenKey, age: int, holder: str, tokens: SealedTokens, metadata: SealedMetadata | None = None
+    ) -> None:
         self._agree(
             lambda backend, which: backend.complete_lease(
-                key, tokens, generation=self._generation(key, age)[which], holder=holder
+                key, tokens, generation=self._generation(key, age)[which], holder=holder, metadata=metadata
             )
         )
 
@@ -284,6 +314,7 @@ class _Machine(RuleBasedStateMachine):
         provider=st.none() | st.sampled_from([*{key.provider for key in _KEYS}, "nobody"]),
         after=st.none() | _keys | _places,
         limit=st.integers(1, 16),
+        with_metadata=st.booleans(),
     )
     def search(
         self,
@@ -294,6 +325,7 @@ class _Machine(RuleBasedStateMachine):
         provider: str | None,
         after: TokenKey | None,
         limit: int,
+        with_metadata: bool,
     ) -> None:
         """Search page after page. A backend may read more rows for one page than another does."""
         where = RowFilter(status, margin, within, prefix)
@@ -302,7 +334,9 @@ class _Machine(RuleBasedStateMachine):
             found: list[ScannedRow] = []
             begin = after
             while True:
-                page = await backend.search(where, provider=provider, after=begin, limit=limit)
+                page = await backend.search(
+                    where, provider=provider, after=begin, limit=limit, with_metadata=with_metadata
+                )
                 found += page.rows
                 if page.end is None:
                     return found
@@ -387,6 +421,15 @@ class _Machine(RuleBasedStateMachine):
                 )
             )
 
+    @rule(key=_keys, versions=st.lists(_metadata, min_size=2, max_size=5), replacing=_replaced)
+    def set_metadata_at_once(self, key: TokenKey, versions: list[SealedMetadata], replacing: bytes | None) -> None:
+        """One after the other: if a write stores the value that it replaces, the next one succeeds, too."""
+        versions = [metadata for metadata in versions if metadata.value != replacing]
+        done = self._at_once(*(self._backend.set_metadata(key, metadata, replacing=replacing) for metadata in versions))
+        for metadata in [versions[done.index(True)]] if True in done else versions:
+            expected = self._run(self._model.set_metadata(key, metadata, replacing=replacing))
+            assert done.count(True) == expected, f"{done.count(True)} of {len(versions)} replacements succeeded"
+
     @rule(key=_keys, number=st.integers(2, 4))
     def delete_at_once(self, key: TokenKey, number: int) -> None:
         deleted = self._at_once(*(self._backend.delete(key) for _ in range(number)))
@@ -414,7 +457,8 @@ class _Machine(RuleBasedStateMachine):
             try:
                 async with backend.transaction() as transaction:
                     for name, *arguments in operations:
-                        answer = await getattr(transaction, name)(*arguments)
+                        named = {"replacing": arguments.pop()} if name == "set_metadata" else {}
+                        answer = await getattr(transaction, name)(*arguments, **named)
                         answers.append(_outline(answer))
                     if not commits:
                         raise _RolledBack
@@ -448,7 +492,7 @@ class _Machine(RuleBasedStateMachine):
     @invariant()
     def same_rows(self) -> None:
         self._clock.now += 1  # so that each step of the model has a different time
-        self._agree(lambda backend, _: backend.scan(limit=1000))
+        self._agree(lambda backend, _: backend.scan(limit=1000, with_metadata=True))
         for key in _KEYS:
             self.get(key)
         for provider in {key.provider for key in _KEYS}:

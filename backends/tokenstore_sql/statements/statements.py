@@ -91,6 +91,8 @@ class Statements:
             c.retry_at,
             c.created_at,
             c.updated_at,
+            c.metadata,
+            c.metadata_key_id,
         )
         # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select.
         unlocked: Any = select(*columns).where(*this_row)
@@ -122,10 +124,13 @@ class Statements:
         self._replaced, self._also = (*sealed, *expiries), next_version
         key: dict[str, Any] = {column: bindparam(name) for name, column in KEY_PARAMETERS.items()}
         written = {**key, **sealed, **expiries}
+        own: dict[str, Any] = {name: bindparam(name) for name in ("metadata", "metadata_key_id")}
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
         insert = grammar.insert(table).values({**written, **first})
         self.put = grammar.or_replace(insert, replaced=self._replaced, also=self._also)
-        self.insert = grammar.insert_if_absent(table, {**written, **first}, this_row)
+        with_metadata = grammar.insert(table).values({**written, **own, **first})
+        self.put_with_metadata = grammar.or_replace(with_metadata, replaced=(*self._replaced, *own), also=self._also)
+        self.insert = grammar.insert_if_absent(table, {**written, **own, **first}, this_row)
         self.delete = delete(table).where(*this_row)
         claim = (
             update(table)
@@ -147,6 +152,7 @@ class Statements:
             .values(**sealed, **expiries, **next_version)
         )
         self.complete = grammar.lock_first(complete, table, this_row)
+        self.complete_with_metadata = grammar.lock_first(complete.values(**own), table, this_row)
         self.release = update(table).where(*held).values(**idle)
         fail = (
             update(table)
@@ -177,6 +183,9 @@ class Statements:
             )
         )
         self.rewrap = update(table).where(*this_version).values(**sealed)
+        # Two statements, because each database has an operator of its own for "equal, or both null".
+        self.set_metadata = update(table).where(*this_row, c.metadata == bindparam("replacing")).values(**own)
+        self.set_first_metadata = update(table).where(*this_row, c.metadata.is_(None)).values(**own)
 
     def get_many(self, keys: Sequence[TokenKey]) -> tuple[Executable, Mapping[str, Any]]:
         """The query for several rows, which come in no order, and its parameters."""
@@ -204,13 +213,21 @@ class Statements:
             statement = self._of_size[place] = build(size)
         return statement
 
-    @cache  # noqa: B019 - eight at most, and they live as long as the store
-    def scan(self, *, by_provider: bool, by_user: bool, after: bool) -> Sequence[Select[Any]]:
+    @cache  # noqa: B019 - sixteen at most, and they live as long as the store
+    def scan(
+        self, *, by_provider: bool, by_user: bool, after: bool, with_metadata: bool = False
+    ) -> Sequence[Select[Any]]:
         """The queries whose rows, one query after the other up to ``limit``, are a page.
 
         A page that begins after a key (``after_p``, ``after_u``, ``after_a``) is three ranges of the primary key: the
         user's later accounts, the provider's later users, then the rows of later providers. MySQL would not use the
         index for the one comparison ``(provider, user_id, account) > (…)``.
+
+        Args:
+            by_provider: Only rows of the provider ``p``.
+            by_user: Only rows of the user ``u``.
+            after: Only rows after a key.
+            with_metadata: Whether the sealed metadata is the last column.
         """
         c = self.table.c
         page: Any = select(
@@ -230,6 +247,8 @@ class Statements:
             c.failed_at,
             c.retry_at,
             c.lease_expires_at,
+            c.metadata_key_id,
+            *([c.metadata] if with_metadata else ()),
         ).limit(bindparam("limit", type_=Integer()))
         if by_provider:
             page = page.where(c.provider == bindparam("p"))
@@ -245,7 +264,7 @@ class Statements:
             page.where(c.provider > bindparam("after_p")).order_by(c.provider, c.user_id, c.account),
         ]
 
-    @cache  # noqa: B019 - a hundred at most, and they live as long as the store
+    @cache  # noqa: B019 - two hundred at most, and they live as long as the store
     def search(
         self,
         *,
@@ -256,6 +275,7 @@ class Statements:
         expiring: bool,
         prefix: bool,
         open_end: bool,
+        with_metadata: bool,
     ) -> Sequence[Select[Any]]:
         """The queries of :meth:`scan`, which read up to ``limit`` rows each, restricted to the rows that are searched.
 
@@ -270,13 +290,23 @@ class Statements:
             expiring: Only rows that expire within ``within`` microseconds.
             prefix: Only users from ``user_from`` on.
             open_end: With ``prefix``: all of them; else those before ``user_to``.
+            with_metadata: As for :meth:`scan`.
         """
         return [
-            self._found(page, status=status, expiring=expiring, prefix=prefix, open_end=open_end)
+            self._found(
+                page,
+                status=status,
+                expiring=expiring,
+                prefix=prefix,
+                open_end=open_end,
+                with_metadata=with_metadata,
+            )
             for page in self.scan(by_provider=by_provider, by_user=by_user, after=after)
         ]
 
-    def _found(self, page: Any, *, status: bool, expiring: bool, prefix: bool, open_end: bool) -> Select[Any]:
+    def _found(
+        self, page: Any, *, status: bool, expiring: bool, prefix: bool, open_end: bool, with_metadata: bool
+    ) -> Select[Any]:
         read = page.subquery("page")
         place = func.row_number().over(order_by=[read.c.provider, read.c.user_id, read.c.account])
         row = select(read, place.label("place")).subquery("placed").c
@@ -291,6 +321,11 @@ class Statements:
                 conditions.append(row.user_id < bindparam("user_to"))
         found = case((and_(true(), *conditions), literal_column("1")), else_=literal_column("0")).label("found")
         columns = [row[column.name] for column in read.c]
+        if with_metadata:
+            # By a query of its own for each row that is found: the rows that are only read would fill the memory.
+            c = self.table.c
+            this_row = [c[name] == row[name] for name in KEY_PARAMETERS.values()]
+            columns.append(select(c.metadata).where(*this_row).scalar_subquery().label("metadata"))
         last = row.place == bindparam("limit", type_=Integer())
         query: Any = select(*columns, found, row.place).where(or_(and_(true(), *conditions), last))
         placed: Select[Any] = query.order_by(row.place)

@@ -34,6 +34,7 @@ from tokenstore.testing.conformance._concurrency import ConcurrencyTests
 from tokenstore.testing.conformance._due import DueTests
 from tokenstore.testing.conformance._helpers import sealed
 from tokenstore.testing.conformance._leases import LeaseTests
+from tokenstore.testing.conformance._metadata import MetadataTests
 from tokenstore.testing.conformance._row_locks import RowLockConformance
 from tokenstore.testing.conformance._rows import RowTests
 from tokenstore.testing.conformance._setup import SetupTests
@@ -51,5 +52,5 @@ __all__ = [
 ]
 
 
-class BackendConformance(SetupTests, RowTests, DueTests, LeaseTests, ConcurrencyTests):
+class BackendConformance(SetupTests, RowTests, DueTests, LeaseTests, MetadataTests, ConcurrencyTests):
     """The tests of :class:`tokenstore.protocol.Backend`."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
-from tokenstore.records import Failure, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import NO_METADATA, Failure, SealedRecord, SealedTokens, TokenKey
 
 T = TypeVar("T")
 
@@ -119,6 +119,7 @@ def each_operation(backend: Backend) -> list[Callable[[], Awaitable[object]]]:
         lambda: backend.release_lease(KEY, **held),
         lambda: backend.release_lease(KEY, failure=Failure("invalid_grant"), **held),
         lambda: backend.rewrap(KEY, sealed(), generation=1),
+        lambda: backend.set_metadata(KEY, NO_METADATA, replacing=None),
     ]
 
 

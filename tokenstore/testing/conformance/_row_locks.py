@@ -12,7 +12,7 @@ import pytest
 
 from tokenstore.errors import ConflictError, LockTimeoutError
 from tokenstore.protocol import BackendTransaction, SupportsRowLocks
-from tokenstore.records import SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import NO_METADATA, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore.testing.conformance._helpers import (
     KEY,
     LONG,
@@ -116,6 +116,31 @@ class RowLockConformance(Testbed):
         assert without_times(found) == without_times(before)
         async with asyncio.timeout(5):
             await other.put(KEY, sealed("next"))
+
+    @on_two_backends()
+    async def test_metadata_is_replaced_in_a_transaction(self, backend: LockingBackend, other: LockingBackend) -> None:
+        """The writes are seen in the transaction, committed with it, and undone with it."""
+        first, second = SealedMetadata(b"first", "k"), SealedMetadata(b"second", "k")
+        await store_row(backend)
+        with pytest.raises(KeyError, match="the caller's own"):  # noqa: PT012
+            async with backend.transaction() as transaction:
+                assert await transaction.set_metadata(KEY, first, replacing=None) is True
+                assert await transaction.set_metadata(KEY, second, replacing=None) is False
+                assert await transaction.set_metadata(THIRD, second, replacing=None) is False
+                assert (await read_row(transaction)).metadata == first
+                assert await transaction.set_metadata(KEY, second, replacing=b"first") is True
+                await transaction.put(OTHER, sealed(), metadata=first)
+                raise KeyError("the caller's own")
+        assert (await read_row(other)).metadata == NO_METADATA
+        assert await other.get(OTHER) is None
+        async with backend.transaction() as transaction:
+            assert await transaction.set_metadata(KEY, first, replacing=None) is True
+            await transaction.put(KEY, sealed("new"))
+            await transaction.put(OTHER, sealed(), metadata=first)
+            await transaction.put(OTHER, sealed(), metadata=second)
+            assert await transaction.insert(THIRD, sealed(), metadata=second) is True
+        found = [(await read_row(other, key)).metadata for key in (KEY, OTHER, THIRD)]
+        assert found == [first, second, second]
 
     @on_two_backends()
     async def test_a_waiter_reads_what_the_lock_holder_stored(

@@ -389,6 +389,7 @@ class RowTests(Testbed):
                     created_at=record.created_at,
                     updated_at=record.updated_at,
                     as_of=0,
+                    metadata_key_id=record.metadata.key_id,
                 )
             )
         found = await backend.scan(limit=10)
