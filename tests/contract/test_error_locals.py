@@ -48,7 +48,7 @@ from tokenstore import (
     open_store,
 )
 from tokenstore.cli.app import app
-from tokenstore.integrations import oauth2
+from tokenstore.integrations import _endpoint
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.presets import PROVIDERS
 from tokenstore.keyring import KEYS_VARIABLE
@@ -438,7 +438,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 def test_token_endpoints(walk: Walk, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors of HTTP and of OAuth, and answers that make no sense, with each kind of client."""
-    monkeypatch.setattr(oauth2, "_PAUSE", (0.0, 0.0))
+    monkeypatch.setattr(_endpoint, "_PAUSE", (0.0, 0.0))
     key = RSAKey.generate_key(2048).as_dict(private=True)
     walk.look_for(str(key["d"]), str(key["p"]))
     clients: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import pytest
 
 from support.oauth2_calls import ID, SECRET
 from support.scripted_endpoint import Endpoint
-from tokenstore.integrations import oauth2
+from tokenstore.integrations import _endpoint
 from tokenstore.testing.provider import StrictRotatingProvider
 
 
@@ -35,4 +35,4 @@ def provider() -> Iterator[StrictRotatingProvider]:
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oauth2, "_PAUSE", (0.0, 0.0))
+    monkeypatch.setattr(_endpoint, "_PAUSE", (0.0, 0.0))

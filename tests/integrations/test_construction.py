@@ -20,7 +20,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from support.oauth2_calls import GOOD, ID, REFRESH, SECRET, refresh, show_no_secret
 from support.scripted_endpoint import Endpoint, answer
 from tokenstore import ConfigurationError, InvalidInputError, MissingDependencyError
-from tokenstore.integrations import oauth2
+from tokenstore.integrations import _endpoint
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 
 RSA = RSAKey.generate_key(2048)
@@ -162,7 +162,7 @@ def test_the_error_for_certificates_that_cannot_be_loaded_names_them(
     """The error is raised when the refresher is made."""
     (tmp_path / "bad.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bad.pem"))
-    oauth2._tls_context.cache_clear()
+    _endpoint._tls_context.cache_clear()
     with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
         OAuth2Refresher("https://example.com/token", ID)
     OAuth2Refresher("https://example.com/token", ID, trust_env=False)

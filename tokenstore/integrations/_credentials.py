@@ -8,12 +8,13 @@ import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from urllib.parse import parse_qsl, quote_plus, urlencode
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.integrations._bodies import FORM
-from tokenstore.integrations.providers import AuthMethod
+from tokenstore.integrations.providers import AuthMethod, Provider
 from tokenstore.tracebacks import Hidden
 from tokenstore.validation import plain_text
 
@@ -46,7 +47,46 @@ class Request(NamedTuple):
     prepare: Callable[[], tuple[dict[str, str], str]]
 
 
-class ClientCredentials:
+class SigningKey:
+    """An application's private key, and the assertions that it signs (RFC 7523).
+
+    Args:
+        private_key: A PEM or a JWK.
+        algorithm: The algorithm that signs. None: the key's default.
+        headers: More headers of the assertions.
+
+    Raises:
+        ConfigurationError: The key is none, or the arguments do not go together.
+    """
+
+    def __init__(
+        self, private_key: str | bytes | Mapping[str, Any], algorithm: str | None, headers: Mapping[str, str]
+    ) -> None:
+        key = _imported(private_key)
+        self.key = Hidden(key)
+        self.headers: Mapping[str, str] = {**headers, "alg": _algorithm(key, algorithm)}
+        with suppress(Exception):  # the exception's text may contain the key
+            _ = self.sign({}, 1.0)
+            return
+        raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
+
+    def sign(self, claims: Mapping[str, Any], lifetime: float, *, ahead: float = 0.0) -> str:
+        """An assertion with these claims, ``iat``, ``exp`` and ``jti``; a claim that is None is left out.
+
+        Args:
+            claims: The claims.
+            lifetime: How long the assertion is valid, in seconds.
+            ahead: By how many seconds this machine's clock may be ahead of the provider's.
+        """
+        from joserfc import jwt
+
+        now = time.time()
+        times = {"iat": int(now - ahead), "exp": int(now + lifetime), "jti": token_urlsafe(16)}
+        given = {name: value for name, value in {**times, **claims}.items() if value is not None}
+        return jwt.encode(dict(self.headers), given, self.key.reveal(), algorithms=[self.headers["alg"]])
+
+
+class Client:
     """A client's id, and its secret or key. The arguments are those of ``OAuth2Refresher``, and one of ``Provider``.
 
     Attributes:
@@ -95,10 +135,31 @@ class ClientCredentials:
             self._basic = Hidden(basic)
             self.secrets = Hidden((client_secret, quote_plus(client_secret), basic))
         if private_key is not None:
-            key = _imported(private_key)
-            self._proof = Hidden(key)
-            self._jwt_headers = {**jwt_headers, "alg": _algorithm(key, jwt_algorithm)}
-            self._try_key()
+            signing = SigningKey(private_key, jwt_algorithm, jwt_headers)
+            self._proof = Hidden(signing.key.reveal())
+            self._jwt_headers = signing.headers
+
+    @classmethod
+    def of(
+        cls,
+        token_url: str,
+        client_id: str,
+        client_secret: str | None,
+        private_key: str | bytes | Mapping[str, Any] | None,
+        auth_method: AuthMethod | None,
+        jwt_algorithm: str | None,
+        jwt_headers: Mapping[str, str],
+        provider: Provider | None,
+    ) -> Client:
+        """A client of a vendor's; the default of ``auth_method`` follows from what it has."""
+        default: AuthMethod = "none" if client_secret is None else "client_secret_basic"
+        if client_secret is not None and provider is not None:
+            default = provider.auth_method
+        method = auth_method or ("private_key_jwt" if private_key is not None else default)
+        raw_basic = provider is not None and provider.raw_basic
+        return cls(
+            client_id, client_secret, private_key, method, token_url, jwt_algorithm, jwt_headers, raw_basic=raw_basic
+        )
 
     def request(
         self,
@@ -148,12 +209,6 @@ class ClientCredentials:
 
         claims = {"exp": int(time.time()) + _ASSERTION_LIFETIME}
         return PrivateKeyJWT(self._audience, claims, dict(self._jwt_headers), self._jwt_headers["alg"])
-
-    def _try_key(self) -> None:
-        with suppress(Exception):  # the exception's text may contain the key
-            self.request(self._audience, {}).prepare()
-            return
-        raise ConfigurationError("private_key, jwt_algorithm and jwt_headers do not go together")
 
 
 def _algorithm(key: Key, requested: str | None) -> str:

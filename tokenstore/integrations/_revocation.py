@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tokenstore.errors import UnsupportedOperationError
 from tokenstore.integrations._answers import Answer
-from tokenstore.integrations._credentials import ClientCredentials, Request
+from tokenstore.integrations._credentials import Client, Request
 from tokenstore.integrations.providers import Provider, RevocationRequest
 from tokenstore.records import TokenRecord
 from tokenstore.validation import plain_text, token_text
@@ -14,14 +14,12 @@ from tokenstore.validation import plain_text, token_text
 __all__ = ["can_revoke", "is_revoked", "revocation_request"]
 
 
-def can_revoke(revocation: RevocationRequest, client: ClientCredentials) -> bool:
+def can_revoke(revocation: RevocationRequest, client: Client) -> bool:
     """Whether this client can send such a request: HTTP Basic needs a secret."""
     return revocation.auth != "basic" or client.has_secret
 
 
-def revocation_request(
-    provider: Provider, client: ClientCredentials, url: str, record: TokenRecord
-) -> tuple[str, Request]:
+def revocation_request(provider: Provider, client: Client, url: str, record: TokenRecord) -> tuple[str, Request]:
     """The kind of the token that is revoked, and the request.
 
     Raises:

@@ -10,35 +10,19 @@ Needs the extra ``oauth``: Authlib authenticates the client, httpx sends the req
 
 from __future__ import annotations
 
-import asyncio
-import re
-import ssl
 from collections.abc import Collection, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from functools import cache
-from secrets import SystemRandom
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, get_args
 from urllib.parse import quote
 
-from tokenstore.errors import (
-    ConfigurationError,
-    MissingDependencyError,
-    ProviderRefusedError,
-    ProviderUnavailableError,
-    ReauthorizationRequiredError,
-    RefreshError,
-    UnsupportedOperationError,
-)
-from tokenstore.integrations._answers import Answer, Arrival, NoAnswer, retry_after
-from tokenstore.integrations._bodies import is_access_token
-from tokenstore.integrations._credentials import ClientCredentials, Request, checked_text
+from tokenstore.errors import ConfigurationError, ReauthorizationRequiredError, UnsupportedOperationError
+from tokenstore.integrations._credentials import Client, checked_text
+from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, require_extra
 from tokenstore.integrations._revocation import can_revoke, is_revoked, revocation_request
 from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.presets import provider_named
 from tokenstore.integrations.providers import PLACEHOLDERS, AuthMethod, Placeholders, Provider, Rotation
 from tokenstore.records import TokenRecord
-from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
 from tokenstore.tracebacks import clears_locals
 from tokenstore.validation import plain_text, seconds
 
@@ -47,14 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OAuth2Refresher", "PresetOptions", "RefresherOptions"]
 
-_PAUSE: Final = (
-    0.1,
-    0.4,
-)  # seconds before the second attempt; random, because all processes notice an outage at the same time
-_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# Without compression the received bytes are the response's size.
-_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
-_CHECK_CLIENT: Final = "check the client's registration, id and secret"
 _REFRESH_FIRST: Final = (
     "it takes only an access token that is valid: call load_fresh_tokens, then revoke; or give up with delete_tokens"
 )
@@ -155,26 +131,18 @@ class OAuth2Refresher:
         default_lifetime: float | None = None,
         max_lifetime: float | None = None,
     ) -> None:
-        _require_extra()
+        require_extra("OAuth2Refresher")
         private = checked_hosts(http_hosts)
         host, local = checked_url("token_url", token_url, private)
         if revocation_url is not None:
             local &= checked_url("revocation_url", revocation_url, private)[1]
-        self._provider = provider or Provider(name=host, token_url=token_url)
+        provider = provider or Provider(name=host, token_url=token_url)
         self._token_url = token_url
-        default = self._provider.auth_method if client_secret is not None else "none"
-        self._client = ClientCredentials(
-            client_id,
-            client_secret,
-            private_key,
-            auth_method or ("private_key_jwt" if private_key is not None else default),
-            token_url,
-            jwt_algorithm,
-            jwt_headers,
-            raw_basic=self._provider.raw_basic,
+        self._client = Client.of(
+            token_url, client_id, client_secret, private_key, auth_method, jwt_algorithm, jwt_headers, provider
         )
         self._revocation_url = revocation_url and revocation_url.replace("{client_id}", quote(client_id, safe=""))
-        self._rotation: Rotation = rotation or self._provider.rotation
+        self._rotation: Rotation = rotation or provider.rotation
         if self._rotation not in get_args(Rotation):
             raise ConfigurationError(f"rotation must be one of {', '.join(get_args(Rotation))}")
         self._parameters = {
@@ -184,16 +152,18 @@ class OAuth2Refresher:
             raise ConfigurationError(f"extra_parameters cannot hold {', '.join(taken)}: there are arguments for them")
         if scope is not None:
             self._parameters["scope"] = checked_text("scope", scope)
-        self._timeout = seconds("timeout", timeout, positive=True)
         self.default_lifetime = _lifetime("default_lifetime", default_lifetime)
         self.max_lifetime = _lifetime("max_lifetime", max_lifetime)
-        self._http_client = http_client
-        self._trust_env = trust_env and not local
-        if http_client is None:
-            _tls_context(self._trust_env)  # loads the certificates now, which would block the event loop later
+        self._endpoint = Endpoint(
+            provider,
+            self._client.secrets,
+            timeout=seconds("timeout", timeout, positive=True),
+            http_client=http_client,
+            trust_env=trust_env and not local,
+        )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._provider.name} {self._client.method} rotation={self._rotation}>"
+        return f"<{type(self).__name__} {self._endpoint.provider.name} {self._client.method} rotation={self._rotation}>"
 
     @classmethod
     @clears_locals
@@ -227,12 +197,12 @@ class OAuth2Refresher:
     @property
     def can_revoke(self) -> bool:
         """Whether there is a revocation endpoint that takes this client."""
-        return self._revocation_url is not None and can_revoke(self._provider.revocation, self._client)
+        return self._revocation_url is not None and can_revoke(self._endpoint.provider.revocation, self._client)
 
     @property
     def timeout(self) -> float:
         """Seconds that a call may take in all."""
-        return self._timeout
+        return self._endpoint.timeout
 
     @clears_locals
     async def __call__(self, record: TokenRecord) -> dict[str, Any]:
@@ -243,23 +213,16 @@ class OAuth2Refresher:
             ProviderUnavailableError: No response in time, HTTP 429 or 5xx, or no readable response.
             ProviderRefusedError: The provider refuses the client or the request.
         """
-        label = f"the token endpoint of {self._provider.name}"
+        provider = self._endpoint.provider
+        label = f"the token endpoint of {provider.name}"
         if record["refresh_token"] is None:
             raise ReauthorizationRequiredError(
                 f"there is no refresh token for {label}: the user has to log in again", code="no_refresh_token"
             )
         token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
-        request = self._client.request(self._token_url, form, as_json=self._provider.json_request)
-        answer = await self._ask(label, request, repeatable=self._rotation != "strict")
-        fields = self._provider.token_fields(answer.value)
-        if error := self._error(label, answer, fields, record):
-            raise error
-        if is_access_token(fields.get("access_token")):
-            return fields
-        raise ProviderUnavailableError(
-            f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
-        )
+        request = self._client.request(self._token_url, form, as_json=provider.json_request)
+        return await self._endpoint.tokens(label, request, record, repeatable=self._rotation != "strict")
 
     @clears_locals
     async def revoke(self, record: TokenRecord) -> None:
@@ -275,175 +238,22 @@ class OAuth2Refresher:
                 valid access token and this one is not.
             ReauthorizationRequiredError: The provider answered ``invalid_grant``.
         """
+        provider = self._endpoint.provider
         if self._revocation_url is None or not self.can_revoke:
             raise UnsupportedOperationError(
-                f"{self._provider.name} has no revocation endpoint{'' if self._revocation_url is None else _WITHOUT}:"
+                f"{provider.name} has no revocation endpoint{'' if self._revocation_url is None else _WITHOUT}:"
                 " delete_tokens makes the store forget the tokens"
-                + (f"; {self._provider.otherwise}" if self._provider.otherwise else "")
+                + (f"; {provider.otherwise}" if provider.otherwise else "")
             )
-        label = f"the revocation endpoint of {self._provider.name}"
-        kind, request = revocation_request(self._provider, self._client, self._revocation_url, record)
-        answer = await self._ask(label, request, repeatable=True)
-        if is_revoked(self._provider.revocation, answer, kind, record):
+        label = f"the revocation endpoint of {provider.name}"
+        kind, request = revocation_request(provider, self._client, self._revocation_url, record)
+        answer = await self._endpoint.ask(label, request, repeatable=True)
+        if is_revoked(provider.revocation, answer, kind, record):
             return
-        advice = _REFRESH_FIRST if kind == "access_token" and record["refresh_token"] is not None else _CHECK_CLIENT
-        if error := self._error(label, answer, answer.fields, record, advice):
+        advice = _REFRESH_FIRST if kind == "access_token" and record["refresh_token"] is not None else CHECK_CLIENT
+        if error := self._endpoint.error(label, answer, answer.fields, record, advice):
             raise error
-
-    # -- one call: at most two attempts ----------------------------------------------------------
-
-    async def _ask(self, label: str, request: Request, *, repeatable: bool) -> Answer:
-        """Send a request. Returns any response; raises ProviderUnavailableError if there is none."""
-        too_late = NoAnswer("timeout", f"gave no answer within {self._timeout:g} s")
-        outcome: Answer | NoAnswer = too_late
-        arrival = Arrival()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                outcome = await self._attempt(request, arrival, repeatable=repeatable)
-                if self._worth_repeating(outcome, repeatable=repeatable):
-                    await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
-                    # From here on the result of the first attempt does not count.
-                    outcome, arrival = too_late, Arrival()
-                    outcome = await self._attempt(request, arrival, repeatable=repeatable)
-        if isinstance(outcome, NoAnswer):
-            if salvaged := arrival.salvaged():
-                return salvaged
-            # Raised outside the handlers: otherwise the context would be httpx's exception, which has the request.
-            raise ProviderUnavailableError(f"{label} {outcome.why}: try again later", code=outcome.code)
-        return outcome
-
-    def _worth_repeating(self, outcome: Answer | NoAnswer, *, repeatable: bool) -> bool:
-        if isinstance(outcome, NoAnswer):
-            return not outcome.sent or (repeatable and outcome.repeatable)
-        return repeatable and outcome.status >= 500 and "Retry-After" not in outcome.headers
-
-    async def _attempt(self, request: Request, arrival: Arrival, *, repeatable: bool) -> Answer | NoAnswer:
-        """Send the request once. If the response was cut off behind a complete body, that counts."""
-        outcome = await self._send(request, arrival, repeatable=repeatable)
-        return (isinstance(outcome, NoAnswer) and arrival.salvaged()) or outcome
-
-    async def _send(self, request: Request, arrival: Arrival, *, repeatable: bool) -> Answer | NoAnswer:
-        import httpx
-
-        # If a second attempt may follow, it has to fit into the time, too.
-        short = self._timeout * 0.4
-        timeout = httpx.Timeout(short if repeatable else self._timeout, connect=short, pool=short)
-        headers, body = request.prepare()
-        opened: list[Any] = []
-
-        async def trace(event: str, info: Mapping[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete":
-                opened.append(info["return_value"])
-
-        try:
-            async with (
-                self._http() as http,
-                http.stream(
-                    request.method,
-                    request.url,
-                    content=body,
-                    headers={**_HEADERS, **self._provider.headers, **headers},
-                    timeout=timeout,
-                    auth=None,
-                    follow_redirects=False,
-                    extensions={} if self._http_client else {"trace": trace},
-                ) as response,
-            ):
-                return await arrival.read(response)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError):
-            return NoAnswer("network_error", "cannot be reached", sent=False)
-        except httpx.TimeoutException:
-            return NoAnswer("timeout", "gave no answer in time", repeatable=True)
-        except (httpx.NetworkError, httpx.RemoteProtocolError):
-            return NoAnswer("network_error", "closed the connection without an answer", repeatable=True)
-        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError):
-            # Proxy settings, a closed client and the like.
-            return NoAnswer("http_client", "could not be called: check the HTTP client and its proxy settings")
-        finally:
-            # httpcore 1.0 forgets a connection whose TLS handshake is cancelled or takes too long.
-            for stream in opened:
-                await stream.aclose()
-
-    def _http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
-        import httpx
-
-        if self._http_client is not None:
-            return nullcontext(self._http_client)
-        return httpx.AsyncClient(verify=_tls_context(self._trust_env), trust_env=self._trust_env)
-
-    # -- what an answer means --------------------------------------------------------------------
-
-    def _error(
-        self, label: str, answer: Answer, fields: Mapping[str, Any], record: TokenRecord, advice: str = _CHECK_CLIENT
-    ) -> RefreshError | None:
-        """The error for a response; None for a success. A refusal gives the advice."""
-        status, provider = answer.status, self._provider
-        given = answer.fields.get("error")
-        error = given if isinstance(given, str) else ""
-        # With tokens, `status` and the like are no errors, and an unknown `error` may be a warning: such an answer is
-        # the only copy of the pair.
-        success = 200 <= status < 300 and is_access_token(fields.get("access_token"))
-        codes = {error} if success else {error, *error_codes(answer.value)}
-        dead, transient = INVALID_GRANT | provider.invalid_grant, TRANSIENT | provider.transient
-        described = f"{error}: {answer.fields.get('error_description')}"
-        if described in provider.transient:
-            codes = {"temporarily_unavailable"}
-        shown = min(codes & dead, default="") or min(codes & (transient | REFUSALS), default=error)
-        # A provider might send a token back as the error code.
-        tokens = (source.get(name) for source in (record, fields) for name in ("access_token", "refresh_token"))
-        hidden = any(
-            isinstance(secret, str) and secret and secret in shown
-            for secret in (*self._client.secrets.reveal(), *tokens)
-        )
-        code = shown if _CODE.fullmatch(shown) and not hidden else f"http_{status}"
-        if 300 <= status < 400:
-            return ProviderRefusedError(
-                f"{label} answered HTTP {status}, a redirect, which is not followed as it would take the secret"
-                " elsewhere: correct the URL",
-                code="redirect",
-            )
-        if codes & dead or described in dead or (not success and provider.says_invalid_grant(answer.value)):
-            return ReauthorizationRequiredError(
-                f"{label} refuses the refresh token ({code}): the user has to log in again", code=code
-            )
-        wait = retry_after(answer.headers)
-        if status in (408, 429) or status >= 500 or codes & transient:
-            return ProviderUnavailableError(
-                f"{label} answered HTTP {status} ({code}): try again later", code=code, retry_after=wait
-            )
-        if answer.unread:
-            return ProviderUnavailableError(
-                f"{label} answered HTTP {status} with {answer.unread}; it is unknown what the request did",
-                code="invalid_response",
-            )
-        # Some providers send errors with HTTP 200, and Slack sends `"ok": false`.
-        if codes & REFUSALS or (error and not success) or status >= 400 or fields.get("ok") is False:
-            return ProviderRefusedError(
-                f"{label} refuses the request with HTTP {status} ({code}): {advice}",
-                code=code,
-                retry_after=wait,
-            )
-        return None
 
 
 def _lifetime(name: str, value: float | None) -> float | None:
     return None if value is None else seconds(name, value, positive=True)
-
-
-def _require_extra() -> None:
-    try:
-        import authlib.oauth2.rfc7523  # noqa: F401 - imported to see whether it is installed
-        import httpx  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError(
-            'OAuth2Refresher needs Authlib and httpx: pip install "tokenstore[oauth]"'
-        ) from None
-
-
-@cache
-def _tls_context(trust_env: bool) -> ssl.SSLContext:
-    import httpx
-
-    with suppress(OSError):
-        return httpx.create_ssl_context(trust_env=trust_env)
-    raise ConfigurationError("the certificates cannot be loaded: check SSL_CERT_FILE and SSL_CERT_DIR")
