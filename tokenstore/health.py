@@ -26,7 +26,7 @@ Status = Literal["valid", "expiring", "expired", "refreshing", "retrying", "reau
 """The state of a connection:
 
 - ``reauthorization_required``: the user has to log in again. The provider refuses the refresh token; or the access
-  token has expired, and there is no refresh token that has not.
+  token has expired, there is no refresh token that has not, and the provider does not issue such tokens without one.
 - ``refused``: the provider refuses the client; an operator has to act.
 - ``refreshing``: a refresh holds the row's lease.
 - ``retrying``: the last refresh failed; the provider is not called again before the row's retry time.
@@ -128,7 +128,7 @@ def status_of(row: ScannedRow, margin: float) -> Status:
     """
     now, expires_at = row.as_of, row.access_token_expires_at
     expired = expires_at is not None and expires_at <= now
-    renewable = row.has_refresh_token and not _has_passed(row.refresh_token_expires_at, now)
+    renewable = row.issued or (row.has_refresh_token and not _has_passed(row.refresh_token_expires_at, now))
     failed = row.failure_code is not None and not _has_passed(row.retry_at, now)
     if (failed and row.retry_at is None) or (expired and not renewable):
         return "reauthorization_required"

@@ -166,14 +166,14 @@ async def lock_unleased(
     deadline = time.monotonic() + lock_timeout
     while True:
         if unlock is not None:
-            row = requested_row(key, await lock())
+            row = requested_row(key, await lock(), empty=True)
             if not is_leased(row):
                 return row
             await unlock()
         else:
-            row = requested_row(key, await read())
+            row = requested_row(key, await read(), empty=True)
             if not is_leased(row):
-                row = requested_row(key, await lock())
+                row = requested_row(key, await lock(), empty=True)
                 if is_leased(row):
                     raise ConflictError(f"{key}: a refresh began at this moment; repeat the transaction")
                 return row

@@ -129,7 +129,7 @@ class Login:
         tries = 0
         while True:
             row = await read(self._key)
-            if row is None:
+            if row is None or row.tokens.is_empty:
                 tokens = self._sealed(None, await rows.clock())
                 done = await rows.insert(self._key, tokens, metadata=self._metadata)
             elif self._if_absent:
@@ -143,7 +143,7 @@ class Login:
             if tries >= _TRIES and time.monotonic() > deadline:
                 raise ConflictError(f"{self._key}: other writes of the row came first; repeat the call")
         stored = await rows.get(self._key)
-        if stored is None:
+        if stored is None or stored.tokens.is_empty:
             raise ConflictError(f"{self._key}: the row was deleted just after the tokens were stored")
         return self._opened(stored)
 

@@ -38,6 +38,9 @@ class Backend(Protocol):
     other statement, and no number comes back after the row was deleted: :func:`tokenstore.records.new_generation` gives
     a new row its first one.
 
+    An *empty* row has no tokens yet: :func:`tokenstore.records.empty_tokens`. :meth:`get`, the leases and
+    :meth:`delete` treat it like any other row. For :meth:`insert` it counts as missing, and no list has it.
+
     A row's *lease* is a claim on the row by one refresh, the lease holder. It is granted and expires by the database's
     clock, which a statement reads after it has waited for locks. No two claims have the same holder's name.
     """
@@ -74,13 +77,15 @@ class Backend(Protocol):
     async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """Insert a row if there is none, atomically: of several inserts at the same time, one succeeds.
 
+        Tokens replace those of an empty row, as :meth:`put` does. The tokens of an empty row replace nothing.
+
         Args:
             key: The row.
             tokens: Its tokens.
             metadata: Its metadata. None: it has none.
 
         Returns:
-            Whether the row was inserted. A row that exists is not changed.
+            Whether the tokens were written. Otherwise nothing has changed.
         """
         ...
 
@@ -102,6 +107,8 @@ class Backend(Protocol):
         with_metadata: bool = False,
     ) -> list[ScannedRow]:
         """Read one page of rows in ascending order of (provider, user_id, account), compared as UTF-8 bytes.
+
+        Empty rows are left out.
 
         Args:
             provider: Only this provider's rows.
@@ -141,7 +148,8 @@ class Backend(Protocol):
 
         A row's ``due_at`` is that of the tokens that were written last; see
         :attr:`tokenstore.records.SealedTokens.due_at`. A row without one is in no page. Neither is a dead row, whose
-        last refresh failed without a retry time, until new tokens are written. User ids and accounts are compared as
+        last refresh failed without a retry time, until new tokens are written. An empty row is due when it may be
+        deleted, and says so. User ids and accounts are compared as
         UTF-8 bytes. The cost should grow with the rows of the page, and not with those of the table.
 
         Args:

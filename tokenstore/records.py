@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeGuard, ov
 
 __all__ = [
     "CLOCK_SKEW",
+    "EMPTY_ROW_LIFETIME",
     "EPOCH",
     "MAX_ACCOUNT_BYTES",
     "MAX_EXTRA_DEPTH",
@@ -31,6 +32,7 @@ __all__ = [
     "SealedTokens",
     "TokenKey",
     "TokenRecord",
+    "empty_tokens",
     "from_epoch_us",
     "has_failed",
     "is_leased",
@@ -64,6 +66,9 @@ MAX_GENERATION: Final = 2**62
 
 CLOCK_SKEW: Final = 60.0
 """How long before its expiry an access token counts as expired, in seconds."""
+
+EMPTY_ROW_LIFETIME: Final = 86_400.0
+"""How long an empty row is kept, in seconds; then the next sweep deletes it."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """The zero of all stored times."""
@@ -110,6 +115,9 @@ class Failure:
 class SealedTokens:
     """One write as a backend sees it: sealed bytes, and the plain columns beside them.
 
+    An *empty* row has no tokens yet, and no key: ``key_id`` and ``access_token`` are empty, and ``refresh_token`` and
+    ``extra`` are None. It is there to be leased while the provider issues its first tokens.
+
     Attributes:
         access_token: The sealed access token.
         refresh_token: The sealed refresh token, or None where none was issued.
@@ -119,6 +127,8 @@ class SealedTokens:
         key_id: The name of the key that sealed every field of this write.
         access_token_expiry_known: Whether it is known when the access token expires. If it is, an
             ``access_token_expires_at`` of None means "never".
+        issued: Whether the provider issues such tokens without a refresh token, again and again. Only for the write: a
+            row that was read always says False.
     """
 
     access_token: bytes
@@ -128,17 +138,32 @@ class SealedTokens:
     refresh_token_expires_at: int | None
     key_id: str
     access_token_expiry_known: bool = True
+    issued: bool = field(default=False, compare=False)
 
     def __repr__(self) -> str:
         return f"<SealedTokens key_id={self.key_id!r}>"
 
     @property
+    def is_empty(self) -> bool:
+        """Whether these are the tokens of an empty row: none."""
+        return not self.key_id
+
+    @property
     def due_at(self) -> int | None:
         """When a sweep refreshes the row: when its access token expires, in microseconds since the epoch.
 
-        None: no sweep refreshes it, because it has no refresh token, or its access token never expires.
+        None: no sweep refreshes it, because it can get no new tokens, or its access token never expires.
         """
-        return None if self.refresh_token is None else self.access_token_expires_at
+        return None if self.refresh_token is None and not self.issued else self.access_token_expires_at
+
+
+def empty_tokens(deleted_at: int) -> SealedTokens:
+    """The tokens of an empty row.
+
+    Args:
+        deleted_at: When a sweep may delete the row: microseconds since the epoch.
+    """
+    return SealedTokens(b"", None, None, deleted_at, None, "", issued=True)
 
 
 @dataclass(slots=True, unsafe_hash=True, repr=False)
@@ -199,6 +224,7 @@ class ScannedRow:
     Attributes:
         key: As in :class:`SealedRecord`.
         has_refresh_token: Whether the row has a refresh token.
+        issued: Whether the row is due although it has no refresh token, so that the provider issues its tokens.
         access_token_expires_at: As in :class:`SealedTokens`.
         refresh_token_expires_at: As in :class:`SealedTokens`.
         access_token_expiry_known: As in :class:`SealedTokens`.
@@ -218,6 +244,7 @@ class ScannedRow:
 
     key: TokenKey
     has_refresh_token: bool
+    issued: bool
     access_token_expires_at: int | None
     refresh_token_expires_at: int | None
     access_token_expiry_known: bool
@@ -252,6 +279,7 @@ class DueRow:
         access_token_expires_at: Microseconds since the epoch, or None for "never".
         updated_at: When its tokens were stored, by the database's clock, in microseconds since the epoch.
         as_of: The database's clock when the row was read, in microseconds since the epoch.
+        is_empty: Whether the row is empty: it is old, and to be deleted.
     """
 
     key: TokenKey
@@ -259,6 +287,7 @@ class DueRow:
     access_token_expires_at: int | None
     updated_at: int
     as_of: int
+    is_empty: bool = False
 
     @property
     def position(self) -> DueKey:

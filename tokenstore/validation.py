@@ -255,12 +255,17 @@ RequestedRow = NewType("RequestedRow", SealedRecord)
 """A row that :func:`requested_row` has checked."""
 
 
-def requested_row(key: TokenKey, row: SealedRecord | None) -> RequestedRow | None:
+def requested_row(key: TokenKey, row: SealedRecord | None, *, empty: bool = False) -> RequestedRow | None:
     """Check that the database answered with the requested row, or with none, and that the row's values are possible.
 
     Anyone who can write to the table can put any value into a column that is not sealed. Without this check, such a
     value would fail somewhere later: a generation that cannot grow, for example, only after the provider has already
     replaced the refresh token.
+
+    Args:
+        key: The row's key.
+        row: The database's answer.
+        empty: Whether an empty row is returned, too. Default: it counts as no row.
 
     Raises:
         TamperedError: The database answered with another row, or a column holds a value that the store never writes.
@@ -271,7 +276,7 @@ def requested_row(key: TokenKey, row: SealedRecord | None) -> RequestedRow | Non
         raise TamperedError(f"{key}: the database answered with another row, that of {row.key}")
     if column := _impossible_column(row):
         raise TamperedError(_impossible(key, column))
-    return RequestedRow(row)
+    return None if row.tokens.is_empty and not empty else RequestedRow(row)
 
 
 def key_problem(key: TokenKey) -> str | None:
@@ -410,7 +415,7 @@ def _impossible_column(row: SealedRecord) -> str | None:
         return "refresh_token_expires_at"
     if tokens.access_token_expiry_known not in (True, False):
         return "access_token_expiry_known"
-    if not _is_name(tokens.key_id):
+    if not (_is_name(tokens.key_id) or _has_no_tokens(tokens)):
         return "key_id"
     if not _is_generation(row.generation):
         return "generation"
@@ -438,6 +443,11 @@ def _impossible_metadata(metadata: SealedMetadata) -> str | None:
     if not isinstance(value, bytes):
         return "metadata"
     return None if _is_name(metadata.key_id) else "metadata_key_id"
+
+
+def _has_no_tokens(tokens: Any) -> bool:
+    """Whether these are the tokens of an empty row."""
+    return (tokens.key_id, tokens.access_token, tokens.refresh_token, tokens.extra) == ("", b"", None, None)
 
 
 def _is_time(value: object) -> bool:

@@ -49,7 +49,7 @@ class _Stored:
         metadata = self.metadata if metadata is None else metadata
         if row.generation != self.row.generation:
             return _Stored(row, self.created_at, now, row.tokens.due_at, metadata)
-        due_at = row.tokens.due_at if self.row.is_dead else self.due_at
+        due_at = replace(row.tokens, issued=False).due_at if self.row.is_dead else self.due_at
         return _Stored(row, self.created_at, self.updated_at, None if row.is_dead else due_at, metadata)
 
 
@@ -144,7 +144,8 @@ class MemoryBackend(MemoryValues):
             (
                 (key, stored)
                 for key, stored in rows.items()
-                if provider in (None, key.provider)
+                if not stored.row.tokens.is_empty
+                and provider in (None, key.provider)
                 and user_id in (None, key.user_id)
                 and (after is None or in_bytes(key) > in_bytes(after))
             ),
@@ -158,7 +159,14 @@ class MemoryBackend(MemoryValues):
         rows, now = self._open_rows(), self._now()
         until = (now if as_of is None else as_of) + round(within * _US)
         found = [
-            DueRow(key, stored.due_at, stored.row.tokens.access_token_expires_at, stored.updated_at, now)
+            DueRow(
+                key,
+                stored.due_at,
+                stored.row.tokens.access_token_expires_at,
+                stored.updated_at,
+                now,
+                stored.row.tokens.is_empty,
+            )
             for key, stored in rows.items()
             if key.provider == provider and stored.due_at is not None and stored.due_at <= until
         ]
@@ -300,9 +308,10 @@ class MemoryTransaction:
 
     async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         await self._hold(key)
-        if self._row(key) is not None:
+        found = self._row(key)
+        if found is not None and (tokens.is_empty or not found.row.tokens.is_empty):
             return False
-        await self.put(key, tokens, metadata=metadata)
+        await self.put(key, tokens, metadata=metadata or NO_METADATA)
         return True
 
     async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
@@ -352,6 +361,7 @@ def _scanned(key: TokenKey, stored: _Stored, now: int, with_metadata: bool) -> S
     return ScannedRow(
         key=key,
         has_refresh_token=row.tokens.refresh_token is not None,
+        issued=row.tokens.refresh_token is None and stored.due_at is not None,
         access_token_expires_at=row.tokens.access_token_expires_at,
         refresh_token_expires_at=row.tokens.refresh_token_expires_at,
         access_token_expiry_known=row.tokens.access_token_expiry_known,

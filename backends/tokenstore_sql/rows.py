@@ -99,7 +99,14 @@ class Rows:
 
     async def insert(self, key: TokenKey, tokens: SealedTokens, metadata: SealedMetadata | None = None) -> bool:
         parameters = {**_put(key, tokens), **_metadata(metadata or NO_METADATA)}
-        return await self._write(self.statements.insert, parameters) > 0
+        while not await self._write(self.statements.insert, parameters):
+            # Not `get`: in a transaction that reads from a snapshot, it may not see the row.
+            row = None if tokens.is_empty else await self.lock(key)
+            if tokens.is_empty or (row is not None and not row.tokens.is_empty):
+                return False
+            if row is not None and await self._write(self.statements.fill, parameters):
+                break
+        return True
 
     async def delete(self, key: TokenKey) -> bool:
         return await self._write(self.statements.delete, _where(key)) > 0
@@ -282,14 +289,15 @@ def _range(provider: str | None, user_id: str | None, after: TokenKey | None) ->
 
 
 def _scanned(row: Sequence[Any]) -> ScannedRow:
-    provider, user_id, account, has_refresh_token, access_expiry, refresh_expiry, known, *rest = row
+    provider, user_id, account, has_refresh_token, issued, access_expiry, refresh_expiry, known, *rest = row
     key = TokenKey(provider, user_id, account)
-    return ScannedRow(key, bool(has_refresh_token), access_expiry, refresh_expiry, _switch(known), *rest)
+    return ScannedRow(key, bool(has_refresh_token), bool(issued), access_expiry, refresh_expiry, _switch(known), *rest)
 
 
 def _due(row: Sequence[Any]) -> DueRow:
-    provider, user_id, account, *rest = row
-    return DueRow(TokenKey(provider, user_id, account), *rest)
+    provider, user_id, account, due_at, access_token_expires_at, updated_at, as_of, is_empty = row
+    key = TokenKey(provider, user_id, account)
+    return DueRow(key, due_at, access_token_expires_at, updated_at, as_of, bool(is_empty))
 
 
 def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:

@@ -136,12 +136,14 @@ class JsonFileBackend:
         await self._change(put)
 
     async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
-        """Insert a row if there is none."""
+        """Insert a row if there is none, or only an empty one."""
 
         def insert(rows: _Rows) -> bool:
-            if key in rows:
+            row = rows.get(key)
+            if row is not None and (tokens.is_empty or not row.tokens.is_empty):
                 return False
-            rows[key] = _new(tokens, metadata)
+            new = _new(tokens, metadata)
+            rows[key] = new if row is None else replace(new, generation=row.generation + 1, created_at=row.created_at)
             return True
 
         return await self._change(insert)
@@ -170,7 +172,8 @@ class JsonFileBackend:
         found = [
             (key, row)
             for key, row in rows.items()
-            if provider in (None, key.provider)
+            if not row.tokens.is_empty
+            and provider in (None, key.provider)
             and user_id in (None, key.user_id)
             and (after is None or _order(key) > _order(after))
         ]
@@ -200,7 +203,7 @@ class JsonFileBackend:
         rows, now = await self._read(), _now()
         until = (now if as_of is None else as_of) + round(within * _US)
         found = [
-            DueRow(key, row.due_at, row.tokens.access_token_expires_at, row.updated_at, now)
+            DueRow(key, row.due_at, row.tokens.access_token_expires_at, row.updated_at, now, row.tokens.is_empty)
             for key, row in rows.items()
             if key.provider == provider and row.due_at is not None and row.due_at <= until
         ]
@@ -420,6 +423,7 @@ def _scanned(key: TokenKey, row: _Row, now: int, with_metadata: bool) -> Scanned
     return ScannedRow(
         key=key,
         has_refresh_token=row.tokens.refresh_token is not None,
+        issued=row.tokens.refresh_token is None and row.due_at is not None,
         access_token_expires_at=row.tokens.access_token_expires_at,
         refresh_token_expires_at=row.tokens.refresh_token_expires_at,
         access_token_expiry_known=row.tokens.access_token_expiry_known,

@@ -266,6 +266,52 @@ class ForgetsMetadata(MemoryBackend):
         )
 
 
+class ListsEmptyRows(MemoryBackend):
+    async def scan(
+        self,
+        *,
+        provider: str | None = None,
+        user_id: str | None = None,
+        after: TokenKey | None = None,
+        limit: int,
+        with_metadata: bool = False,
+    ) -> list[ScannedRow]:
+        stored = self._rows.copy()
+        for key, row in stored.items():
+            self._rows[key] = replace(row, row=replace(row.row, tokens=replace(row.row.tokens, key_id="k")))
+        try:
+            return await super().scan(
+                provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
+            )
+        finally:
+            self._rows = stored
+
+
+class KeepsEmptyRows(MemoryBackend):
+    """An insert does not replace an empty row."""
+
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        return key not in self._rows and await super().insert(key, tokens, metadata=metadata)
+
+
+class ReplacesEmptyRows(MemoryBackend):
+    """The tokens of an empty row replace another empty row, with its lease."""
+
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        stored = self._rows.get(key)
+        if stored is not None and stored.row.tokens.is_empty:
+            await self.put(key, tokens, metadata=metadata)
+            return True
+        return await super().insert(key, tokens, metadata=metadata)
+
+
+class ForgetsIssuedTokens(MemoryBackend):
+    """Tokens that were issued without a refresh token are not due."""
+
+    async def put(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> None:
+        await super().put(key, replace(tokens, issued=False), metadata=metadata)
+
+
 @pytest.mark.parametrize(
     "broken",
     [broken for broken in MemoryBackend.__subclasses__() if broken.__module__ == __name__],

@@ -85,6 +85,7 @@ def test_stats_over_http(provider: StrictRotatingProvider, http: httpx.Client) -
         "in_flight": 0,
         "max_in_flight": 1,
         "refreshes_by_user": {"alice": 1},
+        "issues": 0,
     }
 
 

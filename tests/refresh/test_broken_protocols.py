@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from support.refresh_model import FAULTS, FREEZE, LOSSES, URGENT, Protocol, Scenario, Statement
+from support.refresh_model import EMPTY, FAULTS, FREEZE, ISSUING, LOSSES, URGENT, Protocol, Scenario, Statement
 from support.refresh_model_search import search, told
 from tokenstore import leases
 from tokenstore.leases import Row
 from tokenstore.refresh import steps
-from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Reread, Save, Settle, Step, View
+from tokenstore.refresh.steps import Call, Claim, End, Goal, Insert, Outcome, Read, Reread, Save, Settle, Step, View
 
 # Faults that neither lose tokens nor delay a lease holder beyond its lease.
 GENTLE = FAULTS - LOSSES - {FREEZE}
@@ -117,10 +117,33 @@ def calls_again(step: Settle) -> Step:
     return Read()  # the row has this process's own live lease, so it calls the provider again
 
 
+def issues_without_a_lease(_: Insert) -> Step:
+    return Call(1)
+
+
+def inserted_over_an_empty_row(row: Row[int] | None, generation: int) -> Row[int] | None:
+    return Row(EMPTY, generation) if row is None or row.tokens == EMPTY else None
+
+
 LENIENT = Scenario(False)
+ISSUERS = Scenario(False, goals=(ISSUING, ISSUING), faults=0, issues=True)
 LOGIN = Scenario(False, goals=TWO, faults=1, logins=1)
 LOGIN_ALONE = replace(LOGIN, faults=0)
 BROKEN = {
+    "tokens issued for a row that was inserted without a lease": Fault(
+        Protocol(after_insert=issues_without_a_lease),
+        replace(ISSUERS, kinds=GENTLE),
+        "tokens_are_issued_under_a_lease",
+        3,
+    ),
+    "an empty row served": Fault(Protocol(empty_is_valid=True), ISSUERS, "served_means_valid", 3),
+    "an empty row inserted over another": Fault(
+        Protocol(inserted=inserted_over_an_empty_row), ISSUERS, "generations_rise", 4
+    ),
+    "two issuers at a time": Fault(Protocol(claimed=claimed_beside_a_lease), ISSUERS, "one_live_lease", 6),
+    "two issuers in turn": Fault(
+        Protocol(claimed=unchecked(leases.claimed)), ISSUERS, "a_lease_sends_what_the_row_holds", 11
+    ),
     "claim without the generation": Fault(
         Protocol(claimed=unchecked(leases.claimed)), LENIENT, "a_lease_sends_what_the_row_holds", 9
     ),

@@ -416,3 +416,57 @@ def test_a_seeded_fault_in_claiming_leases_is_found(
             return
         team[0].call(jobs.grant, terms, {"user": provider.new_grant("user")["refresh_token"]})
     pytest.fail("the seeded fault was not found")
+
+
+@each_database
+def test_sixteen_processes_have_a_missing_token_issued_once(row: Row, tmp_path: Path, team: Team) -> None:
+    """Of 16 processes with 50 tasks each, one calls the provider, and all 800 tasks get the token."""
+    with StrictRotatingProvider(latency=0.2) as provider:
+        terms = Terms.at(row.url_for(tmp_path), provider, issues=True)
+        team[0].call(jobs.set_up, terms)
+        answers = team.all_at_once(jobs.ask, terms, _CALLERS, count=_PROCESSES)
+        got = {(answer.token, answer.error) for process in answers for answer in process}
+        assert got == {(team[0].call(jobs.stored, terms), None)}
+        assert sum(map(len, answers)) == _PROCESSES * _CALLERS
+        assert (provider.stats().requests, provider.stats().issues) == (1, 1)
+
+
+@each_database
+def test_after_the_issuing_process_was_killed_one_more_token_is_issued(row: Row, tmp_path: Path, team: Team) -> None:
+    """It is killed before the call, during it, or with the response. The next issue waits for the end of its lease.
+
+    Until then no process sees the row. Afterwards all get the one token.
+    """
+    url = row.url_for(tmp_path)
+    stops: tuple[Stop | None, ...] = (Stop.BEFORE_THE_CALL, None, Stop.AFTER_THE_RESPONSE)
+    with ExitStack() as stack:
+        cases = []
+        for number, stop in enumerate(stops):
+            provider = stack.enter_context(StrictRotatingProvider())
+            terms = Terms.at(url, provider, user_id=f"user {number}", issues=True)
+            worker, other = team.first(2 * len(stops))[2 * number : 2 * number + 2]
+            other.call(jobs.set_up, terms)
+            held = ExitStack()
+            if stop is None:
+                held.enter_context(provider.hold())
+            worker.start(jobs.ask, replace(terms, stop=stop, timeout=_TIMEOUT), 3)
+            worker.met()
+            worker.go_on()
+            if stop is None:
+                provider.wait_for_requests(1)
+            else:
+                worker.met()
+            worker.signal(SIGKILL)
+            killed = time.monotonic()
+            team.remove(worker)
+            held.close()
+            assert other.call(jobs.stored, terms) is None
+            other.start(jobs.ask, terms, 20)
+            other.met()
+            other.go_on()
+            cases.append((provider, terms, other, killed, stop))
+        for provider, terms, other, killed, stop in cases:
+            answers: list[Answer] = other.result()
+            assert {(answer.token, answer.error) for answer in answers} == {(other.call(jobs.stored, terms), None)}
+            assert provider.stats().issues == (1 if stop is Stop.BEFORE_THE_CALL else 2)
+            assert max(answer.at for answer in answers) - killed < _LEASE + _PROMPTLY

@@ -17,6 +17,7 @@ from support.generated_programs import Store
 from support.workers import Link
 from tokenstore import Keyring, open_store
 from tokenstore.errors import ReauthorizationRequiredError, RefreshError
+from tokenstore.integrations.machine import ClientCredentials
 from tokenstore.records import RefreshableRecord, TokenKey, TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore
@@ -50,6 +51,7 @@ class Terms:
         clock_error: By how many seconds this process's clock is ahead.
         stop: Where a refresh pauses.
         fault: The fault of the backend; None: a correct backend.
+        issues: Whether the refresher has tokens issued without a refresh token.
     """
 
     url: str
@@ -60,6 +62,7 @@ class Terms:
     clock_error: float = 0.0
     stop: Stop | None = None
     fault: Fault | None = None
+    issues: bool = False
 
     @classmethod
     def at(cls, url: str, provider: StrictRotatingProvider, **others: Any) -> Terms:
@@ -85,10 +88,15 @@ class _Refresher:
     def __init__(self, terms: Terms, link: Link) -> None:
         self._terms = terms
         self._pause = _pausing(terms, link)
+        self.issues = terms.issues
 
     async def __call__(self, record: RefreshableRecord) -> dict[str, Any]:
         self._pause(Stop.BEFORE_THE_CALL)
         client_id, secret = self._terms.client
+        if self.issues:
+            response = await ClientCredentials(self._terms.token_url, client_id, secret, timeout=60)(record)
+            self._pause(Stop.AFTER_THE_RESPONSE)
+            return response
         try:
             response = await refresh_over_http(
                 self._terms.token_url, record["refresh_token"], client_id=client_id, client_secret=secret, timeout=60
@@ -190,6 +198,13 @@ async def grant(link: Link, terms: Terms, refresh_tokens: dict[str, str]) -> Non
     await store.setup()
     for user_id, refresh_token in refresh_tokens.items():
         await store.store_tokens(PROVIDER, user_id, "expired", refresh_token, datetime.now(UTC) - _A_WHILE)
+
+
+async def set_up(link: Link, terms: Terms) -> None:
+    """Create the table."""
+    store = await opened(link, terms)
+    link.meet()
+    await store.setup()
 
 
 async def expire(link: Link, terms: Terms) -> str:

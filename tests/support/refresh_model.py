@@ -22,6 +22,7 @@ from tokenstore.refresh.steps import (
     Claim,
     End,
     Goal,
+    Insert,
     Outcome,
     Read,
     Reread,
@@ -56,6 +57,8 @@ _ME = "me"
 PLACES = ("0", "1", "2", "3")
 URGENT = Goal(_ME)
 BACKGROUND = Goal(_ME, urgent=False)
+ISSUING = Goal(_ME, issues=True)
+EMPTY = -1  # the pair of an empty row
 
 
 def _after_unsettled(_: Settle) -> Step:
@@ -64,6 +67,11 @@ def _after_unsettled(_: Settle) -> Step:
     The refresh must not end with "log in again": the row may contain a newer refresh token by now.
     """
     return End(Outcome.FAILED)
+
+
+def _inserted(row: Row[int] | None, generation: int) -> Row[int] | None:
+    """Insert an empty row; None (refused): there is a row."""
+    return Row(EMPTY, generation) if row is None else None
 
 
 # `...`, because pyright cannot infer the row's type in a generic function.
@@ -78,6 +86,8 @@ class Protocol:
         after_unsettled: The step after a settling (the statement that writes a failure to the row) whose result is
             unknown.
         renames: Whether a refresh whose settling was refused continues with a new lease holder's name.
+        inserted: Inserts an empty row.
+        empty_is_valid: Whether an empty row counts as one with a valid access token.
     """
 
     written: Callable[[Row[int], int], Row[int]] = leases.written
@@ -85,6 +95,7 @@ class Protocol:
     completed: Statement = leases.completed
     released: Statement = leases.released
     after_read: Callable[[Goal, View | None], tuple[Goal, Step]] = steps.after_read
+    after_insert: Callable[[Insert], Step] = steps.after_insert
     after_claim: Callable[..., Step] = steps.after_claim
     after_call: Callable[[Call, Failure | None], Step] = steps.after_call
     after_save: Callable[..., Step] = steps.after_save
@@ -92,6 +103,8 @@ class Protocol:
     after_settle: Callable[..., Step] = steps.after_settle
     after_unsettled: Callable[[Settle], Step] = _after_unsettled
     renames: bool = True
+    inserted: Callable[[Row[int] | None, int], Row[int] | None] = _inserted
+    empty_is_valid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +120,7 @@ class Scenario:
         logins: How often the user logs in again, which ends the earlier grant.
         deletions: How often the row is deleted.
         ageings: How often the row's access token expires.
+        issues: Whether the provider issues tokens without a refresh token. Then there is no row at first.
         points: Whether to record where a process crashed, for :func:`crash_points`.
     """
 
@@ -118,6 +132,7 @@ class Scenario:
     logins: int = 0
     deletions: int = 0
     ageings: int = 0
+    issues: bool = False
     points: bool = False
 
 
@@ -131,7 +146,7 @@ class Crashed:
 class Late(NamedTuple):
     """A statement that the server has not executed yet, and for which its sender no longer waits."""
 
-    step: Claim | Save | Settle
+    step: Insert | Claim | Save | Settle
     pair: int | None
 
 
@@ -229,7 +244,7 @@ class Model:
     def start(self) -> State:
         scenario = self.scenario
         return State(
-            row=Row(0, 1),
+            row=None if scenario.issues else Row(0, 1),
             procs=tuple(Proc(goal, Read()) for goal in scenario.goals),
             issued=0,
             live=0,
@@ -237,7 +252,7 @@ class Model:
             adrift=(),
             aged=0 if scenario.due else 1,
             login=None,
-            generation=1,
+            generation=0 if scenario.issues else 1,
             faults=scenario.faults,
             logins=scenario.logins,
             deletions=scenario.deletions,
@@ -321,7 +336,7 @@ class Model:
             if state.deletions:
                 after = self._without_leases(state)._replace(row=None, deletions=state.deletions - 1)
                 yield Move(None, "the row is deleted", calm=False), after
-            if state.ageings and state.row.tokens >= state.aged:
+            if state.ageings and state.row.tokens >= max(state.aged, 0):
                 after = state._replace(aged=state.row.tokens + 1, ageings=state.ageings - 1)
                 yield Move(None, "the row's access token expires", calm=False), after
 
@@ -330,8 +345,8 @@ class Model:
         return state._replace(procs=tuple(proc._replace(leased=False) for proc in state.procs))
 
     def _decide(self, state: State, token: int) -> tuple[State, int | str]:
-        """Handle a request as the provider does: there is one live refresh token, which works once."""
-        if token == state.live:
+        """Handle a request as the provider does: one refresh token is live, and works once; or none is needed."""
+        if self.scenario.issues or token == state.live:
             pair = state.issued + 1
             return state._replace(issued=pair, live=pair), pair
         if self.scenario.strict and token >= state.grant:
@@ -352,8 +367,9 @@ class Model:
             failure = Failure(row.failure_code, None if row.retry_at is None else 1.0)
         return View(row.generation, self._validity(state, row.tokens), lease_holder=holder, failure=failure)
 
-    @staticmethod
-    def _validity(state: State, pair: int) -> Validity:
+    def _validity(self, state: State, pair: int) -> Validity:
+        if pair == EMPTY:
+            return Validity.FRESH if self.protocol.empty_is_valid else Validity.EXPIRED
         if pair < state.aged:
             return Validity.EXPIRED
         return Validity.DUE if pair == 0 else Validity.FRESH
@@ -377,7 +393,7 @@ class Model:
                 yield Move(place, f" reads the row again, pair {proc.hand} in hand: {_described(following)}"), after
             case Call():
                 yield from self._call(state, place, proc, step)
-            case Claim() | Save() | Settle():
+            case Insert() | Claim() | Save() | Settle():
                 yield from self._statement(state, place, proc, step)
             case End() | Crashed():
                 raise AssertionError(step)
@@ -414,11 +430,18 @@ class Model:
         if wire != "unavailable" and self._may(LOST_RESPONSE, state):
             yield _fault(place, "'s response is lost", state.with_proc(place, unavailable))
 
-    def _statement(self, state: State, place: int, proc: Proc, step: Claim | Save | Settle) -> Iterator[Successor]:
+    def _statement(
+        self, state: State, place: int, proc: Proc, step: Insert | Claim | Save | Settle
+    ) -> Iterator[Successor]:
         def answered(state: State, *, done: bool) -> State:
             proc = state.procs[place]
             following: Step
             match step:
+                case Insert():
+                    following = self.protocol.after_insert(step)
+                    if state.row is not None:
+                        # Not in the engine, which reads the row; a protocol that does not read it needs to know it.
+                        proc = proc._replace(token=state.row.tokens)
                 case Claim():
                     following = self.protocol.after_claim(step, granted=done)
                 case Save():
@@ -431,7 +454,7 @@ class Model:
 
         def silence(state: State) -> Iterator[tuple[str, State]]:
             """Yield what the process may do if it does not learn whether the statement was executed."""
-            if isinstance(step, Claim):
+            if isinstance(step, Insert | Claim):
                 yield "", answered(state, done=False)
                 return
             yield "", state  # the process sends the statement again
@@ -454,12 +477,17 @@ class Model:
                     if silent != state:
                         yield _fault(place, f"'s {what} {_SILENCES[kind]}{ending}", silent)
 
-    def _carry_out(self, state: State, place: int, step: Claim | Save | Settle, pair: int | None) -> State | None:
+    def _carry_out(
+        self, state: State, place: int, step: Insert | Claim | Save | Settle, pair: int | None
+    ) -> State | None:
         row = state.row
+        new: Row[int] | None
+        if isinstance(step, Insert):
+            new = self.protocol.inserted(row, state.generation + 1)
+            return None if new is None else self._without_leases(_with_row(state, new))
         if row is None:
             return None
         holder = PLACES[place]
-        new: Row[int] | None
         match step:
             case Claim():
                 new = self.protocol.claimed(row, generation=step.generation, holder=holder, now=NOW, duration=AHEAD)
@@ -516,7 +544,7 @@ def _answer(answer: int | str | None) -> str:
 def _point(proc: Proc) -> str:
     """Return where a process is, in the words of docs/refresh.md."""
     match proc.step:
-        case Read() | Wait() | Claim():
+        case Read() | Wait() | Insert() | Claim():
             return "before the claim"
         case Call():
             on_the_wire = {None: "after the claim", "sent": "request under way"}

@@ -59,12 +59,13 @@ def tokens_are_never_older(_: Scenario, before: State, move: Move, after: State)
 
 
 @_invariant
-def no_pair_is_dropped(_: Scenario, before: State, move: Move, after: State) -> bool:
+def no_pair_is_dropped(scenario: Scenario, before: State, move: Move, after: State) -> bool:
     """A running process drops its new pair only after the row has that pair or a newer one, or is deleted.
 
-    So at the end, the newest pair that reached a process which did not crash is in the row.
+    So at the end, the newest pair that reached a process which did not crash is in the row. A provider that issues
+    tokens without a refresh token can issue them again.
     """
-    if move.who is None:
+    if move.who is None or scenario.issues:
         return True
     hand, proc = before.procs[move.who].hand, after.procs[move.who]
     if hand is None or proc.hand == hand or isinstance(proc.step, Crashed):
@@ -122,8 +123,24 @@ def grants_survive(scenario: Scenario, before: State, move: Move, after: State) 
 
     With a strict provider, a frozen lease holder can also lose the grant.
     """
-    if scenario.kinds & LOSSES or (scenario.strict and FREEZE in scenario.kinds):
+    if scenario.issues or scenario.kinds & LOSSES or (scenario.strict and FREEZE in scenario.kinds):
         return True
     if after.row is None or after.login is not None or any(p.late or not p.gone for p in after.procs):
         return True
     return after.row.tokens == after.live
+
+
+@_invariant
+def tokens_are_issued_under_a_lease(scenario: Scenario, before: State, move: Move, after: State) -> bool:
+    """A process has tokens issued only while it holds the lease, unless that has expired or the row was deleted."""
+    if not scenario.issues or not move.sends or FREEZE in scenario.kinds or scenario.deletions:
+        return True
+    return move.who is not None and before.procs[move.who].leased
+
+
+@_invariant
+def tokens_are_issued_once(scenario: Scenario, before: State, move: Move, after: State) -> bool:
+    """Without crashes, lost responses, frozen lease holders and deletions, each expiry costs one issue of tokens."""
+    if not scenario.issues or scenario.kinds & (LOSSES | {FREEZE}) or scenario.deletions:
+        return True
+    return after.issued <= 1 + scenario.ageings - after.ageings

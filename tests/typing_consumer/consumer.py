@@ -23,6 +23,7 @@ from tokenstore import (
     generate_key,
     open_store,
 )
+from tokenstore.integrations.machine import ClientCredentials, TokenExchange
 from tokenstore.protocol import Backend
 from tokenstore_memory import MemoryBackend
 
@@ -122,7 +123,11 @@ async def refresh_any(record: TokenRecord) -> Mapping[str, Any]:
 
 def refreshed(backend: MemoryBackend) -> AuthTokenStore:
     """A store that refreshes by itself."""
-    return open_store(backend, refreshers={"github": refresh, "gitlab": refresh_any})
+    issuers = {
+        "billing": ClientCredentials("https://sso.example.com/token", "app", "made-up", timeout=5),
+        "orders": TokenExchange("https://sso.example.com/token", "app", "made-up", subject_provider="sso"),
+    }
+    return open_store(backend, refreshers={"github": refresh, "gitlab": refresh_any, **issuers})
 
 
 def as_plain_dict(record: TokenRecord) -> dict[str, Any]:

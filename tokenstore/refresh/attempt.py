@@ -29,6 +29,7 @@ from tokenstore.refresh.failures import (
     failure_of,
     not_stored,
 )
+from tokenstore.refresh.issuing import blank_record, subject_of, without_end
 from tokenstore.refresh.kept import kept_at_refresh, lifetime_of, lifetime_setting
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
@@ -42,6 +43,7 @@ from tokenstore.refresh.steps import (
     Claim,
     End,
     Goal,
+    Insert,
     Outcome,
     Read,
     Reread,
@@ -52,6 +54,7 @@ from tokenstore.refresh.steps import (
     Wait,
     after_call,
     after_claim,
+    after_insert,
     after_read,
     after_reread,
     after_save,
@@ -61,10 +64,13 @@ from tokenstore.refresh.telemetry import RefreshReport
 from tokenstore.tracebacks import clear_locals
 from tokenstore.validation import RequestedRow
 
-__all__ = ["Attempt", "AttemptResult", "Refresh"]
+__all__ = ["Attempt", "AttemptResult", "LoadSubject", "Refresh"]
 
 Refresh = Callable[[RefreshableRecord], Awaitable[Mapping[str, Any]]]
 """Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
+
+LoadSubject = Callable[[TokenKey], Awaitable[TokenRecord]]
+"""Loads the row whose token is exchanged, with an access token that is valid for the time of a provider's call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Attempt:
         goal: What the refresh has to achieve; callers that join may change it.
         step: The first step.
         seen: The row from which the first step follows, if one was read.
+        load_subject: Loads the row whose token the provider exchanges for this row's.
         margin: Seconds before a token's expiry in which it is due. Default: the row's own refresh margin.
 
     Attributes:
@@ -116,6 +123,7 @@ class Attempt:
         step: Step,
         seen: SeenRow | None = None,
         *,
+        load_subject: LoadSubject,
         margin: float | None = None,
     ) -> None:
         self.key = key
@@ -136,6 +144,8 @@ class Attempt:
         self._margin = margin
         self._default_lifetime = lifetime_setting(refresh, "default_lifetime")
         self._max_lifetime = lifetime_setting(refresh, "max_lifetime")
+        self._load_subject = load_subject
+        self._subject: TokenRecord | None = None
         self._deadline = time.monotonic() + settings.wait
         self._leased_until = float("-inf")
         self._claimed = False
@@ -192,7 +202,7 @@ class Attempt:
     async def _perform(self) -> End:
         while not isinstance(self._step, End):
             try:
-                if self.protection.interrupted and isinstance(self._step, Read | Wait | Claim | Call):
+                if self.protection.interrupted and isinstance(self._step, Read | Wait | Insert | Claim | Call):
                     await self._leave()
                 self._protect(self._step)
                 self._step = await self._take(self._step)
@@ -210,7 +220,7 @@ class Attempt:
 
     def _protect(self, step: Step) -> None:
         """Set for how long a cancellation from outside has to wait during this step."""
-        if isinstance(step, Wait) or (isinstance(step, Read) and not self._claimed):
+        if isinstance(step, Wait | Insert) or (isinstance(step, Read) and not self._claimed):
             self.protection.lift()
         elif isinstance(step, Read | Claim):
             protect_lease_statement(self.protection)
@@ -236,6 +246,8 @@ class Attempt:
                 return await self._read()
             case Wait():
                 return await self._wait()
+            case Insert():
+                return await self._insert(step)
             case Claim():
                 return await self._claim(step)
             case Call():
@@ -271,10 +283,19 @@ class Attempt:
         self.report.waited += time.monotonic() - began
         return Read()
 
+    async def _insert(self, step: Insert) -> Step:
+        self._check_time()
+        try:
+            await self._statements.insert_empty()
+        except TRANSIENT_ERRORS as error:
+            await self._claim_backoff.pause(error)
+        return after_insert(step)
+
     async def _claim(self, step: Claim) -> Step:
         self._check_time()
         # Not only after the claim: a row that does not open would keep its lease.
-        _ = self._settings.sealer.open(self.key, self._last.row)
+        _ = self._record()
+        await self._find_subject()
         if not self._admitted and (pause := await self._enter_gate()):
             return End(Outcome.FAILED, pause)
         # From before the statement is sent: the database grants the lease later, so it cannot end sooner.
@@ -291,6 +312,26 @@ class Attempt:
             self._claimed = granted
             self._claim_backoff.reset()
         return after_claim(step, granted=granted)
+
+    async def _find_subject(self) -> None:
+        """Load the row whose token is exchanged, if there is one.
+
+        Before the gate and the claim: this may be a refresh of its own, and may fail. Then the user has to log in for
+        the subject, and nothing is wrong with this row.
+        """
+        subject = subject_of(self._refresh, self.key)
+        if subject is None:
+            return
+        self._leave_gate()  # the subject's refresh may have to pass it
+        self.protection.lift()
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                self._subject = await self._load_subject(subject)
+        except TimeoutError:
+            raise RefreshTimeoutError(
+                f"{self.key}: {subject} got no valid token within {self._settings.wait:g} s; repeat the call"
+            ) from None
+        self._protect(Claim(self._last.row.generation))
 
     async def _enter_gate(self) -> Failure | None:
         """Wait for a place among the calls of the provider, without a lease. Returns the failure if it is paused."""
@@ -327,14 +368,15 @@ class Attempt:
 
     async def _call(self) -> Failure | None:
         """Call the provider. Seal the new tokens at once, or return the failure that the row gets."""
-        record, issued_at = self._settings.sealer.open(self.key, self._last.row), self._last.now()
+        record, issued_at = self._record(), self._last.now()
         self.recovers |= self._last.row.failure is not None
         try:
             new = await self._run_refresher(record, issued_at)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
             # A CancelledError is the refresher's own: cancellations from outside are refused during the call.
             self.raised.append(error)
-            self._refresher_failure = failed = failure_of(error, record, self._refresh)
+            failed = failure_of(error, record, self._refresh)
+            self._refresher_failure = failed = without_end(failed) if self.goal.issues else failed
             self.report.raised = failed.raised
             self._count(failed)
             return failed.failure
@@ -346,7 +388,7 @@ class Attempt:
             # Timers and tasks that the refresher left behind must not cancel the write of the new tokens.
             self.protection.disown()
         self._gate.succeeded()
-        self._sealed = new.sealed(self._settings.sealer, self.key)
+        self._sealed = replace(new.sealed(self._settings.sealer, self.key), issued=self.goal.issues)
         self._save_by = min(self._save_by, time.monotonic() + self._settings.save)
         self._backoff.reset()
         return None
@@ -364,7 +406,10 @@ class Attempt:
     async def _run_refresher(self, record: TokenRecord, issued_at: int) -> NewTokens:
         with self._settings.telemetry.provider_call(self.report):
             async with asyncio.timeout(self._settings.timeout):
-                response: object = self._refresh(RefreshableRecord(deepcopy(record).items()))  # which it may change
+                given = [RefreshableRecord(deepcopy(record).items())]  # which it may change
+                if self._subject is not None:
+                    given.append(RefreshableRecord(self._subject.items()))
+                response: object = self._refresh(*given)
                 # Without an awaitable, the refresher was a plain function, and has refreshed already.
                 if inspect.isawaitable(response):
                     response = await response
@@ -411,7 +456,7 @@ class Attempt:
             return End(Outcome.REFRESHED)  # the write was carried out, and its answer was lost
         if row is not None and row.generation == step.generation:
             # Not opened: it is about to be replaced, and need not open with this keyring.
-            view: View | None = self._settings.view(row, None)
+            view: View | None = self._settings.view(row, None, issues=self.goal.issues)
         else:
             view = self._view(row)
         self.goal, following = after_reread(self.goal, step, view)
@@ -456,16 +501,22 @@ class Attempt:
 
     def _view(self, row: RequestedRow | None) -> View | None:
         """Judge a row. Opens it to learn the token's lifetime."""
-        if row is None:
+        if row is None or (row.tokens.is_empty and not self.goal.issues):
             return None
         return self._settings.view(
             row,
-            lifetime_of(self._settings.sealer.open(self.key, row)),
+            None if row.tokens.is_empty else lifetime_of(self._settings.sealer.open(self.key, row)),
             margin=self._margin,
             max_lifetime=self._max_lifetime,
             min_ttl=self.goal.min_ttl,
             force_min_age=self.goal.force_min_age,
+            issues=self.goal.issues,
         )
+
+    def _record(self) -> TokenRecord:
+        """The record of the row as it was read last; one without tokens for an empty row."""
+        row = self._last.row
+        return blank_record(self.key, row) if row.tokens.is_empty else self._settings.sealer.open(self.key, row)
 
     def _check_time(self) -> None:
         if self._closing:
@@ -490,7 +541,7 @@ class Attempt:
                 error=lambda: error_for(self.key, failure, raised),
                 known=None if self.settled else failure,
             )
-        row = None if self._seen is None else self._seen.row
+        row = None if self._seen is None or end.outcome is Outcome.MISSING else self._seen.row
         if end.outcome is Outcome.REFRESHED:
             row = self._last.renewed(self._issued)
         self.report.generation = None if row is None else row.generation

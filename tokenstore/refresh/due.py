@@ -13,15 +13,20 @@ from tokenstore.listing import RefusedRow, scan_due_rows
 from tokenstore.protocol import Backend
 from tokenstore.records import CLOCK_SKEW, TokenKey
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
-from tokenstore.refresh.rows import new_holder
+from tokenstore.refresh.issuing import issues_tokens
+from tokenstore.refresh.rows import delete_version, new_holder
 from tokenstore.refresh.settings import Settings, lifetime_when_stored, skew_of, validity
 from tokenstore.refresh.steps import Goal, Outcome, Read, Validity
 from tokenstore.results import RefreshOutcome, RefreshResult
+from tokenstore.validation import requested_row
 
 __all__ = ["Join", "due_keys", "refresh_due"]
 
 Join = Callable[[Attempt], Awaitable[AttemptResult]]
 """Waits for this process's refresh of a row: the one in progress, or the attempt that is passed."""
+
+# Seconds. Long enough for the deletion; if this process dies before it, the next load waits for no longer.
+_DELETION_LEASE: Final = 5.0
 
 _PUBLIC_OUTCOMES: Final[Mapping[Outcome, RefreshOutcome]] = {
     Outcome.REFRESHED: "refreshed",
@@ -35,6 +40,7 @@ _PUBLIC_OUTCOMES: Final[Mapping[Outcome, RefreshOutcome]] = {
 async def refresh_due(
     settings: Settings,
     refreshers: Mapping[str, Refresh],
+    new_attempt: Callable[..., Attempt],
     join: Join,
     *,
     within: float,
@@ -46,6 +52,7 @@ async def refresh_due(
     Args:
         settings: The store's settings.
         refreshers: For each provider whose rows are refreshed, the callable that calls it.
+        new_attempt: Makes an attempt; the arguments are those of :class:`Attempt` from ``key`` to ``margin``.
         join: Starts an attempt, or joins the one in progress.
         within: Refresh tokens that expire within this time, in seconds.
         concurrency: The most refreshes at a time.
@@ -67,8 +74,9 @@ async def refresh_due(
                     if isinstance(key, RefusedRow):
                         yield RefreshResult(*key.key, "failed", key.error())
                         continue
-                    goal = Goal(new_holder(settings.lease), urgent=False)
-                    attempt = Attempt(settings, key, refreshers[provider], goal, Read(), margin=within)
+                    refresh = refreshers[provider]
+                    goal = Goal(new_holder(settings.lease), urgent=False, issues=issues_tokens(refresh))
+                    attempt = new_attempt(key, refresh, goal, Read(), margin=within)
                     pending[asyncio.create_task(_result_of(attempt, join))] = provider
                 if not pending:
                     break
@@ -98,7 +106,7 @@ def _next_provider(
 async def due_keys(
     backend: Backend, provider: str, within: float, page_size: int
 ) -> AsyncGenerator[TokenKey | RefusedRow, None]:
-    """Iterate over the keys of a provider's rows that are due, in the order of their times.
+    """Iterate over the keys of a provider's rows that are due, in the order of their times. Deletes old empty rows.
 
     Args:
         backend: The rows.
@@ -115,6 +123,10 @@ async def due_keys(
             if isinstance(row, RefusedRow):
                 yield row
                 continue
+            if row.is_empty:
+                if row.due_at <= row.as_of:
+                    await _delete_empty(backend, row.key)
+                continue
             if began is None:
                 began = row.as_of
             # A row that was written since the sweep began may be due again, if its new token lives for less than
@@ -126,6 +138,15 @@ async def due_keys(
             skew = skew_of(lifetime_when_stored(expires_at, row.updated_at))
             if validity(expires_at, row.as_of, within, skew) is not Validity.FRESH:
                 yield row.key
+
+
+async def _delete_empty(backend: Backend, key: TokenKey) -> None:
+    """Delete an empty row, unless a refresh is about to get tokens for it."""
+    row = requested_row(key, await backend.get(key), empty=True)
+    if row is not None and row.tokens.is_empty:
+        generation, holder = row.generation, new_holder(_DELETION_LEASE)
+        if await backend.claim_lease(key, generation=generation, holder=holder, duration=_DELETION_LEASE):
+            _ = await delete_version(backend, key, generation)
 
 
 async def _result_of(attempt: Attempt, join: Join) -> RefreshResult:

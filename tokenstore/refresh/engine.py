@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from tokenstore.errors import (
@@ -21,24 +22,28 @@ from tokenstore.errors import (
     TokensNotStoredError,
 )
 from tokenstore.health import REFUSED
-from tokenstore.records import TokenKey, TokenRecord
+from tokenstore.records import Failure, TokenKey, TokenRecord
 from tokenstore.refresh.attempt import Attempt, AttemptResult, Refresh
 from tokenstore.refresh.due import refresh_due
 from tokenstore.refresh.failures import error_for, tokens_missing
+from tokenstore.refresh.issuing import issues_tokens, subject_of
 from tokenstore.refresh.kept import lifetime_of, lifetime_setting
 from tokenstore.refresh.loop_end import protect_provider_call
-from tokenstore.refresh.needs import Need, checked_scopes, require_scopes
+from tokenstore.refresh.needs import Need, checked_scopes, require_audience, require_scopes
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.revoke import Revocation, SupportsRevocation
 from tokenstore.refresh.rows import SeenRow, new_holder, read_row
 from tokenstore.refresh.settings import Settings
-from tokenstore.refresh.steps import Claim, End, Goal, Outcome, Read, Step, Validity, View, after_read
+from tokenstore.refresh.steps import Claim, End, Goal, Insert, Outcome, Read, Step, Validity, View, after_read
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.tracebacks import clear_locals, clears_locals
+from tokenstore.validation import RequestedRow
 
 __all__ = ["OnError", "OnReauthorizationRequired", "OnRefreshed", "RefreshEngine"]
 
 T = TypeVar("T")
+
+_US = 1_000_000
 
 OnRefreshed = Callable[[TokenRecord], Awaitable[None] | None]
 """Called with the new record, in the process that refreshed, after the new tokens were stored."""
@@ -106,69 +111,135 @@ class RefreshEngine:
             if raise_missing:
                 raise tokens_missing(key)
             return None
+        if issues_tokens(refresh):
+            require_audience(key, record, refresh)
         if scopes:
             require_scopes(key, record, scopes, refresh)
         return record
 
     async def _load(self, key: TokenKey, refresh: Refresh, need: Need) -> TokenRecord | None:
-        settings, max_lifetime = self._settings, lifetime_setting(refresh, "max_lifetime")
         recovers = retried = False
         while True:
-            step: Step = Read()
-            seen = None
-            if need.force:
-                goal = Goal(
-                    new_holder(settings.lease),
-                    force=need.generation is None,
-                    stale=need.generation,
-                    min_ttl=need.min_ttl,
-                    force_min_age=need.force_min_age,
-                )
-            else:
-                row = await read_row(settings.backend, key)
-                if row is None:
-                    return None
-                seen, record = SeenRow(row, time.monotonic()), settings.sealer.open(key, row)
-                view = settings.view(row, lifetime_of(record), max_lifetime=max_lifetime, min_ttl=need.min_ttl)
-                if view.validity is Validity.FRESH:
-                    return record
-                due = view.validity is Validity.DUE
-                goal, step = after_read(Goal(new_holder(settings.lease), urgent=not due, min_ttl=need.min_ttl), view)
-                if isinstance(step, Claim) and (pause := settings.gates.of(key.provider).pause(seen.now())):
-                    step = End(Outcome.FAILED, pause)
-                if due:
-                    if isinstance(step, Claim) and self._running(key) is None and not self._closing:
-                        self._start(Attempt(settings, key, refresh, goal, step, seen))
-                    return record
-                if isinstance(step, End) and step.failure is not None:
-                    raise error_for(key, step.failure)
-            attempt = Attempt(settings, key, refresh, goal, step, seen)
-            attempt.recovers = recovers
-            result = await self._join(attempt)
+            look = self._forced if need.force else self._first_look
+            found = await look(key, refresh, need)
+            if isinstance(found, TokenRecord | None):
+                return found
+            if isinstance(found, Attempt):
+                found.recovers = recovers
+                found = await self._join(found)
+            result = found
             if result.error is not None:
-                # An operator may have mended why the provider refused the client.
-                refused_client = result.known is not None and result.known.code.startswith(REFUSED)
-                if need.force and refused_client and not retried:
-                    recovers = await settings.backend.clear_failure(key, min_age=need.force_min_age)
-                    retried = True  # also if another caller has just cleared it
-                    continue
-                raise result.error()
+                known = result.known
+                if known is None or retried or (cleared := await self._clears(known, key, refresh, need)) is None:
+                    raise result.error()
+                retried, recovers = True, cleared
+                continue
             if result.outcome is Outcome.LEFT:
                 continue
             if result.row is None:
                 return None
-            record = settings.sealer.open(key, result.row)
+            record = self._settings.sealer.open(key, result.row)
             # A caller that needed less may have begun the attempt that this one has joined.
-            view = settings.view(
-                result.row,
-                lifetime_of(record),
-                max_lifetime=max_lifetime,
-                min_ttl=need.min_ttl,
-                force_min_age=need.force_min_age,
-            )
+            view = self._view(result.row, record, refresh, need)
             refused = result.row.generation == need.generation and not view.is_young
             if result.outcome is Outcome.REFRESHED or not (refused or _ends_soon(view, need)):
                 return record
+
+    async def _forced(self, key: TokenKey, refresh: Refresh, need: Need) -> Attempt:
+        """The attempt of a caller with ``force``."""
+        goal = Goal(
+            new_holder(self._settings.lease),
+            force=need.generation is None,
+            stale=need.generation,
+            min_ttl=need.min_ttl,
+            force_min_age=need.force_min_age,
+            issues=issues_tokens(refresh),
+        )
+        return self._new_attempt(key, refresh, goal, Read())
+
+    async def _first_look(
+        self, key: TokenKey, refresh: Refresh, need: Need
+    ) -> TokenRecord | Attempt | AttemptResult | None:
+        """Read the row.
+
+        Returns:
+            The record if its token is valid now, also if its refresh has just begun in the background; the attempt that
+            gets new tokens; the result with the failure that forbids one; or None if there is no row.
+        """
+        goal = Goal(new_holder(self._settings.lease), min_ttl=need.min_ttl, issues=issues_tokens(refresh))
+        row = await read_row(self._settings.backend, key, empty=goal.issues)
+        if row is None:
+            return self._new_attempt(key, refresh, goal, Insert()) if goal.issues else None
+        seen = SeenRow(row, time.monotonic())
+        record = None if row.tokens.is_empty else self._settings.sealer.open(key, row)
+        view = self._view(row, record, refresh, need)
+        if view.validity is Validity.FRESH:
+            return record
+        due = view.validity is Validity.DUE
+        goal, step = after_read(replace(goal, urgent=not due), view)
+        if isinstance(step, Claim) and (pause := self._settings.gates.of(key.provider).pause(seen.now())):
+            step = End(Outcome.FAILED, pause)
+        if due:
+            if isinstance(step, Claim) and self._running(key) is None and not self._closing:
+                self._start(self._new_attempt(key, refresh, goal, step, seen))
+            return record
+        if isinstance(step, End) and (known := step.failure) is not None:
+            return AttemptResult(Outcome.FAILED, error=lambda: error_for(key, known), known=known)
+        return self._new_attempt(key, refresh, goal, step, seen)
+
+    def _view(self, row: RequestedRow, record: TokenRecord | None, refresh: Refresh, need: Need) -> View:
+        return self._settings.view(
+            row,
+            None if record is None else lifetime_of(record),
+            max_lifetime=lifetime_setting(refresh, "max_lifetime"),
+            min_ttl=need.min_ttl,
+            force_min_age=need.force_min_age,
+            issues=issues_tokens(refresh),
+        )
+
+    async def _clears(self, known: Failure, key: TokenKey, refresh: Refresh, need: Need) -> bool | None:
+        """Clear a failure that the row had already, if there is a reason to call the provider again.
+
+        Returns:
+            Whether it was cleared; False: another caller has just done so. None: there is no reason.
+        """
+        clear = self._settings.backend.clear_failure
+        if need.force and known.code.startswith(REFUSED):
+            # An operator may have mended why the provider refused the client.
+            return await clear(key, min_age=need.force_min_age)
+        subject = subject_of(refresh, key)
+        row = None if subject is None else await read_row(self._settings.backend, subject)
+        if row is None:
+            return None
+        # If the row whose token is exchanged got new tokens after the failure, as by a login.
+        return await clear(key, min_age=max(row.as_of - row.updated_at, 0) / _US) or None
+
+    def _new_attempt(
+        self,
+        key: TokenKey,
+        refresh: Refresh,
+        goal: Goal,
+        step: Step,
+        seen: SeenRow | None = None,
+        *,
+        margin: float | None = None,
+    ) -> Attempt:
+        return Attempt(self._settings, key, refresh, goal, step, seen, load_subject=self._load_subject, margin=margin)
+
+    async def _load_subject(self, subject: TokenKey) -> TokenRecord:
+        """Load the row whose token is exchanged for another row's tokens."""
+        record = await self.load(
+            subject,
+            None,
+            force=False,
+            generation=None,
+            min_ttl=self._settings.timeout,
+            force_min_age=0.0,
+            scopes=(),
+            raise_missing=True,
+        )
+        assert record is not None  # noqa: S101 - for the type checkers: a missing row raises an error
+        return record
 
     async def _load_unlimited(self, key: TokenKey, need: Need) -> TokenRecord | None:
         """Load a token that does not expire, which needs no refresher."""
@@ -186,7 +257,13 @@ class RefreshEngine:
         names = sorted(self._refreshers) if provider is None else [provider]
         refreshers = {name: self._refresher(name, refresh) for name in names}
         return refresh_due(
-            self._settings, refreshers, self._join, within=within, concurrency=concurrency, page_size=page_size
+            self._settings,
+            refreshers,
+            self._new_attempt,
+            self._join,
+            within=within,
+            concurrency=concurrency,
+            page_size=page_size,
         )
 
     async def revoke(self, key: TokenKey, refresher: object) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokenstore.errors import InsufficientScopeError, InvalidInputError
+from tokenstore.errors import ConfigurationError, InsufficientScopeError, InvalidInputError
 from tokenstore.records import TokenKey, TokenRecord
 
-__all__ = ["Need", "checked_scopes", "require_scopes"]
+__all__ = ["Need", "checked_scopes", "require_audience", "require_scopes"]
 
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 
@@ -67,6 +67,20 @@ def require_scopes(key: TokenKey, record: TokenRecord, scopes: frozenset[str], r
     )
     error.provider, error.user_id, error.account = key
     raise error
+
+
+def require_audience(key: TokenKey, record: TokenRecord, refresher: object) -> None:
+    """Check that issued tokens are for the refresher's audience, if both name one.
+
+    Raises:
+        ConfigurationError: They were issued for another audience.
+    """
+    wanted, found = getattr(refresher, "audience", None), record["extra"].get("audience")
+    if isinstance(wanted, str) and isinstance(found, str) and wanted != found:
+        raise ConfigurationError(
+            f"{key}: the row's tokens were issued for another audience; each audience needs a row of its own, with "
+            "another provider name or account"
+        )
 
 
 def _granted(fields: Mapping[str, Any]) -> frozenset[str] | None:

@@ -9,15 +9,14 @@ from copy import deepcopy
 from typing import Protocol, runtime_checkable
 
 from tokenstore.errors import BackendError, RefreshTimeoutError, TokenStoreError
-from tokenstore.protocol import SupportsRowLocks
 from tokenstore.records import TokenKey, TokenRecord, has_failed, is_leased
 from tokenstore.refresh.failures import not_revoked
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call
 from tokenstore.refresh.protected_task import Protection
-from tokenstore.refresh.rows import new_holder, read_row
+from tokenstore.refresh.rows import delete_version, new_holder, read_row
 from tokenstore.refresh.settings import Settings
-from tokenstore.validation import RequestedRow, requested_row
+from tokenstore.validation import RequestedRow
 
 __all__ = ["Revocation", "SupportsRevocation"]
 
@@ -131,17 +130,8 @@ class Revocation:
         self.protection.guard(grace=self._settings.timeout)
         while True:
             try:
-                return await self._delete(generation)
+                return await delete_version(self._backend, self._key, generation)
             except asyncio.CancelledError:
                 if not (self.protection.interrupted and self.protection.holds):
                     raise
                 await asyncio.sleep(0)
-
-    async def _delete(self, generation: int) -> bool:
-        """Delete the row if it still has the revoked generation, and not tokens of a later login."""
-        if isinstance(self._backend, SupportsRowLocks):
-            async with self._backend.transaction() as transaction:
-                row = requested_row(self._key, await transaction.lock(self._key))
-                return row is not None and row.generation == generation and await transaction.delete(self._key)
-        row = await read_row(self._backend, self._key)
-        return row is not None and row.generation == generation and await self._backend.delete(self._key)

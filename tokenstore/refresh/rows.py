@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from tokenstore.errors import BackendUnavailableError, ConflictError
-from tokenstore.protocol import Backend
+from tokenstore.protocol import Backend, SupportsRowLocks
 from tokenstore.records import SealedTokens, TokenKey
 from tokenstore.validation import RequestedRow, requested_row
 
-__all__ = ["SeenRow", "lease_of", "new_holder", "read_row"]
+__all__ = ["SeenRow", "delete_version", "lease_of", "new_holder", "read_row"]
 
 _US = 1_000_000
 
@@ -43,8 +43,13 @@ class SeenRow:
         return RequestedRow(stored)
 
 
-async def read_row(backend: Backend, key: TokenKey) -> RequestedRow | None:
+async def read_row(backend: Backend, key: TokenKey, *, empty: bool = False) -> RequestedRow | None:
     """Read a row, twice if the first read fails: one dead connection of a pool does not mean an outage.
+
+    Args:
+        backend: The rows.
+        key: The row's key.
+        empty: Whether an empty row is returned, too. Default: it counts as no row.
 
     Raises:
         TamperedError: The database answered with another row.
@@ -54,7 +59,23 @@ async def read_row(backend: Backend, key: TokenKey) -> RequestedRow | None:
         row = await backend.get(key)
     except (BackendUnavailableError, ConflictError):
         row = await backend.get(key)
-    return requested_row(key, row)
+    return requested_row(key, row, empty=empty)
+
+
+async def delete_version(backend: Backend, key: TokenKey, generation: int) -> bool:
+    """Delete a row if it still has this generation, and not tokens that were written meanwhile.
+
+    Without row locks, a write between the check and the deletion is lost.
+
+    Returns:
+        Whether it was deleted.
+    """
+    if isinstance(backend, SupportsRowLocks):
+        async with backend.transaction() as transaction:
+            row = requested_row(key, await transaction.lock(key), empty=True)
+            return row is not None and row.generation == generation and await transaction.delete(key)
+    row = await read_row(backend, key, empty=True)
+    return row is not None and row.generation == generation and await backend.delete(key)
 
 
 def new_holder(lease: float) -> str:

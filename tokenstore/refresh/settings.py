@@ -61,6 +61,7 @@ class Settings:
         max_lifetime: float | None = None,
         min_ttl: float = 0.0,
         force_min_age: float = 0.0,
+        issues: bool = False,
     ) -> View:
         """Judge a row by the database's clock, so that machines with different clocks agree.
 
@@ -71,6 +72,7 @@ class Settings:
             max_lifetime: How long a token with an unknown expiry is used, in seconds. None: until it is refused.
             min_ttl: How long the token has to remain valid, in seconds.
             force_min_age: Up to which age the row is young, in seconds.
+            issues: Whether the provider issues tokens without a refresh token.
         """
         tokens = row.tokens
         expires_at = _refreshed_by(tokens, row.updated_at, max_lifetime)
@@ -85,9 +87,9 @@ class Settings:
         refresh_expires_at = tokens.refresh_token_expires_at
         return View(
             generation=row.generation,
-            validity=validity(expires_at, row.as_of, margin, skew),
-            refreshable=tokens.refresh_token is not None
-            and (refresh_expires_at is None or refresh_expires_at > row.as_of),
+            validity=Validity.EXPIRED if tokens.is_empty else validity(expires_at, row.as_of, margin, skew),
+            refreshable=issues
+            or (tokens.refresh_token is not None and (refresh_expires_at is None or refresh_expires_at > row.as_of)),
             lease_holder=row.lease_holder if is_leased(row) else None,
             failure=row.failure if has_failed(row) else None,
             is_young=row.as_of - row.updated_at < force_min_age * _US,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 from tokenstore.errors import BackendError, BackendUnavailableError, ConflictError, LockTimeoutError
-from tokenstore.records import Failure, SealedTokens, TokenKey
+from tokenstore.records import EMPTY_ROW_LIFETIME, Failure, SealedTokens, TokenKey, empty_tokens
 from tokenstore.refresh.backoff import Backoff
 from tokenstore.refresh.protected_task import Protection
 from tokenstore.refresh.settings import Settings
@@ -16,6 +16,8 @@ from tokenstore.validation import RequestedRow, requested_row
 __all__ = ["TRANSIENT_ERRORS", "RowStatements"]
 
 T = TypeVar("T")
+
+_US = 1_000_000
 
 TRANSIENT_ERRORS: Final[tuple[type[BackendError], ...]] = (BackendUnavailableError, ConflictError, LockTimeoutError)
 """After these a statement may succeed on the next try."""
@@ -41,7 +43,12 @@ class RowStatements:
 
     async def get(self) -> RequestedRow | None:
         """Read the row."""
-        return requested_row(self._key, await self._answer(self._backend.get(self._key)))
+        return requested_row(self._key, await self._answer(self._backend.get(self._key)), empty=True)
+
+    async def insert_empty(self) -> None:
+        """Insert an empty row, if there is no row."""
+        deleted_at = await self._answer(self._backend.clock()) + round(EMPTY_ROW_LIFETIME * _US)
+        _ = await self._answer(self._backend.insert(self._key, empty_tokens(deleted_at)))
 
     async def claim(self, generation: int, holder: str) -> bool:
         """Claim the lease. Returns whether it was granted."""

@@ -20,6 +20,7 @@ __all__ = [
     "Claim",
     "End",
     "Goal",
+    "Insert",
     "Outcome",
     "Read",
     "Reread",
@@ -31,6 +32,7 @@ __all__ = [
     "Wait",
     "after_call",
     "after_claim",
+    "after_insert",
     "after_read",
     "after_reread",
     "after_save",
@@ -54,7 +56,8 @@ class View:
     Attributes:
         generation: The row's generation.
         validity: How long its access token remains valid.
-        refreshable: Whether the row has a refresh token that has not expired.
+        refreshable: Whether the provider gives new tokens for the row: it has a refresh token that has not expired, or
+            the provider issues tokens without one.
         lease_holder: The holder of a lease that has not expired, or None.
         failure: The failure that forbids a refresh now, or None.
         is_young: Whether the row was written so recently that force refreshes it no more.
@@ -81,6 +84,7 @@ class Goal:
         seen: The last generation that this refresh has read and rejected.
         min_ttl: How long the access token has to remain valid, in seconds; :attr:`View.validity` takes it into account.
         force_min_age: Up to which age a row is young, in seconds; :attr:`View.is_young` takes it into account.
+        issues: Whether the provider issues tokens without a refresh token, so that a missing row gets some.
     """
 
     holder: str
@@ -90,6 +94,7 @@ class Goal:
     seen: int | None = None
     min_ttl: float = 0.0
     force_min_age: float = 0.0
+    issues: bool = False
 
     @property
     def is_forced(self) -> bool:
@@ -126,6 +131,11 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Insert:
+    """Insert an empty row, without a lease, if there is still none; then read it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Claim the lease of this generation."""
 
@@ -134,7 +144,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call the provider with this generation's refresh token, while holding the lease but no connection or lock."""
+    """Call the provider with this generation's refresh token, or have tokens issued for an empty row.
+
+    The refresh holds the lease, but no connection or lock.
+    """
 
     generation: int
 
@@ -175,7 +188,7 @@ class End:
     failure: Failure | None = None
 
 
-Step = Read | Wait | Claim | Call | Save | Reread | Settle | End
+Step = Read | Wait | Insert | Claim | Call | Save | Reread | Settle | End
 
 _NO_REFRESH_TOKEN = Failure("no_refresh_token")
 
@@ -183,7 +196,7 @@ _NO_REFRESH_TOKEN = Failure("no_refresh_token")
 def after_read(goal: Goal, row: View | None) -> tuple[Goal, Step]:
     """Decide on the row as it was read."""
     if row is None:
-        return goal, End(Outcome.MISSING)
+        return goal, Insert() if goal.issues and goal.urgent else End(Outcome.MISSING)
     if goal.is_met_by(row):
         return goal, End(Outcome.SERVED)
     goal = replace(goal, force=False, seen=row.generation)
@@ -196,6 +209,11 @@ def after_read(goal: Goal, row: View | None) -> tuple[Goal, Step]:
     if not row.refreshable:
         return goal, End(Outcome.FAILED, _NO_REFRESH_TOKEN)
     return goal, Claim(row.generation)
+
+
+def after_insert(_: Insert) -> Step:
+    """Read the row, whoever inserted it. Only a claim of its lease allows a call of the provider."""
+    return Read()
 
 
 def after_claim(step: Claim, *, granted: bool) -> Step:

@@ -15,6 +15,9 @@ delay its responses, or close the connection instead of responding::
         )
         assert provider.stats().refreshes == 1
 
+The token endpoint also issues tokens for the client itself (RFC 6749 section 4.4) and in exchange for a valid access
+token (RFC 8693), both without a refresh token.
+
 Endpoints: ``POST /token``, ``POST /revoke`` (client authentication by HTTP Basic or in the body),
 ``GET /resource`` (Bearer token), ``GET /stats`` (the counters as JSON, for other processes).
 """
@@ -95,6 +98,8 @@ class ProviderStats:
     """The highest value that ``in_flight`` has had."""
     refreshes_by_user: Mapping[str, int]
     """Successful refreshes per user; users without one are absent."""
+    issues: int
+    """Access tokens that were issued without a refresh token: for the client itself, or in an exchange."""
 
 
 @dataclass(slots=True)
@@ -205,6 +210,7 @@ class StrictRotatingProvider:
         self._requests = self._replays = self._reuses = self._revoked = self._rejected = 0
         self._in_flight = self._max_in_flight = 0
         self._refreshes: Counter[str] = Counter()
+        self._issues = 0
         self._thread: threading.Thread | None = None
         self._shutdown: Callable[[], object] = lambda: None
 
@@ -281,6 +287,7 @@ class StrictRotatingProvider:
                 in_flight=self._in_flight,
                 max_in_flight=self._max_in_flight,
                 refreshes_by_user=dict(self._refreshes),
+                issues=self._issues,
             )
 
     def fail_next(
@@ -451,8 +458,33 @@ class StrictRotatingProvider:
         if self._faults:
             return self._faults.popleft()
         form = self._authenticated_form(request)
-        if _required(form, "grant_type") != "refresh_token":
-            raise _HttpError(400, "unsupported_grant_type", "the only supported grant_type is refresh_token")
+        match _required(form, "grant_type"):
+            case "client_credentials":
+                return self._issue_alone(self.client_id, form)
+            case "urn:ietf:params:oauth:grant-type:token-exchange":
+                return self._exchange(form)
+            case "refresh_token":
+                return self._refresh(form)
+        raise _HttpError(400, "unsupported_grant_type", "this grant_type is not supported")
+
+    def _issue_alone(self, user: str, form: Mapping[str, str], **fields: str) -> _Reply:
+        """Issue an access token without a refresh token."""
+        grant = _Grant(user, form.get("scope", "read write"))
+        self._issue(grant, grant.scope, rotate=False)
+        self._issues += 1
+        return _Reply(200, {**self._response(grant, with_refresh=False), **fields})
+
+    def _exchange(self, form: Mapping[str, str]) -> _Reply:
+        """Exchange a valid access token for another one of the same user (RFC 8693)."""
+        access_token = "urn:ietf:params:oauth:token-type:access_token"
+        if _required(form, "subject_token_type") != access_token:
+            raise _HttpError(400, "invalid_request", "the subject_token_type is not supported")
+        subject = self._access_tokens.get(_required(form, "subject_token"))
+        if subject is None or self._clock() >= subject.access_expires:
+            raise _HttpError(400, "invalid_grant", "the subject_token is unknown, expired or revoked")
+        return self._issue_alone(subject.user, form, issued_token_type=access_token)
+
+    def _refresh(self, form: Mapping[str, str]) -> _Reply:
         token = _required(form, "refresh_token")
         grant = self._refresh_tokens.get(token)
         if grant is None:

@@ -58,6 +58,8 @@ class PostgresGrammar(Grammar):
     ) -> Any:
         return on_conflict_ignore(insert(table), values)
 
+    no_bytes = literal_column("''")
+
     # The parameters are an array for each column: one statement, and one plan, for any number of rows.
     any_number = True
     most_at_once = 500

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import ColumnElement, Executable, Select, Table, Update, and_, bindparam, or_
+from sqlalchemy import ColumnElement, Executable, Select, Table, Update, and_, bindparam, literal_column, or_
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
@@ -62,6 +62,9 @@ class Grammar(ABC):
             values: The new row's values by column.
             this_row: The conditions that identify the row.
         """
+
+    no_bytes: ClassVar[ColumnElement[bytes]] = literal_column("x''")
+    """A value of no bytes."""
 
     most_at_once: ClassVar[int]
     """How many rows one statement reads or writes at most."""

@@ -127,10 +127,12 @@ class Statements:
         own: dict[str, Any] = {name: bindparam(name) for name in ("metadata", "metadata_key_id")}
         first = {"generation": bindparam("g", type_=BigInteger()), "created_at": now, "updated_at": now}
         insert = grammar.insert(table).values({**written, **first})
+        self._is_empty = is_empty = and_(c.key_id == literal_column("''"), c.access_token == grammar.no_bytes)
         self.put = grammar.or_replace(insert, replaced=self._replaced, also=self._also)
         with_metadata = grammar.insert(table).values({**written, **own, **first})
         self.put_with_metadata = grammar.or_replace(with_metadata, replaced=(*self._replaced, *own), also=self._also)
         self.insert = grammar.insert_if_absent(table, {**written, **own, **first}, this_row)
+        self.fill = update(table).where(*this_row, is_empty).values(**sealed, **expiries, **own, **next_version)
         self.delete = delete(table).where(*this_row)
         claim = (
             update(table)
@@ -235,6 +237,7 @@ class Statements:
             c.user_id,
             c.account,
             c.refresh_token.is_not(None).label("has_refresh_token"),
+            and_(c.refresh_token.is_(None), c.due_at.is_not(None)).label("issued"),
             c.access_token_expires_at,
             c.refresh_token_expires_at,
             c.access_token_expiry_known,
@@ -250,6 +253,7 @@ class Statements:
             c.metadata_key_id,
             *([c.metadata] if with_metadata else ()),
         ).limit(bindparam("limit", type_=Integer()))
+        page = page.where(not_(self._is_empty))
         if by_provider:
             page = page.where(c.provider == bindparam("p"))
         if by_user:
@@ -344,7 +348,16 @@ class Statements:
         started = self.grammar.statement_start()
         until = func.coalesce(_number("as_of"), started) + _number("within")
         page: Any = (
-            select(c.provider, c.user_id, c.account, c.due_at, c.access_token_expires_at, c.updated_at, started)
+            select(
+                c.provider,
+                c.user_id,
+                c.account,
+                c.due_at,
+                c.access_token_expires_at,
+                c.updated_at,
+                started,
+                self._is_empty.label("is_empty"),
+            )
             .where(c.provider == bindparam("p"), c.due_at <= until)
             .limit(bindparam("limit", type_=Integer()))
         )
@@ -363,7 +376,7 @@ def _status(row: Any) -> ColumnElement[str]:
     """:func:`tokenstore.health.status_of` as an expression."""
     now, expires_at = row.as_of, row.access_token_expires_at
     expired = expires_at <= now
-    renewable = and_(row.has_refresh_token, func.coalesce(row.refresh_token_expires_at > now, true()))
+    renewable = or_(row.issued, and_(row.has_refresh_token, func.coalesce(row.refresh_token_expires_at > now, true())))
     dead = and_(row.failure_code.is_not(None), row.retry_at.is_(None))
     failed = or_(dead, and_(row.failure_code.is_not(None), row.retry_at > now))
     refused = row.failure_code.startswith(REFUSED)

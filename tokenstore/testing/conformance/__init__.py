@@ -32,6 +32,7 @@ except ImportError:
 
 from tokenstore.testing.conformance._concurrency import ConcurrencyTests
 from tokenstore.testing.conformance._due import DueTests
+from tokenstore.testing.conformance._empty_rows import EmptyRowTests
 from tokenstore.testing.conformance._helpers import sealed
 from tokenstore.testing.conformance._leases import LeaseTests
 from tokenstore.testing.conformance._metadata import MetadataTests
@@ -52,5 +53,5 @@ __all__ = [
 ]
 
 
-class BackendConformance(SetupTests, RowTests, DueTests, LeaseTests, MetadataTests, ConcurrencyTests):
+class BackendConformance(SetupTests, RowTests, EmptyRowTests, DueTests, LeaseTests, MetadataTests, ConcurrencyTests):
     """The tests of :class:`tokenstore.protocol.Backend`."""

@@ -13,6 +13,7 @@ import pytest
 from tokenstore.errors import ConflictError, LockTimeoutError
 from tokenstore.protocol import BackendTransaction, SupportsRowLocks
 from tokenstore.records import NO_METADATA, SealedMetadata, SealedRecord, SealedTokens, TokenKey
+from tokenstore.testing.conformance._empty_rows import LockedEmptyRowTests
 from tokenstore.testing.conformance._helpers import (
     KEY,
     LONG,
@@ -34,14 +35,14 @@ from tokenstore.testing.conformance._helpers import (
     wait_for_expiry,
     without_times,
 )
-from tokenstore.testing.conformance._testbed import Testbed, on_two_backends
+from tokenstore.testing.conformance._testbed import on_two_backends
 
 
 class _RolledBack(Exception):  # not an error: ends a transaction with a roll-back
     pass
 
 
-class RowLockConformance(Testbed):
+class RowLockConformance(LockedEmptyRowTests):
     """The tests of :class:`tokenstore.protocol.SupportsRowLocks` and :class:`tokenstore.protocol.BackendTransaction`.
 
     The backend must accept the option ``lock_timeout``, in seconds.

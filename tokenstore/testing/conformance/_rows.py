@@ -22,6 +22,7 @@ from tokenstore.testing.conformance._helpers import (
     LONG,
     OTHER,
     SEALING_OVERHEAD,
+    THIRD,
     TIMEOUT,
     all_keys,
     assert_cannot_change,
@@ -372,15 +373,17 @@ class RowTests(Testbed):
             {
                 KEY: sealed("1"),
                 OTHER: sealed("2", refresh_token=None, refresh_token_expires_at=None, access_token_expiry_known=False),
+                THIRD: sealed("3", refresh_token=None, issued=True),
             },
         )
         expected = []
-        for key in (KEY, OTHER):
+        for key in (KEY, OTHER, THIRD):
             record = await read_row(backend, key)
             expected.append(
                 ScannedRow(
                     key=key,
                     has_refresh_token=record.tokens.refresh_token is not None,
+                    issued=key == THIRD,
                     access_token_expires_at=record.tokens.access_token_expires_at,
                     refresh_token_expires_at=record.tokens.refresh_token_expires_at,
                     access_token_expiry_known=record.tokens.access_token_expiry_known,
@@ -395,6 +398,7 @@ class RowTests(Testbed):
         found = await backend.scan(limit=10)
         assert [replace(row, as_of=0) for row in found] == expected
         assert {type(row.has_refresh_token) for row in found} == {bool}
+        assert {type(row.issued) for row in found} == {bool}
         assert {type(row.access_token_expiry_known) for row in found} == {bool}
 
     # Leases
