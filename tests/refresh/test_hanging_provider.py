@@ -61,10 +61,13 @@ def test_400_users_of_a_provider_that_hangs_stop_no_others(keyring: Keyring, cap
         with StrictRotatingProvider() as healthy:
             async with hanging_server() as (url, connections):
                 refreshers = {
-                    "hanging": OAuth2Refresher(url, "id", "secret"),
+                    # The test ends the calls, so a busy machine may take its time.
+                    "hanging": OAuth2Refresher(url, "id", "secret", timeout=120),
                     "healthy": OAuth2Refresher(healthy.token_url, healthy.client_id, healthy.client_secret),
                 }
-                async with open_store("memory://", keyring=keyring, refreshers=refreshers) as store:
+                async with open_store(
+                    "memory://", keyring=keyring, refreshers=refreshers, refresh_timeout=150
+                ) as store:
                     expired = datetime.now(UTC) - timedelta(hours=1)
                     for user in USERS:
                         await store.store_tokens("hanging", user, *OLD, expired)
