@@ -286,13 +286,14 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             provider: The provider's name.
             user_id: The user's id.
             account: Which of the user's accounts; default: the empty name, for a user who has one.
-            refresh: An async callable that gets the record, uses its ``refresh_token``, and returns the token response
+            refresh: A callable that gets the record, uses its ``refresh_token``, and returns the token response
                 (RFC 6749 section 5.1) as a mapping: ``access_token``, ``expires_in`` (or ``expires_at``) and, if they
                 were issued, ``refresh_token`` and ``refresh_token_expires_in``; ``docs/logins.md`` lists the other
-                spellings. All other fields are stored in ``extra``. It raises :class:`ReauthorizationRequiredError`,
-                :class:`ProviderUnavailableError` or :class:`ProviderRefusedError` to say what went wrong; any other
-                exception counts as unavailable. If several callers in one process wait for the same row, the first
-                one's callable is used. Default: the
+                spellings. All other fields are stored in ``extra``. An ``async def`` function runs in the event loop, a
+                plain one in a thread of its own, which goes on after ``refresh_timeout``. It raises
+                :class:`ReauthorizationRequiredError`, :class:`ProviderUnavailableError` or
+                :class:`ProviderRefusedError` to say what went wrong; any other exception counts as unavailable. If
+                several callers in one process wait for the same row, the first one's callable is used. Default: the
                 provider's entry in ``refreshers``.
             force: Refresh a token that looks valid, for example after a 401. Concurrent callers share one refresh. A
                 provider that has refused the client is called again, although the row's retry time has not come, unless
@@ -672,7 +673,8 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             raise UnsupportedOperationError(f"{backend!r} has no row locks, so for_update=True is not possible")
         raise TransactionRequiredError(
             "load_tokens(for_update=True) needs a transaction to hold the lock: "
-            "`async with store.transaction() as tx: record = await tx.load_tokens(…, for_update=True)`"
+            "`async with store.transaction() as tx: record = await tx.load_tokens(…, for_update=True)`, "
+            "in tokenstore.sync without `async` and `await`"
         )
 
     async def _read_for_metadata(self, key: TokenKey) -> SealedRecord | None:

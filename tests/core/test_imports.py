@@ -24,7 +24,7 @@ DATABASE_PACKAGES = {
     "tokenstore_memory",
     "tokenstore_sql",
 }
-EXTRAS = {"authlib", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
+EXTRAS = {"authlib", "celery", "gevent", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
 ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "telemetry")}
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from support.error_text import told
+from support.polling import until
 from support.refresh_world import World, assert_untouched, on_memory, until_joined
 from support.refreshers import NEW, NEW_PAIR, OLD, Gone, Script, pair
 from support.store_calls import fresh, many
@@ -18,7 +21,9 @@ from tokenstore import (
     ProviderRefusedError,
     ProviderUnavailableError,
     ReauthorizationRequiredError,
+    RefreshableRecord,
     RefreshError,
+    RefreshTimeoutError,
     StoreClosedError,
     TokenRecord,
 )
@@ -33,6 +38,73 @@ async def test_a_refresh_callable_can_be_a_plain_function(world: World) -> None:
     await world.expired(store)
     assert pair(await fresh(store)) == NEW_PAIR
     assert (await world.stored())["extra"] == {"scope": "read write", "expires_in": 3600}
+
+
+@on_memory
+async def test_a_plain_function_runs_in_a_thread_and_does_not_block_the_event_loop(world: World) -> None:
+    """It blocks until a task of the event loop lets it go on, and sees the caller's context variables."""
+    goes_on = threading.Event()
+    caller: ContextVar[str] = ContextVar("caller")
+    caller.set("the caller")
+    seen: list[str] = []
+
+    def blocks(record: RefreshableRecord) -> Mapping[str, Any]:
+        asyncio_loop.call_soon_threadsafe(goes_on.set)
+        assert goes_on.wait(10)
+        seen.append(caller.get())
+        return NEW
+
+    asyncio_loop = asyncio.get_running_loop()
+    store = await world.store(refreshers={"github": blocks})
+    await world.expired(store)
+    assert pair(await fresh(store)) == NEW_PAIR
+    assert seen == ["the caller"]
+
+
+@on_memory
+async def test_a_plain_function_may_return_an_awaitable(world: World) -> None:
+    """A lambda around a coroutine function does."""
+    script = Script()
+    store = await world.store(
+        refreshers={
+            "github": lambda record: script(record)  # noqa: PLW0108 - it is what is tested
+        }
+    )
+    await world.expired(store)
+    assert pair(await fresh(store)) == NEW_PAIR
+
+
+@on_memory
+@pytest.mark.parametrize("end", ["answers", "raises"])
+async def test_a_plain_function_that_exceeds_refresh_timeout_stays_a_call_in_flight(
+    world: World, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads cannot be stopped: there are never more than ``provider_concurrency``. The late response is lost."""
+    goes_on = threading.Event()
+    calls: list[str] = []
+
+    def hangs(record: RefreshableRecord) -> Mapping[str, Any]:
+        calls.append(record["user_id"])
+        assert goes_on.wait(10)
+        if end == "raises":
+            raise Gone(record["refresh_token"])
+        return NEW
+
+    store = await world.store(refreshers={"github": hangs}, refresh_timeout=0.05, provider_concurrency=1)
+    await world.expired(store)
+    await world.expired(store, "u2")
+    with pytest.raises(ProviderUnavailableError, match="timeout"):
+        await fresh(store)
+    with pytest.raises(RefreshTimeoutError, match="1 calls of the provider are in flight"):
+        await fresh(store, "u2")
+    assert calls == ["u1"]
+    goes_on.set()
+    gate = store._engine._settings.gates.of("github")
+    await until(lambda: gate.in_flight == 0)
+    events = [event for entry in caplog.records if (event := vars(entry).get("tokenstore_event")) == "late_response"]
+    assert events == (["late_response"] if end == "answers" else [])
+    await assert_untouched(world, "timeout")
+    assert OLD[1] not in caplog.text
 
 
 @on_memory

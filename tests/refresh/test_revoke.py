@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -19,6 +20,7 @@ from tokenstore import (
     ReauthorizationRequiredError,
     RefreshError,
     RefreshTimeoutError,
+    TokenRecord,
     TokenStoreError,
     UnsupportedOperationError,
 )
@@ -48,6 +50,36 @@ async def test_tokens_are_revoked_at_the_provider_and_deleted(world: World) -> N
     assert await world.sealed() is None
     assert world.provider.stats().revoked_grants == 1
     assert not await store.revoke_tokens("github", "u1")
+
+
+@on_memory
+@pytest.mark.parametrize("end", ["revokes", "exceeds refresh_timeout"])
+async def test_revoke_can_be_a_plain_method_which_runs_in_a_thread(world: World, end: str) -> None:
+    """A call that exceeds ``refresh_timeout`` deletes nothing, and counts as in flight until its thread ends."""
+    goes_on = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Plain(Script):
+        def revoke(self, record: TokenRecord) -> None:
+            if end == "revokes":
+                loop.call_soon_threadsafe(goes_on.set)
+            assert goes_on.wait(10)
+
+    store = await world.store(
+        refreshers={"github": Plain()}, refresh_timeout=20.0 if end == "revokes" else 0.05, provider_concurrency=1
+    )
+    await world.expired(store)
+    gate = store._engine._settings.gates.of("github")
+    if end == "revokes":
+        assert await store.revoke_tokens("github", "u1")
+        assert await world.sealed() is None
+        return
+    with pytest.raises(ProviderUnavailableError, match="timeout"):
+        await store.revoke_tokens("github", "u1")
+    assert await world.sealed() is not None
+    assert gate.in_flight == 1
+    goes_on.set()
+    await until(lambda: gate.in_flight == 0)
 
 
 @on_rows("memory", "sqlite")

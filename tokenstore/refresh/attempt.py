@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from tokenstore.errors import (
 )
 from tokenstore.records import Failure, RefreshableRecord, SealedTokens, TokenKey, TokenRecord
 from tokenstore.refresh.backoff import Backoff
+from tokenstore.refresh.callables import call_provider
 from tokenstore.refresh.failures import (
     BRIEF_FAILURE,
     OUTCOME_OF_ERROR,
@@ -66,8 +66,11 @@ from tokenstore.validation import RequestedRow
 
 __all__ = ["Attempt", "AttemptResult", "LoadSubject", "Refresh"]
 
-Refresh = Callable[[RefreshableRecord], Awaitable[Mapping[str, Any]]]
-"""Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1)."""
+Refresh = Callable[[RefreshableRecord], Awaitable[Mapping[str, Any]] | Mapping[str, Any]]
+"""Calls the provider with a record's refresh token, and returns the token response (RFC 6749 section 5.1).
+
+A plain function runs in a thread of its own.
+"""
 
 LoadSubject = Callable[[TokenKey], Awaitable[TokenRecord]]
 """Loads the row whose token is exchanged, with an access token that is valid for the time of a provider's call."""
@@ -357,6 +360,19 @@ class Attempt:
             self._admitted = False
             self._gate.leave(self.result.get_loop())
 
+    def _leave_gate_after(self, call: asyncio.Future[Any]) -> None:
+        """Keep the place among the calls of the provider until a call that was given up, in a thread, has ended."""
+        gate, loop = self._gate, self.result.get_loop()
+        if self._admitted:
+            self._admitted = False
+            call.add_done_callback(lambda _: gate.leave(loop))
+        call.add_done_callback(self._note_late_response)
+
+    def _note_late_response(self, call: asyncio.Future[Any]) -> None:
+        if not call.cancelled() and call.exception() is None:
+            message = "a refresher answered after refresh_timeout, and its tokens are lost: its own timeout is too long"
+            self._settings.telemetry.problem(self.key, "late_response", message)
+
     async def _claim_anew(self) -> Step:
         """Replace a lease whose grant took so long that it could end before the call of the provider does."""
         with suppress(BackendError):
@@ -409,10 +425,7 @@ class Attempt:
                 given = [RefreshableRecord(deepcopy(record).items())]  # which it may change
                 if self._subject is not None:
                     given.append(RefreshableRecord(self._subject.items()))
-                response: object = self._refresh(*given)
-                # Without an awaitable, the refresher was a plain function, and has refreshed already.
-                if inspect.isawaitable(response):
-                    response = await response
+                response: object = await call_provider(self._refresh, given, self._leave_gate_after)
         return read_response(response, kept_at_refresh(record, self._default_lifetime), issued_at)
 
     async def _settle(self, step: Settle) -> Step:

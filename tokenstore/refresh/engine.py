@@ -294,7 +294,10 @@ class RefreshEngine:
         try:
             return await revocation.run()
         finally:
-            gate.leave(loop)
+            if revocation.still_running is None:
+                gate.leave(loop)
+            else:
+                revocation.still_running.add_done_callback(lambda _: gate.leave(loop))
             if revocation.raised is not None:
                 self._tell_of_errors(key, "revoke", [revocation.raised])
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from copy import deepcopy
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tokenstore.errors import BackendError, RefreshTimeoutError, TokenStoreError
 from tokenstore.records import TokenKey, TokenRecord, has_failed, is_leased
+from tokenstore.refresh.callables import call_provider
 from tokenstore.refresh.failures import not_revoked
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call
@@ -25,8 +27,8 @@ __all__ = ["Revocation", "SupportsRevocation"]
 class SupportsRevocation(Protocol):
     """A refresher that can be used for ``revoke_tokens``."""
 
-    async def revoke(self, record: TokenRecord, /) -> None:
-        """Revoke the record's tokens at the provider (RFC 7009).
+    def revoke(self, record: TokenRecord, /) -> Awaitable[None] | None:
+        """Revoke the record's tokens at the provider (RFC 7009). A plain function runs in a thread of its own.
 
         Tokens that the provider does not know are no error.
         """
@@ -45,11 +47,13 @@ class Revocation:
         raised: What the refresher raised, or None.
         protection: The protection of the task that runs the revocation. Once the provider is called, the end of the
             event loop waits until the tokens are deleted.
+        still_running: A call of the provider that was given up, but goes on in its thread.
     """
 
     def __init__(self, settings: Settings, key: TokenKey, refresher: SupportsRevocation) -> None:
         self.raised: BaseException | None = None
         self.protection = Protection()
+        self.still_running: asyncio.Future[Any] | None = None
         self._settings = settings
         self._backend = settings.backend
         self._key = key
@@ -69,7 +73,7 @@ class Revocation:
         failure: TokenStoreError | None = None
         try:
             async with asyncio.timeout(timeout):
-                await self._refresher.revoke(deepcopy(record))
+                await call_provider(self._refresher.revoke, [deepcopy(record)], self._keep_running)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the row must not stay leased
             # A CancelledError is the refresher's own, such as that of a task that it awaited.
             self.raised, failure = error, not_revoked(key, error, record, self._refresher)
@@ -86,6 +90,9 @@ class Revocation:
             # The row's failure has expired meanwhile, and another process has refreshed: revoke the new tokens, too.
             _ = await self.run()
         return True
+
+    def _keep_running(self, call: asyncio.Future[Any]) -> None:
+        self.still_running = call
 
     async def _keep_from_refreshing(self, holder: str) -> RequestedRow | None:
         """Keep other processes from refreshing the row: by a lease, or by a failure that the row already has."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenstore.cancellation import FINISH_GRACE, wait_through_cancellation
+from tokenstore.native_threads import original, start_thread
 from tokenstore_sql.sqlite.busy import until_not_busy
 from tokenstore_sql.sqlite.database_file import DatabaseFile, FileId
 from tokenstore_sql.sqlite.files import BUSY_TIMEOUT_MS, PRAGMAS, ClosingConnection
 
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
 __all__ = ["ConnectionThread"]
 
 T = TypeVar("T")
+
+_Job = tuple[Callable[[Any], Any], asyncio.Future[Any] | None]
 
 
 class ConnectionThread:
@@ -35,9 +39,8 @@ class ConnectionThread:
         self.file_id: FileId | None = None
         self.is_idle = True
         self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[tuple[Callable[[Any], Any], asyncio.Future[Any] | None] | None] = SimpleQueue()
-        # A daemon: the thread must not keep the interpreter from ending.
-        threading.Thread(target=self._work, name="tokenstore-sqlite", daemon=True).start()
+        self._jobs: SimpleQueue[_Job | None] = original("queue", "SimpleQueue")()
+        start_thread(self._work, "tokenstore-sqlite")
 
     async def do(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function in the thread. A caller that is cancelled waits a moment for the function to end."""
