@@ -160,9 +160,9 @@ class TokenOperations(ABC):
         response: Mapping[str, Any],
         *,
         account: str = "",
+        metadata: Mapping[str, Any] | None = None,
         keep_refresh_token: bool = True,
         if_absent: bool = False,
-        metadata: Mapping[str, Any] | None = None,
     ) -> TokenRecord:
         """Store the token response of a login as the provider sent it (RFC 6749 section 5.1).
 

@@ -28,9 +28,9 @@ from tokenstore.validation import (
 )
 from tokenstore.value_records import ScannedValue, ValueEntry, ValueKey
 
-__all__ = ["ValueOperations"]
+__all__ = ["BATCH", "ValueOperations"]
 
-_BATCH: Final = 1000
+BATCH: Final = 1000
 
 
 class ValueOperations(ABC):
@@ -136,7 +136,7 @@ class ValueOperations(ABC):
         return await self._values().delete_values(group)
 
     @clears_locals
-    async def purge_values(self, *, batch_size: int = _BATCH) -> int:
+    async def purge_values(self, *, batch_size: int = BATCH) -> int:
         """Delete the values of all namespaces that have expired. No other call does it: call this now and then.
 
         An expired value is never returned, but its row stays in the table until this call. Several processes may call

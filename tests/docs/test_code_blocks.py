@@ -33,6 +33,7 @@ from support.pages import (
     REFRESH,
     SCHEMA,
     SEALING,
+    SYNC,
     VALUES,
     Block,
     blocks,
@@ -87,8 +88,9 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite
-def test_the_login_on_the_page_of_values_works(tmp_path: Path) -> None:
-    assert follow(VALUES, Reader(tmp_path), "console", "python file=", "python")
+@pytest.mark.parametrize("page", [VALUES, SYNC], ids=named)
+def test_the_code_blocks_and_files_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    assert follow(page, Reader(tmp_path), "console", "python file=", "python")
 
 
 @pytest.mark.sqlite

@@ -25,7 +25,7 @@ from pathlib import Path
 from support.paths import DOCS, ROOT
 
 README = ROOT / "README.md"
-BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEMA, SEALING, VALUES = (
+BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEMA, SEALING, SYNC, VALUES = (
     DOCS / f"{name}.md"
     for name in (
         "backends",
@@ -39,6 +39,7 @@ BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEM
         "refresh",
         "schema",
         "sealing",
+        "sync",
         "values",
     )
 )

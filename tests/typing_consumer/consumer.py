@@ -14,6 +14,7 @@ from tokenstore import (
     AuthTokenStore,
     Keyring,
     RefreshableRecord,
+    RefreshResult,
     TokenEntry,
     TokenEntryWithMetadata,
     TokenRecord,
@@ -22,7 +23,9 @@ from tokenstore import (
     ValueEntry,
     generate_key,
     open_store,
+    sync,
 )
+from tokenstore.integrations.celery import install
 from tokenstore.integrations.machine import ClientCredentials, TokenExchange
 from tokenstore.protocol import Backend
 from tokenstore_memory import MemoryBackend
@@ -86,6 +89,38 @@ async def owned(engine: AsyncEngine) -> None:
                 assert_type(value["expires_at"], datetime | None)
         except TokenStoreError as error:
             assert_type(error, TokenStoreError)
+
+
+def without_await(engine: AsyncEngine) -> None:
+    """The same methods without await have the same types."""
+    assert_type(sync.open_store(engine), sync.AuthTokenStore)
+    with sync.open_store("sqlite:///tokens.db", refreshers={"github": refresh_plainly}, lock_timeout=2.5) as store:
+        assert_type(store, sync.AuthTokenStore)
+        assert_type(store.aio, AuthTokenStore)
+        install(store)
+        store.setup()
+        with store.transaction() as tx:
+            assert_type(tx, sync.Transaction)
+            assert_type(tx.load_tokens("github", "u1", for_update=True), TokenRecord | None)
+        for entry in store.list_tokens(user_id="u1"):
+            assert_type(entry, TokenEntry)
+        for result in store.refresh_due(within=60):
+            assert_type(result, RefreshResult)
+        assert_type(store.store_tokens("github", "u1", "gho_abc", None, None), None)
+        assert_type(store.store_tokens("github", "u1", "gho_abc", None, None, if_absent=True), bool)
+        assert_type(store.load_fresh_tokens("github", "u1"), TokenRecord | None)
+        record = store.load_fresh_tokens("github", "u1", missing="raise")
+        assert_type(record, TokenRecord)
+        if store.is_refresh_token_valid(record):
+            assert_type(record, RefreshableRecord)
+        assert_type(store.get_value("login", "state"), Any)
+        for value in store.list_values():
+            assert_type(value, ValueEntry)
+
+
+def refresh_plainly(record: RefreshableRecord) -> dict[str, Any]:
+    """A refresher may be a plain function."""
+    return {"access_token": "new", "refresh_token": record["refresh_token"]}
 
 
 def validity(store: AuthTokenStore, kept: dict[str, Any], seen: Mapping[str, object]) -> bool:

@@ -1,3 +1,3 @@
-"""Ready-made refreshers. Each module's docstring names the extra that it needs."""
+"""Ready-made refreshers, and what other libraries need. Each module's docstring names the extra that it needs."""
 
 __all__: list[str] = []
