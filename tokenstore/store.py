@@ -316,7 +316,8 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             As :meth:`load_tokens`; None if there is no row.
 
         Raises:
-            TokensMissingError: With ``missing="raise"``: there is no row.
+            TokensMissingError: With ``missing="raise"``: there is no row. Or the row whose token is exchanged for this
+                row's is missing.
             InsufficientScopeError: With ``scopes``: the user has not granted all of them.
             ReauthorizationRequiredError: There is no usable refresh token; the user has to log in again.
             ProviderUnavailableError: The provider failed; ``retry_after`` says when it is called again.

@@ -304,3 +304,5 @@ def test_arguments_that_cannot_work(endpoint: Endpoint) -> None:
         with pytest.raises(kind) as caught:
             call()
         show_no_secret(caught.value)
+    with pytest.raises(ConfigurationError, match="api_url must be https"):
+        GitHubAppInstallation("app", PEM, api_url="http://github.example.com/api/v3")

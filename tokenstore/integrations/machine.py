@@ -79,6 +79,7 @@ class _Issuer(ABC):
     """
 
     issues: ClassVar[Literal[True]] = True
+    _url_name: ClassVar[str] = "token_url"
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class _Issuer(ABC):
         default_lifetime: float | None = None,
         max_lifetime: float | None = None,
     ) -> None:
-        host, local = checked_url("token_url", url, checked_hosts(http_hosts))
+        host, local = checked_url(self._url_name, url, checked_hosts(http_hosts))
         self.scope = scope
         self.audience = audience
         self.default_lifetime = _lifetime("default_lifetime", default_lifetime)
@@ -440,6 +441,8 @@ class GitHubAppInstallation(_Issuer):
         InvalidInputError: ``timeout`` or a lifetime is not a positive number of seconds.
         MissingDependencyError: The extra ``oauth`` is not installed.
     """
+
+    _url_name = "api_url"
 
     @clears_locals
     def __init__(
