@@ -35,12 +35,9 @@ class SQLOperations(SQLValueOperations, ABC):
     def __init__(self, dialect: Dialect, url: URL, table: str = DEFAULT_TABLE, schema: str | None = None) -> None:
         self.dialect = dialect
         self.table = token_table(MetaData(), table, schema)
-        self.statements = self._build_statements()
+        self.statements = Statements(self.table, dialect.grammar.for_driver(url.get_driver_name()))
         self._database = url.database  # and not the URL, which has the password
         self._poll_interval = PollInterval()
-
-    def _build_statements(self) -> Statements:
-        return Statements(self.table, self.dialect.grammar)
 
     @property
     def tables(self) -> dict[str, Table]:

@@ -306,28 +306,26 @@ def record_of(rows: Sequence[Sequence[Any]]) -> SealedRecord | None:
 
 
 def _record(row: Sequence[Any]) -> SealedRecord:
+    """From what :meth:`tokenstore_sql.statements.grammar.Grammar.read` selects."""
+    access_token, refresh_token, extra, metadata, *plain = row
     (
         provider,
         user_id,
         account,
-        access_token,
-        refresh_token,
-        extra,
+        key_id,
+        metadata_key_id,
+        lease_holder,
+        failure_code,
         access_token_expires_at,
         refresh_token_expires_at,
         access_token_expiry_known,
-        key_id,
         generation,
-        lease_holder,
         lease_expires_at,
-        failure_code,
         retry_at,
         created_at,
         updated_at,
-        metadata,
-        metadata_key_id,
         as_of,
-    ) = row
+    ) = plain[0] if len(plain) == 1 else plain
     failure = None
     if failure_code is not None:
         failure = Failure(failure_code, None if retry_at is None else _seconds(retry_at, as_of))

@@ -47,7 +47,7 @@ def _alterations(row: Row) -> list[tuple[str, str]]:
     found += [(column, "NULL") for column in NULLS]
     found.append(("metadata", {"mysql": "x'01'", "sqlite": "x'01'", "postgres": "'\\x01'"}[row.mark]))  # without a key
     if row.mark != "postgres":  # which refuses such text
-        found += [(column, literal.format("61ff")) for column in NOT_UTF8]
+        found += [(column, literal.format(value)) for column in NOT_UTF8 for value in ("61ff", "610062")]
     if row.mark == "sqlite":
         found += [("access_token", "'text'"), ("generation", "'text'"), ("lease_expires_at", "'text'"), ("key_id", "7")]
         found += [("metadata_key_id = 'k1', metadata", "'text'"), ("metadata_key_id", "7")]

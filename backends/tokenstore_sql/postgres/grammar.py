@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,7 +25,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from tokenstore_sql.postgres.arrays import Array
-from tokenstore_sql.statements.grammar import Grammar, key_columns, on_conflict_ignore, on_conflict_replace
+from tokenstore_sql.statements.grammar import (
+    Grammar,
+    RecordColumns,
+    key_columns,
+    on_conflict_ignore,
+    on_conflict_replace,
+)
 
 __all__ = ["PostgresGrammar"]
 
@@ -87,9 +94,11 @@ class PostgresGrammar(Grammar):
     def for_update(self, query: Select[Any]) -> Select[Any]:
         return query.with_for_update(key_share=True)  # NO KEY: the key itself never changes
 
-    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
+    def lock_and_read(
+        self, columns: RecordColumns, clock: ColumnElement[int], this_row: Sequence[ColumnElement[bool]]
+    ) -> Select[Any]:
         # As in lock_first, a clock beside the lock would be read before the wait.
-        locked = self.for_update(query).subquery("locked")
+        locked = self.for_update(select(*chain.from_iterable(columns)).where(*this_row)).subquery("locked")
         return select(*locked.c, clock)
 
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:

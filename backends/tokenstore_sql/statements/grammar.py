@@ -6,14 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Executable, Select, Table, Update, and_, bindparam, literal_column, or_
+from sqlalchemy import ColumnElement, Executable, Select, Table, Update, and_, bindparam, literal_column, or_, select
 from sqlalchemy.dialects.mysql import Insert as MySQLInsert
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 
-__all__ = ["KEY_PARAMETERS", "Grammar", "Upsert", "key_columns", "on_conflict_ignore", "on_conflict_replace"]
+__all__ = [
+    "KEY_PARAMETERS",
+    "Grammar",
+    "RecordColumns",
+    "Upsert",
+    "key_columns",
+    "on_conflict_ignore",
+    "on_conflict_replace",
+]
 
 Upsert = PostgresInsert | SQLiteInsert | MySQLInsert
 
@@ -26,8 +34,32 @@ def key_columns(table: Table) -> dict[str, ColumnElement[Any]]:
     return {name: table.c[column] for name, column in KEY_PARAMETERS.items()}
 
 
+class RecordColumns(NamedTuple):
+    """The columns of a record, in the order in which its query returns them.
+
+    Attributes:
+        sealed: Those with sealed values.
+        key: The primary key.
+        texts: The other texts.
+        numbers: Numbers.
+    """
+
+    sealed: Sequence[ColumnElement[Any]]
+    key: Sequence[ColumnElement[Any]]
+    texts: Sequence[ColumnElement[Any]]
+    numbers: Sequence[ColumnElement[Any]]
+
+
 class Grammar(ABC):
     """One database's SQL."""
+
+    def for_driver(self, driver: str) -> Grammar:
+        """The SQL as it suits a driver.
+
+        Args:
+            driver: The driver's name in SQLAlchemy's URLs.
+        """
+        return self
 
     @abstractmethod
     def now(self) -> ColumnElement[int]:
@@ -101,9 +133,19 @@ class Grammar(ABC):
         """Add the row lock."""
         return query.with_for_update()
 
-    def lock_and_read(self, query: Select[Any], clock: ColumnElement[int]) -> Select[Any]:
-        """Add the row lock, and the clock's time after the lock was taken."""
-        return self.for_update(query.add_columns(clock))
+    def read(self, columns: RecordColumns, clock: ColumnElement[int]) -> Select[Any]:
+        """The query for records, without a condition.
+
+        The sealed columns come first, each by itself. Then come the others and the clock's time, in the order of
+        :class:`RecordColumns`: each by itself, or all of them in one column, which is returned as a sequence.
+        """
+        return select(*chain.from_iterable(columns), clock)
+
+    def lock_and_read(
+        self, columns: RecordColumns, clock: ColumnElement[int], this_row: Sequence[ColumnElement[bool]]
+    ) -> Select[Any]:
+        """The query for one record that takes the row's lock, and reads the clock after that."""
+        return self.for_update(self.read(columns, clock).where(*this_row))
 
     def lock_first(self, update: Update, table: Table, this_row: Sequence[ColumnElement[bool]]) -> Update:
         """Make an update of one row read the clock after it has taken the row's lock."""

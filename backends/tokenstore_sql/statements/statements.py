@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from tokenstore.health import REFUSED, Status
 from tokenstore.records import MAX_GENERATION, TokenKey
-from tokenstore_sql.statements.grammar import KEY_PARAMETERS, Grammar, key_columns
+from tokenstore_sql.statements.grammar import KEY_PARAMETERS, Grammar, RecordColumns, key_columns
 
 __all__ = ["Statements"]
 
@@ -73,33 +73,26 @@ class Statements:
         this_row = tuple(column == bindparam(name) for name, column in key_columns(table).items())
         this_version = (*this_row, c.generation == bindparam("g", type_=BigInteger()))
         held = (*this_version, c.lease_holder == bindparam("h"))
-        columns = (
-            c.provider,
-            c.user_id,
-            c.account,
-            c.access_token,
-            c.refresh_token,
-            c.extra,
-            c.access_token_expires_at,
-            c.refresh_token_expires_at,
-            c.access_token_expiry_known,
-            c.key_id,
-            c.generation,
-            c.lease_holder,
-            c.lease_expires_at,
-            c.failure_code,
-            c.retry_at,
-            c.created_at,
-            c.updated_at,
-            c.metadata,
-            c.metadata_key_id,
+        columns = RecordColumns(
+            sealed=(c.access_token, c.refresh_token, c.extra, c.metadata),
+            key=tuple(table.primary_key),
+            texts=(c.key_id, c.metadata_key_id, c.lease_holder, c.failure_code),
+            numbers=(
+                c.access_token_expires_at,
+                c.refresh_token_expires_at,
+                c.access_token_expiry_known,
+                c.generation,
+                c.lease_expires_at,
+                c.retry_at,
+                c.created_at,
+                c.updated_at,
+            ),
         )
         # SQLAlchemy 2.0 and 2.1 disagree on how to spell the type of a Select.
-        unlocked: Any = select(*columns).where(*this_row)
-        record: Any = select(*columns, as_of)
+        record: Any = grammar.read(columns, as_of)
         self.get = record.where(*this_row)
         self._record = record
-        self.lock = grammar.lock_and_read(unlocked, as_of)
+        self.lock = grammar.lock_and_read(columns, as_of, this_row)
         self.clock = select(as_of)
 
         sealed: dict[str, Any] = {
