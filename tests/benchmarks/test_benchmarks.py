@@ -186,6 +186,16 @@ def test_without_a_url_the_private_servers_are_measured(path: str) -> None:
     assert {"sqlite", "postgresql+asyncpg", "mysql+asyncmy"} <= set(re.findall(r"[\w+]+", printed))
 
 
+@pytest.mark.parametrize("row", params(names=["postgresql+psycopg", "mariadb+aiomysql"]))
+def test_a_load_is_compared_with_that_of_four_columns(row: Row, tmp_path: Path, path: str) -> None:
+    url = row.url_for(tmp_path).partition("?")[0]
+    printed = benchmarks(path, url, "--workload", "load", "--callers", "1", *SHORT, "--json", tmp_path / "run.json")
+    driver = row.name.partition("+")[2]
+    assert f"{driver}, held connection, 4 columns" in printed
+    found = {cell["workload"] for cell in cells(tmp_path) if cell["contender"] == "held-four"}
+    assert found == {"load/hot", "load/cold", "load/missing"}
+
+
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+asyncpg", "mariadb+asyncmy"]))
 def test_the_benchmark_of_sweeps_refreshes_the_due_rows_and_lists_all(row: Row, tmp_path: Path, path: str) -> None:
     url = row.url_for(tmp_path).partition("?")[0]
