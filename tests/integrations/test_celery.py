@@ -130,21 +130,18 @@ def test_children_that_end_after_each_task_lose_no_grant(
 ) -> None:
     """Each of two rounds refreshes each user's tokens once. In the second one the worker is told to stop meanwhile."""
     rows = _Rows(url, keyring)
-    folders = {
-        "data_folder_in": tmp_path / "queue",
-        "data_folder_out": tmp_path / "queue",
-        "control_folder": tmp_path / "c",
-    }
-    for folder in folders.values():
+    queue, written = tmp_path / "queue", tmp_path / "written"
+    folders = {"data_folder_in": queue, "data_folder_out": queue, "control_folder": tmp_path / "c"}
+    for folder in (*folders.values(), written):
         folder.mkdir(exist_ok=True)
-    settings = {
+    settings: dict[str, Any] = {
         "url": url,
         "token_url": provider.token_url,
         "client": {"client_id": provider.client_id, "client_secret": provider.client_secret},
         "transport": {"polling_interval": 0.05, **{name: str(folder) for name, folder in folders.items()}},
     }
     app = Celery("application", broker="filesystem://")
-    app.conf.broker_transport_options = settings["transport"]
+    app.conf.broker_transport_options = {**settings["transport"], "data_folder_out": str(written)}
     grants = {user: provider.new_grant(user) for user in _USERS}
     known = {user: grant["refresh_token"] for user, grant in grants.items()}
     rows.make_due({user: (grant["access_token"], grant["refresh_token"]) for user, grant in grants.items()})
@@ -153,6 +150,9 @@ def test_children_that_end_after_each_task_lose_no_grant(
         with app.connection_for_write() as connection:
             for user in _USERS:
                 app.send_task("use", [user], connection=connection)
+        for message in written.iterdir():
+            # The worker may look at any time, and ends if it finds half a message.
+            message.rename(queue / message.name)
 
     def all_new() -> bool:
         return all(record["refresh_token"] != known[user] for user, record in rows.read().items())

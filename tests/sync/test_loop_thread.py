@@ -14,7 +14,7 @@ from support.refreshers import NEW, OLD
 from support.sync_stores import Open
 from tokenstore import Keyring, StoreClosedError, UnsupportedOperationError
 from tokenstore.sync import AuthTokenStore, open_store
-from tokenstore.sync.loop_thread import loop_thread
+from tokenstore.sync.loop_thread import _Process, loop_thread
 
 _memory = pytest.mark.parametrize("row", params(names=["memory"]))
 _memory_and_databases = pytest.mark.parametrize("row", params(names=["memory", "sqlite", "postgresql+asyncpg"]))
@@ -22,6 +22,25 @@ _memory_and_databases = pytest.mark.parametrize("row", params(names=["memory", "
 
 def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "tokenstore-sync"]
+
+
+def test_where_no_thread_can_be_started_the_first_call_is_an_error(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is in Python 3.12 after the end of the main thread. A later call tries again."""
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    store = open_store("memory://", keyring=keyring)
+    monkeypatch.setattr(_Process, "thread", None)
+    with monkeypatch.context() as refusing:
+        refusing.setattr("tokenstore.sync.executor.start_thread", refused)
+        with pytest.raises(StoreClosedError, match="no thread can be started") as caught:
+            store.setup()
+    assert caught.value.__context__ is None
+    store.setup()
+    store.close()
 
 
 def test_the_thread_starts_at_the_first_call_and_serves_all_stores(keyring: Keyring) -> None:
