@@ -182,6 +182,7 @@ class _ReadThenWrite(AnySQLBackend):
             return
         this_row = (self.table.c[name] == part for name, part in key._asdict().items())
         fresh = {**asdict(tokens), "generation": row.generation + 1, "lease_holder": None, "lease_expires_at": None}
+        del fresh["issued"]  # has no column
         statement = update(self.table).where(*this_row).values(fresh)
         await self._run([key], functools.partial(_execute, statement), write=True)
 
