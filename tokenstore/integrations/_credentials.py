@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
@@ -234,6 +234,22 @@ def checked_text(name: str, value: object) -> str:
     except InvalidInputError as error:
         problem = str(error)
     raise ConfigurationError(problem)
+
+
+def checked_parameters(parameters: Mapping[str, str], taken: Collection[str]) -> dict[str, str]:
+    """Check the argument ``extra_parameters``.
+
+    Args:
+        parameters: The argument.
+        taken: The names that other arguments set.
+
+    Raises:
+        ConfigurationError: A name or a value is no text, or the name is taken.
+    """
+    checked = {checked_text("extra_parameters", k): checked_text(k, v) for k, v in parameters.items()}
+    if twice := sorted(checked.keys() & set(taken)):
+        raise ConfigurationError(f"extra_parameters cannot hold {', '.join(twice)}: there are arguments for them")
+    return checked
 
 
 def _imported(private_key: str | bytes | Mapping[str, Any]) -> Key:

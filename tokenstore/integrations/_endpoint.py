@@ -26,11 +26,12 @@ from tokenstore.integrations.providers import Provider
 from tokenstore.records import TokenRecord
 from tokenstore.refresh.error_codes import INVALID_GRANT, REFUSALS, TRANSIENT, error_codes
 from tokenstore.tracebacks import Hidden
+from tokenstore.validation import seconds
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["CHECK_CLIENT", "Endpoint", "require_extra"]
+__all__ = ["CHECK_CLIENT", "Endpoint", "checked_lifetime", "require_extra"]
 
 _PAUSE: Final = (
     0.1,
@@ -236,6 +237,11 @@ class Endpoint:
                 retry_after=wait,
             )
         return None
+
+
+def checked_lifetime(name: str, value: float | None) -> float | None:
+    """Check a refresher's argument ``default_lifetime`` or ``max_lifetime``: seconds, or None."""
+    return None if value is None else seconds(name, value, positive=True)
 
 
 def require_extra(user: str) -> None:

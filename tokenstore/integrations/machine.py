@@ -25,8 +25,8 @@ from urllib.parse import urlencode
 
 from tokenstore.errors import ConfigurationError, ProviderRefusedError, ReauthorizationRequiredError
 from tokenstore.integrations._bodies import FORM
-from tokenstore.integrations._credentials import Client, Request, SigningKey, checked_text
-from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, require_extra
+from tokenstore.integrations._credentials import Client, Request, SigningKey, checked_parameters, checked_text
+from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, checked_lifetime, require_extra
 from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.providers import AuthMethod, Provider
 from tokenstore.records import TokenKey, TokenRecord
@@ -99,8 +99,8 @@ class _Issuer(ABC):
         host, local = checked_url(self._url_name, url, checked_hosts(http_hosts))
         self.scope = scope
         self.audience = audience
-        self.default_lifetime = _lifetime("default_lifetime", default_lifetime)
-        self.max_lifetime = _lifetime("max_lifetime", max_lifetime)
+        self.default_lifetime = checked_lifetime("default_lifetime", default_lifetime)
+        self.max_lifetime = checked_lifetime("max_lifetime", max_lifetime)
         self._url = url
         self._endpoint = Endpoint(
             provider or Provider(name=host, token_url=url),
@@ -505,11 +505,7 @@ def _read_github(response: Any) -> Mapping[str, Any]:
 
 def _form(extra_parameters: Mapping[str, str], **parameters: str | None) -> dict[str, str]:
     """The fields of a request, checked."""
-    extra = {
-        checked_text("extra_parameters", name): checked_text(name, value) for name, value in extra_parameters.items()
-    }
-    if taken := sorted(extra.keys() & (_FIXED | parameters.keys())):
-        raise ConfigurationError(f"extra_parameters cannot hold {', '.join(taken)}: there are arguments for them")
+    extra = checked_parameters(extra_parameters, _FIXED | parameters.keys())
     given = {name: checked_text(name, value) for name, value in parameters.items() if value is not None}
     return {**given, **extra}
 
@@ -518,7 +514,3 @@ def _request(client: Client | None, url: str, form: Mapping[str, str], provider:
     if client is not None:
         return client.request(url, form, as_json=provider.json_request)
     return Request("POST", url, lambda: ({"Content-Type": FORM}, urlencode(form)))
-
-
-def _lifetime(name: str, value: float | None) -> float | None:
-    return None if value is None else seconds(name, value, positive=True)

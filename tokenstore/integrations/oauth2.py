@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, get_args
 from urllib.parse import quote
 
 from tokenstore.errors import ConfigurationError, ReauthorizationRequiredError, UnsupportedOperationError
-from tokenstore.integrations._credentials import Client, checked_text
-from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, require_extra
+from tokenstore.integrations._credentials import Client, checked_parameters, checked_text
+from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, checked_lifetime, require_extra
 from tokenstore.integrations._revocation import can_revoke, is_revoked, revocation_request
 from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.presets import provider_named
@@ -145,15 +145,11 @@ class OAuth2Refresher:
         self._rotation: Rotation = rotation or provider.rotation
         if self._rotation not in get_args(Rotation):
             raise ConfigurationError(f"rotation must be one of {', '.join(get_args(Rotation))}")
-        self._parameters = {
-            checked_text("extra_parameters", k): checked_text(k, v) for k, v in extra_parameters.items()
-        }
-        if taken := sorted(_RESERVED & self._parameters.keys()):
-            raise ConfigurationError(f"extra_parameters cannot hold {', '.join(taken)}: there are arguments for them")
+        self._parameters = checked_parameters(extra_parameters, _RESERVED)
         if scope is not None:
             self._parameters["scope"] = checked_text("scope", scope)
-        self.default_lifetime = _lifetime("default_lifetime", default_lifetime)
-        self.max_lifetime = _lifetime("max_lifetime", max_lifetime)
+        self.default_lifetime = checked_lifetime("default_lifetime", default_lifetime)
+        self.max_lifetime = checked_lifetime("max_lifetime", max_lifetime)
         self._endpoint = Endpoint(
             provider,
             self._client.secrets,
@@ -253,7 +249,3 @@ class OAuth2Refresher:
         advice = _REFRESH_FIRST if kind == "access_token" and record["refresh_token"] is not None else CHECK_CLIENT
         if error := self._endpoint.error(label, answer, answer.fields, record, advice):
             raise error
-
-
-def _lifetime(name: str, value: float | None) -> float | None:
-    return None if value is None else seconds(name, value, positive=True)

@@ -147,13 +147,11 @@ class RefreshEngine:
 
     async def _forced(self, key: TokenKey, refresh: Refresh, need: Need) -> Attempt:
         """The attempt of a caller with ``force``."""
-        goal = Goal(
-            new_holder(self._settings.lease),
+        goal = replace(
+            self._goal(refresh, need),
             force=need.generation is None,
             stale=need.generation,
-            min_ttl=need.min_ttl,
             force_min_age=need.force_min_age,
-            issues=issues_tokens(refresh),
         )
         return self._new_attempt(key, refresh, goal, Read())
 
@@ -166,17 +164,17 @@ class RefreshEngine:
             The record if its token is valid now, also if its refresh has just begun in the background; the attempt that
             gets new tokens; the result with the failure that forbids one; or None if there is no row.
         """
-        goal = Goal(new_holder(self._settings.lease), min_ttl=need.min_ttl, issues=issues_tokens(refresh))
-        row = await read_row(self._settings.backend, key, empty=goal.issues)
+        issues = issues_tokens(refresh)
+        row = await read_row(self._settings.backend, key, empty=issues)
         if row is None:
-            return self._new_attempt(key, refresh, goal, Insert()) if goal.issues else None
+            return self._new_attempt(key, refresh, self._goal(refresh, need), Insert()) if issues else None
         seen = SeenRow(row, time.monotonic())
         record = None if row.tokens.is_empty else self._settings.sealer.open(key, row)
         view = self._view(row, record, refresh, need)
         if view.validity is Validity.FRESH:
             return record
         due = view.validity is Validity.DUE
-        goal, step = after_read(replace(goal, urgent=not due), view)
+        goal, step = after_read(replace(self._goal(refresh, need), urgent=not due), view)
         if isinstance(step, Claim) and (pause := self._settings.gates.of(key.provider).pause(seen.now())):
             step = End(Outcome.FAILED, pause)
         if due:
@@ -186,6 +184,9 @@ class RefreshEngine:
         if isinstance(step, End) and (known := step.failure) is not None:
             return AttemptResult(Outcome.FAILED, error=lambda: error_for(key, known), known=known)
         return self._new_attempt(key, refresh, goal, step, seen)
+
+    def _goal(self, refresh: Refresh, need: Need) -> Goal:
+        return Goal(new_holder(self._settings.lease), min_ttl=need.min_ttl, issues=issues_tokens(refresh))
 
     def _view(self, row: RequestedRow, record: TokenRecord | None, refresh: Refresh, need: Need) -> View:
         return self._settings.view(
