@@ -159,7 +159,7 @@ async def test_every_other_call_takes_an_empty_row_for_none(world: World) -> Non
 
 @on_rows("memory", "sqlite", "postgresql+asyncpg", "mariadb+asyncmy")
 async def test_tokens_stored_during_an_issue_win(world: World) -> None:
-    """Whatever the provider issues then replaces nothing; the callers get the stored token."""
+    """The token that the provider issues afterwards replaces nothing; the callers get the stored one."""
     issued, answered = asyncio.Event(), asyncio.Event()
 
     async def issue(_: TokenRecord) -> Mapping[str, Any]:
@@ -197,7 +197,7 @@ async def test_a_row_that_is_deleted_during_an_issue_gets_tokens_again(world: Wo
 
 @on_every_row
 async def test_a_sweep_renews_issued_tokens_and_deletes_old_empty_rows(world: World) -> None:
-    """Not those whose lease a refresh holds. Nobody is told of an empty row."""
+    """The sweep keeps an empty row whose lease a refresh holds, and yields no result for empty rows."""
     issuer = Issuer(ISSUED)
     store = await world.store(refreshers={"github": issuer})
     backend = world.backend()

@@ -60,7 +60,7 @@ def subject_of(refresher: object, key: TokenKey) -> TokenKey | None:
 
 
 def blank_record(key: TokenKey, row: RequestedRow) -> TokenRecord:
-    """What a refresher gets for an empty row: a record without tokens."""
+    """The record that a refresher gets for an empty row: one without tokens."""
     return TokenRecord(
         provider=key.provider,
         user_id=key.user_id,

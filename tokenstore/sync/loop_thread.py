@@ -248,10 +248,8 @@ def loop_thread() -> LoopThread:
     if thread is None:
         with _Process.lock:
             if _Process.thread is None:
-                try:
+                with suppress(RuntimeError):
                     _Process.thread = LoopThread()
-                except RuntimeError:
-                    _Process.thread = None
                 if _Process.thread is None:  # outside the handler: no context
                     raise StoreClosedError(
                         "no thread can be started, because the process is ending, or has reached the machine's limit"
