@@ -29,7 +29,7 @@ from sqlalchemy import make_url
 from benchmarks.databases import private_urls
 from tokenstore import Keyring, open_store
 from tokenstore.integrations.oauth2 import OAuth2Refresher
-from tokenstore.records import RefreshableRecord
+from tokenstore.records import RefreshableRecord, TokenKey
 from tokenstore.refresh.gates import DEFAULT_CONCURRENCY
 from tokenstore.store import AuthTokenStore
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
@@ -98,7 +98,8 @@ class Probe:
 
     The log has statements (``read``, a SELECT from the table, and ``other``), the beginning and the end of a provider
     call (``call``, ``answer``), the ``commit`` of new tokens, and ``done``. ``in_use`` records each change of the
-    number of connections in use.
+    number of connections in use. The provider is called only when the callers that ``expect_reads`` announced have
+    read the row.
     """
 
     def __init__(self, target: Target) -> None:
@@ -114,6 +115,9 @@ class Probe:
             pool_size=scale.pool_size,
         )
         self._readers = scale.readers
+        self._unread = 0
+        self._all_read = asyncio.Event()
+        self._all_read.set()
         backend: Any = self.store._backend
         self.backend = backend
         self._pool = pool = backend._source
@@ -121,6 +125,12 @@ class Probe:
         # Every connection is taken and returned by one of these methods.
         pool.take, pool.put_back = map(self._noting_use, (pool.take, pool.put_back))
         pool._open = self._noting_opened(pool._open)
+        backend.get = self._noting_reads(backend.get)
+
+    def expect_reads(self, callers: int) -> None:
+        """Put off the next call of the provider until so many callers have read the row."""
+        self._unread = callers
+        self._all_read.clear()
 
     def _note(self, what: str) -> None:
         self.log.append((time.monotonic(), what))
@@ -158,8 +168,20 @@ class Probe:
 
         return noted
 
+    def _noting_reads(self, get: Callable[[TokenKey], Awaitable[Any]]) -> Callable[[TokenKey], Awaitable[Any]]:
+        async def noted(key: TokenKey) -> Any:
+            row = await get(key)
+            if key.provider == KEY[0] and self._unread:
+                self._unread -= 1
+                if not self._unread:
+                    self._all_read.set()
+            return row
+
+        return noted
+
     async def refresh(self, record: RefreshableRecord) -> dict[str, Any]:
         """Call the provider."""
+        await self._all_read.wait()
         self._note("call")
         new = await refresh_over_http(self.token_url, record["refresh_token"], **CLIENT, timeout=60)
         self._note("answer")
@@ -253,8 +275,8 @@ class SharedRefresh(NamedTuple):
     """A refresh for which many callers wait. There are two parts: from their first call, and the provider's call alone.
 
     Attributes:
-        in_use: The most connections in use, for each part; of the provider's call only the second half counts, when all
-            callers have read the row.
+        in_use: The most connections in use, for each part; of the provider's call only the second half counts, when the
+            connections of the callers' reads have long been returned.
         idle: Seconds that each read of another row took before the refresh.
         busy: Seconds that each read of another row took, for each part.
     """
@@ -267,6 +289,8 @@ class SharedRefresh(NamedTuple):
 async def _measure(probe: Probe, method: LoadMethod, token: str, scale: Scale, readers: int) -> SharedRefresh:
     await probe.expire(token)
     idle = await _read_beside(probe, asyncio.sleep(scale.call), readers)
+    if method is Probe.load_leased:  # with a row lock, a caller reads the row when the callers before it are done
+        probe.expect_reads(scale.callers)
     arrived = time.monotonic()
     reads = await _read_beside(probe, asyncio.gather(*(method(probe) for _ in range(scale.callers))), readers)
     called, answered = max(_when([probe.log], "call")), max(_when([probe.log], "answer"))
