@@ -14,7 +14,7 @@ from tokenstore import sync
 
 # Names that only the synchronous store has, and the other way round.
 _ASYNC_NAMES = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
-_OWN_NAMES = {"aio"}
+_OWN_NAMES = {"aio", "run"}
 _OVERLOADED = {"list_tokens", "store_tokens", "load_fresh_tokens", "is_refresh_token_valid"}
 
 

@@ -113,6 +113,21 @@ class AuthTokenStore(TokenOperations, ValueOperations):
         """Create the tables if they are missing: see :meth:`tokenstore.AuthTokenStore.setup`."""
         self._call(lambda aio: aio.setup())
 
+    @clears_locals
+    def run(self, work: Callable[[AsyncAuthTokenStore], Awaitable[T]]) -> T:
+        """Run a coroutine of your own, with the async store, in the loop thread: ``store.run(lambda aio: find(aio))``.
+
+        For several calls as one, and for integrations. It must not block the loop thread, which serves all stores.
+
+        Args:
+            work: Gets :attr:`aio`, and returns what is awaited.
+
+        Raises:
+            UnsupportedOperationError: An event loop is running in this thread.
+            StoreClosedError: The store is closed.
+        """
+        return self._call(work)
+
     def transaction(self) -> AbstractContextManager[Transaction]:
         """One connection and one transaction: see :meth:`tokenstore.AuthTokenStore.transaction`."""
         return OpenTransaction(self._begin_transaction)
