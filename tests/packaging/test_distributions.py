@@ -126,7 +126,7 @@ def test_the_extra_all_contains_all_other_extras(metadata: Message) -> None:
         wanted.pop("all"),
         wanted.pop("bench"),
     )  # `bench` has the libraries of the benchmarks, which the project does not use
-    extras = "postgres psycopg mysql asyncmy cli oauth otel testing celery slack"
+    extras = "postgres psycopg mysql asyncmy cli oauth otel testing celery slack authlib"
     assert wanted.keys() == set(extras.split())
     assert everything == set().union(*wanted.values())
 
