@@ -24,7 +24,21 @@ DATABASE_PACKAGES = {
     "tokenstore_memory",
     "tokenstore_sql",
 }
-EXTRAS = {"authlib", "celery", "gevent", "httpx", "hypothesis", "joserfc", "opentelemetry", "pytest", "rich", "typer"}
+EXTRAS = {
+    "aiohttp",
+    "authlib",
+    "celery",
+    "gevent",
+    "httpx",
+    "httpx2",
+    "hypothesis",
+    "joserfc",
+    "opentelemetry",
+    "pytest",
+    "requests",
+    "rich",
+    "typer",
+}
 ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "telemetry")}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from support.http_world import World, world_of
 from support.oauth2_calls import ID, SECRET
 from support.scripted_endpoint import Endpoint
+from tokenstore import Keyring
 from tokenstore.integrations import _endpoint
 from tokenstore.testing.provider import StrictRotatingProvider
 
@@ -36,3 +39,13 @@ def provider() -> Iterator[StrictRotatingProvider]:
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_endpoint, "_PAUSE", (0.0, 0.0))
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, keyring: Keyring, tmp_path: Path) -> Iterator[World]:
+    """A world with the client that the test's parameter names."""
+    with (
+        StrictRotatingProvider(client_id=ID, client_secret=SECRET) as provider,
+        world_of(request.param, provider, keyring, tmp_path) as world,
+    ):
+        yield world

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import cache
@@ -30,6 +31,7 @@ from tokenstore.validation import seconds
 
 if TYPE_CHECKING:
     import httpx
+    import httpx2
 
 __all__ = ["CHECK_CLIENT", "Endpoint", "checked_lifetime", "require_extra"]
 
@@ -52,7 +54,7 @@ class Endpoint:
         provider: How the vendor differs from the RFCs.
         secrets: What no error may show, beside the tokens of the record.
         timeout: The longest call, with its second attempt, in seconds.
-        http_client: The client to use. It is not closed. None: a new one for each call.
+        http_client: The client to use, of httpx or httpx2. It is not closed. None: a new one of httpx for each call.
         trust_env: Whether proxies and certificates of the environment are used.
 
     Attributes:
@@ -66,13 +68,14 @@ class Endpoint:
         secrets: Hidden[tuple[str, ...]],
         *,
         timeout: float,
-        http_client: httpx.AsyncClient | None,
+        http_client: httpx.AsyncClient | httpx2.AsyncClient | None,
         trust_env: bool,
     ) -> None:
         self.provider = provider
         self.timeout = timeout
         self._secrets = secrets
         self._http_client = http_client
+        self._library = _library_of(http_client)
         self._trust_env = trust_env
         if http_client is None:
             _tls_context(trust_env)  # loads the certificates now, which would block the event loop later
@@ -137,8 +140,7 @@ class Endpoint:
         return (isinstance(outcome, NoAnswer) and arrival.salvaged()) or outcome
 
     async def _send(self, request: Request, arrival: Arrival, *, repeatable: bool) -> Answer | NoAnswer:
-        import httpx
-
+        httpx = self._library
         # If a second attempt may follow, it has to fit into the time, too.
         short = self.timeout * 0.4
         timeout = httpx.Timeout(short if repeatable else self.timeout, connect=short, pool=short)
@@ -178,7 +180,7 @@ class Endpoint:
             for stream in opened:
                 await stream.aclose()
 
-    def _http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+    def _http(self) -> AbstractAsyncContextManager[Any]:
         import httpx
 
         if self._http_client is not None:
@@ -251,6 +253,16 @@ def require_extra(user: str) -> None:
         import httpx  # noqa: F401
     except ImportError:
         raise MissingDependencyError(f'{user} needs Authlib and httpx: pip install "tokenstore[oauth]"') from None
+
+
+def _library_of(client: object) -> Any:
+    """The library of a client, httpx or httpx2: each has its own settings and exceptions. None: httpx."""
+    import httpx
+
+    for library in (httpx, sys.modules.get("httpx2")):
+        if library is not None and (client is None or isinstance(client, library.AsyncClient)):
+            return library
+    raise ConfigurationError("http_client must be an AsyncClient of httpx or httpx2")
 
 
 @cache

@@ -35,6 +35,7 @@ from tokenstore.validation import seconds, token_key, token_text
 
 if TYPE_CHECKING:
     import httpx
+    import httpx2
 
 __all__ = ["ClientCredentials", "GitHubAppInstallation", "IssuerOptions", "JWTBearer", "TokenExchange"]
 
@@ -52,7 +53,7 @@ class IssuerOptions(TypedDict, total=False):
     """Arguments that all classes of this module take, with the meaning that they have for ``OAuth2Refresher``."""
 
     timeout: float
-    http_client: httpx.AsyncClient | None
+    http_client: httpx.AsyncClient | httpx2.AsyncClient | None
     trust_env: bool
     http_hosts: Collection[str]
     default_lifetime: float | None
@@ -90,7 +91,7 @@ class _Issuer(ABC):
         scope: str | None = None,
         audience: str | None = None,
         timeout: float = 10.0,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
         trust_env: bool = True,
         http_hosts: Collection[str] = frozenset(),
         default_lifetime: float | None = None,

@@ -28,6 +28,7 @@ from tokenstore.validation import plain_text, seconds
 
 if TYPE_CHECKING:
     import httpx
+    import httpx2
 
 __all__ = ["OAuth2Refresher", "PresetOptions", "RefresherOptions"]
 
@@ -51,7 +52,7 @@ class RefresherOptions(TypedDict, total=False):
     jwt_algorithm: str | None
     jwt_headers: Mapping[str, str]
     timeout: float
-    http_client: httpx.AsyncClient | None
+    http_client: httpx.AsyncClient | httpx2.AsyncClient | None
     trust_env: bool
     http_hosts: Collection[str]
     default_lifetime: float | None
@@ -87,8 +88,8 @@ class OAuth2Refresher:
             also have ``RS384``, ``RS512``, ``PS256``, ``PS384`` and ``PS512``, Ed25519 keys ``EdDSA``.
         jwt_headers: More headers of the assertion, such as ``kid`` or ``x5t#S256``.
         timeout: The longest call, with its second attempt, in seconds.
-        http_client: The client to use, with its own proxies and certificates. It is not closed. Default: a new one for
-            each call.
+        http_client: The ``AsyncClient`` of httpx or httpx2 to use, with its own proxies and certificates. It is not
+            closed. Default: a new one of httpx for each call.
         trust_env: Whether proxies and certificates of the environment are used. A loopback host and ``http_hosts`` are
             called without a proxy.
         http_hosts: Hosts of a private network that may be called over http: names, or private addresses. The secret and
@@ -103,7 +104,7 @@ class OAuth2Refresher:
         max_lifetime: The argument.
 
     Raises:
-        ConfigurationError: A URL, a key or a combination of arguments that cannot work.
+        ConfigurationError: A URL, a key or a combination of arguments that cannot work, or another HTTP client.
         InvalidInputError: ``timeout`` or a lifetime is not a positive number of seconds.
         MissingDependencyError: The extra ``oauth`` is not installed.
     """
@@ -125,7 +126,7 @@ class OAuth2Refresher:
         jwt_algorithm: str | None = None,
         jwt_headers: Mapping[str, str] = MappingProxyType({}),
         timeout: float = 10.0,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
         trust_env: bool = True,
         http_hosts: Collection[str] = frozenset(),
         default_lifetime: float | None = None,

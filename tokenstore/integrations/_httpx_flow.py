@@ -1,0 +1,132 @@
+"""How the token gets into a request of httpx or httpx2, and how a refused request is sent again.
+
+The two libraries have the same interface, and each one refuses the other's ``Auth``. So the flow is here, and each of
+:mod:`tokenstore.integrations.httpx` and :mod:`tokenstore.integrations.httpx2` makes a class of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.store import AuthTokenStore
+from tokenstore.sync import AuthTokenStore as SyncAuthTokenStore
+from tokenstore.tracebacks import clears_locals
+
+__all__ = ["HttpxFlow"]
+
+
+class _Load(NamedTuple):
+    """A step of the flow: load the token, after a 401 in place of the refused one."""
+
+    refused: BearerToken | None = None
+
+
+class HttpxFlow:
+    """The methods of an ``Auth`` of httpx or httpx2. A client calls one of the flows for each request of its user.
+
+    The client follows redirects inside of the flow, and removes the header where the origin changes.
+    """
+
+    bytes_type: ClassVar[type]
+    """The library's ``ByteStream``."""
+    stream_type: ClassVar[type]
+    """The library's ``SyncByteStream``."""
+
+    @clears_locals
+    def __init__(
+        self,
+        store: AuthTokenStore | SyncAuthTokenStore,
+        provider: str,
+        user_id: str,
+        *,
+        origins: Collection[str],
+        **options: Unpack[BearerOptions],
+    ) -> None:
+        self._tokens = BearerTokens(store, provider, user_id, origins, options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
+
+    # While a token is loaded, no local variable of these two frames has a request, whose headers contain the token: an
+    # error of the store goes through these frames.
+
+    def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        """The flow for a ``Client``, which calls this method."""
+        steps: Any = self._steps(request)
+        answer: Any = None
+        del request
+        while (step := _resumed(steps, answer)) is not None:
+            answer = None
+            answer = self._tokens.load_blocking(step.refused) if isinstance(step, _Load) else (yield step)
+
+    async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        """The flow for an ``AsyncClient``, which calls this method."""
+        steps: Any = self._steps(request)
+        answer: Any = None
+        del request
+        while (step := _resumed(steps, answer)) is not None:
+            answer = None
+            answer = await self._tokens.load(step.refused) if isinstance(step, _Load) else (yield step)
+
+    def _steps(self, request: Any) -> Generator[Any, Any, None]:
+        """Yield requests to send, for their responses, and loads to do, for their tokens."""
+        url = request.url
+        if not self._tokens.go_to(url.scheme, url.raw_host.decode("ascii"), url.port):
+            yield request
+            return
+        token = yield _Load()
+        header = request.headers["Authorization"] = token.header.reveal()
+        body, rewind = request.stream, self._rewinder(request.stream)
+        response = yield request
+        # After a redirect, this is the last request. Sending the first one again would repeat what it has done.
+        refused = response.request
+        if not is_refused(response.status_code, response.headers.get_list("WWW-Authenticate")):
+            return
+        if refused.headers.get("Authorization") != header:  # it was redirected to another origin, without the header
+            return
+        fresh = yield _Load(token)
+        if refused.stream is not body:
+            rewind = self._rewinder(refused.stream)
+        if fresh.generation != token.generation and rewind is not None:
+            rewind()
+            refused.headers["Authorization"] = fresh.header.reveal()
+            yield refused
+
+    def _rewinder(self, stream: Any) -> Callable[[], object] | None:
+        """What makes a body whole again after it was sent. None: it cannot be sent again.
+
+        The libraries would send the rest of a file, or nothing, in the place of a body that was read before.
+        """
+        if isinstance(stream, self.bytes_type):
+            return _nothing
+        if (fields := getattr(stream, "fields", None)) is not None:  # multipart/form-data, which rewinds its files
+            parts = [getattr(field, "file", None) for field in fields]
+            return _nothing if all(not hasattr(part, "read") or _position(part) is not None for part in parts) else None
+        file: Any = getattr(stream, "_stream", None)
+        if isinstance(stream, self.stream_type) and hasattr(file, "read"):
+            position = _position(file)
+            return None if position is None else lambda: file.seek(position)
+        return None
+
+
+def _resumed(steps: Generator[Any, Any, None], answer: Any) -> Any:
+    """Start the flow (with None), or give it the answer to its last step. Returns the next step, None at the end."""
+    try:
+        return steps.send(answer)
+    except StopIteration:
+        return None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _position(file: Any) -> int | None:
+    """The position of a file that can be rewound, or None."""
+    try:
+        position = file.tell()
+        return position if isinstance(position, int) and file.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None

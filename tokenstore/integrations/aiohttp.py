@@ -1,0 +1,121 @@
+"""Sends a user's fresh access token with the requests of aiohttp; needs the extra ``aiohttp``.
+
+::
+
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:  # one session for all users
+        auth = StoreAuth(store, "github", "user-123", origins=["https://api.github.com"])
+        async with session.get("https://api.github.com/user", middlewares=(auth,)) as response:
+            user = await response.json()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Unpack
+
+from tokenstore.errors import MissingDependencyError
+from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.store import AuthTokenStore
+from tokenstore.tracebacks import clears_locals
+
+try:
+    from aiohttp.hdrs import AUTHORIZATION, WWW_AUTHENTICATE
+except ImportError:
+    raise MissingDependencyError(
+        'tokenstore.integrations.aiohttp needs aiohttp: pip install "tokenstore[aiohttp]"'
+    ) from None
+
+if TYPE_CHECKING:
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+
+__all__ = ["StoreAuth"]
+
+
+class StoreAuth:
+    """A client middleware of ``aiohttp`` that authenticates requests as one user, with a fresh access token.
+
+    Make one for a user or a request, and pass it with each request: ``session.get(url, middlewares=(StoreAuth(…),))``.
+    Making one costs nothing. **Never pass it to a session that serves several users**: every request of that session
+    would be sent as this user. An instance may be used in any number of requests at once. Middlewares of a request
+    replace those of the session: ``middlewares=(*yours, StoreAuth(…))``.
+
+    - **Where the token goes.** To ``origins`` alone. aiohttp calls a middleware for each step of a redirect, so each
+      step is checked. A request to another origin is sent without the token, and not refused: a redirect, or a link in
+      a response, may lead to a file server that needs no token. A redirect from one of ``origins`` to another one of
+      them gets the token, unlike with httpx and requests.
+    - **After a 401** the token is refreshed, once for all requests and processes whose token was of the same
+      generation (version of the row), and the request is sent once more. If no newer token came of it, because the
+      store's ``force_min_age`` seconds have not passed, the 401 is returned.
+    - **Bodies.** Bytes, JSON, forms and files that can be rewound are sent again as they were. A generator or another
+      iterator is not: the 401 is returned. The token was refreshed nevertheless, so the next request succeeds.
+    - **No refresh** follows a 403, or a 401 whose challenge names an error other than ``invalid_token``, such as
+      ``insufficient_scope`` (RFC 6750 section 3.1): the response is returned.
+    - **If the refresh fails**, the request raises the store's error instead of returning the 401: it says whether the
+      user has to log in again, or the provider is unavailable.
+    - **Errors of aiohttp** have the headers of the request in their ``repr``. The token is removed from these headers
+      once the response is there.
+
+    Args:
+        store: The async store.
+        provider: The provider's name.
+        user_id: The user's id.
+        origins: The origins that get the token (RFC 6454): each one a scheme, a host and perhaps a port, such as
+            ``https://api.github.com``. The scheme is https, or http on a loopback host.
+        options: ``account``, ``refresh``, ``min_ttl`` and ``scopes``, as for
+            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`.
+
+    Raises:
+        ConfigurationError: An origin is not acceptable, or an argument is unknown.
+        InvalidInputError: The provider, the user id or the account is not acceptable.
+
+    A request raises:
+        TokensMissingError: There is no row: the user has not logged in.
+        UnsupportedOperationError: The store is that of ``tokenstore.sync``, or the token contains a space.
+        TokenStoreError: Each other error of ``load_fresh_tokens``.
+    """
+
+    @clears_locals
+    def __init__(
+        self,
+        store: AuthTokenStore,
+        provider: str,
+        user_id: str,
+        *,
+        origins: Collection[str],
+        **options: Unpack[BearerOptions],
+    ) -> None:
+        self._tokens = BearerTokens(store, provider, user_id, origins, options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
+
+    @clears_locals
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Send a request, or one step of a redirect. aiohttp calls this method."""
+        url = request.url
+        if not self._tokens.go_to(url.scheme, url.raw_host, url.port):
+            return await handler(request)
+        token = await self._tokens.load()
+        response = await _send(request, handler, token)
+        if not is_refused(response.status, response.headers.getall(WWW_AUTHENTICATE, [])):
+            return response
+        try:
+            fresh = await self._tokens.load(token)
+        except BaseException:
+            response.close()
+            raise
+        if fresh.generation == token.generation or getattr(request.body, "consumed", False):
+            return response
+        # If the server answered before it had read the body, the body is still being written.
+        response.close()
+        await request.close()
+        return await _send(request, handler, fresh)
+
+
+async def _send(request: ClientRequest, handler: ClientHandlerType, token: BearerToken) -> ClientResponse:
+    request.headers[AUTHORIZATION] = token.header.reveal()
+    try:
+        return await handler(request)
+    finally:
+        # The errors of aiohttp show these headers, and so does the response.
+        request.headers.popall(AUTHORIZATION, None)

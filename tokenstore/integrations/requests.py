@@ -1,0 +1,141 @@
+"""Sends a user's fresh access token with the requests of Requests; needs the extra ``requests``.
+
+::
+
+    with requests.Session() as session:  # one pooled session for all users
+        auth = StoreAuth(store, "github", "user-123", origins=["https://api.github.com"])
+        response = session.get("https://api.github.com/user", auth=auth, timeout=10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+from urllib.parse import urlsplit
+
+from tokenstore.errors import MissingDependencyError
+from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.sync import AuthTokenStore
+from tokenstore.tracebacks import clears_locals
+
+try:
+    from requests.auth import AuthBase
+    from requests.cookies import extract_cookies_to_jar
+    from requests.exceptions import UnrewindableBodyError
+    from requests.utils import rewind_body
+except ImportError:
+    raise MissingDependencyError(
+        'tokenstore.integrations.requests needs Requests: pip install "tokenstore[requests]"'
+    ) from None
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
+__all__ = ["StoreAuth"]
+
+
+class StoreAuth(AuthBase):
+    """Authenticates requests of ``requests`` as one user, with an access token that is fresh, or is refreshed first.
+
+    Make one for a user or a request, and pass it with each request: ``session.get(url, auth=StoreAuth(…))``. Making one
+    costs nothing. **Never set it as** ``session.auth`` **of a session that serves several users**: every request of
+    that session would be sent as this user. An instance may be used in any number of threads at once.
+
+    - **Where the token goes.** To ``origins`` alone. A request to another origin is sent without it, and not refused: a
+      redirect, or a link in a response, may lead to a file server that needs no token. A redirect to another origin,
+      scheme or port does not carry the header, even if that origin is one of ``origins``.
+    - **After a 401** the token is refreshed, once for all requests and processes whose token was of the same
+      generation (version of the row), and the request is sent once more. If a redirect led to the 401, the redirected
+      request is sent again, and not the first one. If no newer token came of it, because the store's
+      ``force_min_age`` seconds have not passed, the 401 is returned.
+    - **Bodies.** Bytes, JSON, forms and files that can be rewound are sent again as they were. A generator or another
+      iterator is not: the 401 is returned. The token was refreshed nevertheless, so the next request succeeds.
+    - **No refresh** follows a 403, or a 401 whose challenge names an error other than ``invalid_token``, such as
+      ``insufficient_scope`` (RFC 6750 section 3.1): the response is returned.
+    - **If the refresh fails**, the request raises the store's error instead of returning the 401: it says whether the
+      user has to log in again, or the provider is unavailable.
+
+    Args:
+        store: The store of :mod:`tokenstore.sync`.
+        provider: The provider's name.
+        user_id: The user's id.
+        origins: The origins that get the token (RFC 6454): each one a scheme, a host and perhaps a port, such as
+            ``https://api.github.com``. The scheme is https, or http on a loopback host.
+        options: ``account``, ``refresh``, ``min_ttl`` and ``scopes``, as for
+            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`.
+
+    Raises:
+        ConfigurationError: An origin is not acceptable, or an argument is unknown.
+        InvalidInputError: The provider, the user id or the account is not acceptable.
+
+    A request raises:
+        TokensMissingError: There is no row: the user has not logged in.
+        UnsupportedOperationError: The store is an async one, or the token contains a space.
+        TokenStoreError: Each other error of ``load_fresh_tokens``.
+    """
+
+    @clears_locals
+    def __init__(
+        self,
+        store: AuthTokenStore,
+        provider: str,
+        user_id: str,
+        *,
+        origins: Collection[str],
+        **options: Unpack[BearerOptions],
+    ) -> None:
+        self._tokens = BearerTokens(store, provider, user_id, origins, options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
+
+    @clears_locals
+    def __call__(self, r: PreparedRequest) -> PreparedRequest:
+        """Put the token into a request. Requests calls this method, once for a request and its redirects."""
+        url = urlsplit(r.url or "")  # the parser of the connection
+        if self._tokens.go_to(url.scheme, url.hostname, url.port):
+            token = self._tokens.load_blocking()
+            r.headers["Authorization"] = token.header.reveal()
+            r.register_hook("response", partial(self._answered, token))
+        return r
+
+    @clears_locals
+    def _answered(self, token: BearerToken, response: Response, **settings: Any) -> Response:
+        """Send a refused request again. Requests calls this hook with each response, also that of a redirect."""
+        refused = response.request
+        if not is_refused(response.status_code, [response.headers.get("WWW-Authenticate", "")]):
+            return response
+        # Without the header the request was redirected to another origin.
+        if refused.headers.get("Authorization") != token.header.reveal():
+            return response
+        try:
+            fresh = self._tokens.load_blocking(token)
+        except BaseException:
+            response.close()
+            raise
+        if fresh.generation == token.generation or not _rewound(refused):
+            return response
+        _ = response.content  # so that the connection can be used again
+        response.close()
+        again = refused.copy()
+        cookies: Any = again._cookies
+        extract_cookies_to_jar(cookies, refused, response.raw)
+        again.prepare_cookies(cookies)
+        again.headers["Authorization"] = fresh.header.reveal()
+        connection: Any = response.connection
+        answer: Response = connection.send(again, **settings)
+        answer.history.append(response)
+        answer.request = again
+        return answer
+
+
+def _rewound(request: PreparedRequest) -> bool:
+    """Make a body whole again after it was sent. Returns whether that is possible."""
+    if request.body is None or isinstance(request.body, bytes | str):
+        return True
+    try:
+        rewind_body(request)
+    except UnrewindableBodyError:
+        return False
+    return True
