@@ -23,6 +23,7 @@ from support.matrix import Row, params, shared_rows
 from support.page_reader import Reader, follow
 from support.pages import (
     CLI,
+    HTTP_CLIENTS,
     KEYS,
     KINDS,
     LOCKING,
@@ -88,7 +89,7 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("page", [VALUES, SYNC], ids=named)
+@pytest.mark.parametrize("page", [VALUES, SYNC, HTTP_CLIENTS], ids=named)
 def test_the_code_blocks_and_files_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python file=", "python")
 

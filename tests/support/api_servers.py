@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,6 +92,10 @@ def serving(provider: StrictRotatingProvider) -> Iterator[Api]:
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client may close a connection at any time
+                super().handle()
 
         def _handle(self) -> None:
             request = ApiRequest(self.command, self.path, dict(self.headers.items()), self._body())

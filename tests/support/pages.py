@@ -25,12 +25,28 @@ from pathlib import Path
 from support.paths import DOCS, ROOT
 
 README = ROOT / "README.md"
-BACKENDS, CLI, ERRORS, KEYS, LIMITS, LOCKING, OPTIONS, PROVIDERS, REFRESH, SCHEMA, SEALING, SYNC, VALUES = (
+(
+    BACKENDS,
+    CLI,
+    ERRORS,
+    HTTP_CLIENTS,
+    KEYS,
+    LIMITS,
+    LOCKING,
+    OPTIONS,
+    PROVIDERS,
+    REFRESH,
+    SCHEMA,
+    SEALING,
+    SYNC,
+    VALUES,
+) = (
     DOCS / f"{name}.md"
     for name in (
         "backends",
         "cli",
         "errors",
+        "http-clients",
         "keys",
         "limits",
         "locking",

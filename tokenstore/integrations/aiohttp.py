@@ -19,6 +19,7 @@ from tokenstore.store import AuthTokenStore
 from tokenstore.tracebacks import clears_locals
 
 try:
+    from aiohttp import MultipartWriter
     from aiohttp.hdrs import AUTHORIZATION, WWW_AUTHENTICATE
 except ImportError:
     raise MissingDependencyError(
@@ -104,12 +105,19 @@ class StoreAuth:
         except BaseException:
             response.close()
             raise
-        if fresh.generation == token.generation or getattr(request.body, "consumed", False):
+        if fresh.generation == token.generation or _is_consumed(request.body):
             return response
         # If the server answered before it had read the body, the body is still being written.
         response.close()
         await request.close()
         return await _send(request, handler, fresh)
+
+
+def _is_consumed(body: object) -> bool:
+    """Whether a body cannot be sent again. In old versions of aiohttp a multipart body does not ask its parts."""
+    if isinstance(body, MultipartWriter) and any(_is_consumed(part) for part, *_ in body):
+        return True
+    return getattr(body, "consumed", False)
 
 
 async def _send(request: ClientRequest, handler: ClientHandlerType, token: BearerToken) -> ClientResponse:
