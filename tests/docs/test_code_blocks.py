@@ -8,17 +8,15 @@ import re
 import shlex
 import warnings
 from codeop import compile_command
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from support import servers
+from support.database import new_database
 from support.matrix import Row, params, shared_rows
 from support.page_reader import Reader, follow
 from support.pages import (
@@ -122,28 +120,6 @@ def test_the_key_rotation_on_the_keys_page_works(tmp_path: Path) -> None:
     assert list(dict.fromkeys(rings)) == [("k1",), ("k1", "k2"), ("k2", "k1"), ("k2",)]
     assert "k2" in printed
     assert "k1" not in printed
-
-
-@contextmanager
-def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
-    """Create an empty database; yield its URL for an asynchronous driver and for a synchronous one."""
-    if row.mark == "sqlite":
-        yield f"sqlite:///{folder}/own.db", f"sqlite:///{folder}/own.db"
-        return
-    start: dict[str, Callable[[], servers.Server | None]] = {
-        "postgresql": servers.postgres,
-        "mariadb": servers.mariadb,
-        "mysql9": servers.mysql,
-    }
-    kind, _, driver = row.name.partition("+")
-    server = start[kind]()
-    assert server is not None
-    name = f"docs_{token_hex(6)}"
-    server.execute(f"CREATE DATABASE {name}")
-    try:
-        yield server.url(driver, name), server.url("psycopg" if kind == "postgresql" else "pymysql", name)
-    finally:
-        server.execute(f"DROP DATABASE {name}{' WITH (FORCE)' * (kind == 'postgresql')}")
 
 
 @pytest.mark.parametrize("row", params(names=["sqlite", "postgresql+psycopg", "mariadb+aiomysql"]))

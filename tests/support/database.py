@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from secrets import token_hex
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -120,6 +122,28 @@ class Place:
             if self.row.mark == "sqlite":
                 await connection.exec_driver_sql("ROLLBACK")
             await connection.rollback()
+
+
+@contextmanager
+def new_database(row: Row, folder: Path) -> Iterator[tuple[str, str]]:
+    """Create an empty database; yield its URL for an asynchronous driver and for a synchronous one."""
+    if row.mark == "sqlite":
+        yield f"sqlite:///{folder}/own.db", f"sqlite:///{folder}/own.db"
+        return
+    start: dict[str, Callable[[], servers.Server | None]] = {
+        "postgresql": servers.postgres,
+        "mariadb": servers.mariadb,
+        "mysql9": servers.mysql,
+    }
+    kind, _, driver = row.name.partition("+")
+    server = start[kind]()
+    assert server is not None
+    name = f"own_{token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server.url(driver, name), server.url("psycopg" if kind == "postgresql" else "pymysql", name)
+    finally:
+        server.execute(f"DROP DATABASE {name}{' WITH (FORCE)' * (kind == 'postgresql')}")
 
 
 @asynccontextmanager
