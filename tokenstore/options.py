@@ -15,6 +15,7 @@ __all__ = [
     "StoreOptions",
     "TableOptions",
     "identifier",
+    "one_of",
     "positive_int",
     "positive_seconds",
     "read_options",
@@ -53,6 +54,7 @@ class StoreOptions(TableOptions, total=False):
     host: str
     # PostgreSQL
     application_name: str
+    channel_binding: str
     prepared_statements: bool
     passfile: str
     sslcert: str
@@ -62,6 +64,7 @@ class StoreOptions(TableOptions, total=False):
     sslrootcert: str
     target_session_attrs: str
     # MySQL and MariaDB
+    charset: str
     ssl: bool
     ssl_ca: str
     ssl_cert: str
@@ -120,6 +123,17 @@ def identifier(name: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", value, re.ASCII):
         raise InvalidInputError(f"{name} must be an identifier of at most 48 ASCII letters, digits and underscores")
     return value
+
+
+def one_of(*values: str) -> OptionParser:
+    """A parser of an option that has one of these values."""
+
+    def parse(name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in values:
+            raise InvalidInputError(f"{name} must be {' or '.join(values)}")
+        return value
+
+    return parse
 
 
 def switch(name: str, value: object) -> bool:

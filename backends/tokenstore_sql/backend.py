@@ -52,10 +52,14 @@ class SQLBackend(SQLOperations):
     dialect_class: ClassVar[type[Dialect]]
     drivers: ClassVar[Mapping[str, str]]
     """From a URL's scheme to SQLAlchemy's name of dialect and driver."""
+    sync_drivers: ClassVar[frozenset[str]]
+    """SQLAlchemy's drivers without asyncio. A URL that names one gets the driver of the plain scheme."""
     extras: ClassVar[Mapping[str, str]]
     """From SQLAlchemy's name to the extra that installs the driver."""
     driver_options: ClassVar[Mapping[str, OptionParser]]
     """Options of the driver alone."""
+    foreign_options: ClassVar[Mapping[str, str]]
+    """From an option of another library, as providers of databases print it in a URL, to what to write in its place."""
 
     def __init__(
         self,
@@ -108,7 +112,8 @@ class SQLBackend(SQLOperations):
                 "the database URL cannot be read; expected scheme://user:password@host:port/database"
             )
         scheme = parsed.drivername.lower()
-        if (driver := cls.drivers.get(scheme)) is None:
+        plain, _, named = scheme.partition("+")
+        if (driver := cls.drivers.get(plain if named in cls.sync_drivers else scheme)) is None:
             raise UnknownBackendError(f"no driver for {scheme}://; known schemes: {', '.join(sorted(cls.drivers))}")
         if parsed.host and any("@" in part for part in (parsed.host, parsed.database or "", *parsed.query)):
             raise unencoded_at()
@@ -120,6 +125,8 @@ class SQLBackend(SQLOperations):
             query["host"] = hosts
         elif hosts is not None:
             raise ConfigurationError(f"{scheme}:// takes no list of hosts")
+        if foreign := sorted((query.keys() | options.keys()) & cls.foreign_options.keys()):
+            raise ConfigurationError(f"{foreign[0]} is no option of {scheme}://; {cls.foreign_options[foreign[0]]}")
         values: dict[str, Any] = {**POOL_DEFAULTS, **read_options(f"{scheme}://", parsers, query, options)}
         try:
             engine = cls._create_engine(parsed.set(drivername=driver, query={}), values)

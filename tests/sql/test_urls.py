@@ -14,7 +14,9 @@ from support.error_text import assert_silent
 from tokenstore import ConfigurationError, Keyring, open_store
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
+@pytest.mark.parametrize(
+    "scheme", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"]
+)
 @pytest.mark.postgres
 def test_each_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:
     """Each scheme connects to the server, with options in the URL's query."""
@@ -22,7 +24,11 @@ def test_each_postgresql_scheme_stores_and_loads(scheme: str, keyring: Keyring) 
 
 
 @pytest.mark.parametrize(
-    "scheme", ["mysql", "mysql+aiomysql", "mysql+asyncmy", "mariadb", "mariadb+aiomysql", "mariadb+asyncmy"]
+    "scheme",
+    [
+        *("mysql", "mysql+aiomysql", "mysql+asyncmy", "mysql+pymysql"),
+        *("mariadb", "mariadb+aiomysql", "mariadb+asyncmy", "mariadb+mariadbconnector"),
+    ],
 )
 @pytest.mark.mysql
 def test_each_mysql_scheme_stores_and_loads(scheme: str, keyring: Keyring) -> None:

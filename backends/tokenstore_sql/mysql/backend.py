@@ -10,8 +10,8 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tokenstore.cancellation import finish
-from tokenstore.errors import ConfigurationError
-from tokenstore.options import OptionParser, positive_seconds, switch, text
+from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.options import OptionParser, one_of, positive_seconds, switch, text
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, DriverConnection, through_engine
 from tokenstore_sql.dialect import Dialect
@@ -24,6 +24,20 @@ __all__ = ["MySQLBackend"]
 
 # How many prepared statements asyncmy keeps on a connection: there is one for each number of rows in a batch.
 _PREPARED: Final = 100
+
+# How other libraries turn TLS on. Each verifies something else, so none of them is translated.
+_OTHER_TLS_OPTIONS: Final = (
+    *("ssl-mode", "ssl_mode", "sslMode", "sslmode", "sslaccept", "tls", "useSSL"),
+    *("ssl_check_hostname", "ssl_disabled", "ssl_verify_cert", "ssl_verify_identity"),
+)
+_VERIFIES: Final = "requires TLS and verifies the server's certificate and host name"
+
+
+def _ssl_switch(name: str, value: object) -> bool:
+    try:
+        return switch(name, value)
+    except InvalidInputError:
+        raise InvalidInputError(f"{name} must be true or false; true {_VERIFIES}") from None
 
 
 class MySQLBackend(SQLBackend):
@@ -38,15 +52,28 @@ class MySQLBackend(SQLBackend):
         "mariadb+aiomysql": "mysql+aiomysql",
         "mariadb+asyncmy": "mysql+asyncmy",
     }
+    sync_drivers: ClassVar[frozenset[str]] = frozenset(
+        {"cymysql", "mariadbconnector", "mysqlconnector", "mysqldb", "pymysql"}
+    )
     extras: ClassVar[Mapping[str, str]] = {"mysql+aiomysql": "mysql", "mysql+asyncmy": "asyncmy"}
     driver_options: ClassVar[Mapping[str, OptionParser]] = {
+        "charset": one_of("utf8mb4"),  # which the connections have anyway; many URLs name it
         "connect_timeout": positive_seconds,
         "host": text,
-        "ssl": switch,
+        "ssl": _ssl_switch,
         "ssl_ca": text,
         "ssl_cert": text,
         "ssl_key": text,
         "unix_socket": text,
+    }
+    foreign_options: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            _OTHER_TLS_OPTIONS, f"write ssl=true, which {_VERIFIES}, and ssl_ca if its authority is private"
+        ),
+        "connection_limit": "write pool_size",
+        "ssl-ca": "write ssl_ca",
+        "ssl-cert": "write ssl_cert",
+        "ssl-key": "write ssl_key",
     }
 
     @classmethod

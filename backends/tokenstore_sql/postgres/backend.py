@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tokenstore.options import OptionParser, positive_seconds, switch, text
+from tokenstore.errors import ConfigurationError
+from tokenstore.options import OptionParser, one_of, positive_seconds, switch, text
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, through_engine
 from tokenstore_sql.connections.hosts import Host
@@ -33,6 +34,8 @@ _LIBPQ_OPTIONS: Final = (
     "target_session_attrs",
 )
 
+_UNPREPARED: Final = "write prepared_statements=false if the pooler is in transaction mode; else leave it out"
+
 
 class PostgresBackend(SQLBackend):
     """``postgresql://user:password@host:5432/database``, also ``postgres://``, ``+asyncpg`` and ``+psycopg``."""
@@ -44,13 +47,26 @@ class PostgresBackend(SQLBackend):
         "postgresql+asyncpg": "postgresql+asyncpg",
         "postgresql+psycopg": "postgresql+psycopg",
     }
+    sync_drivers: ClassVar[frozenset[str]] = frozenset({"pg8000", "psycopg2", "psycopg2cffi"})
     extras: ClassVar[Mapping[str, str]] = {"postgresql+asyncpg": "postgres", "postgresql+psycopg": "psycopg"}
     driver_options: ClassVar[Mapping[str, OptionParser]] = {
         "application_name": text,
+        "channel_binding": one_of("disable", "prefer", "require"),
         "connect_timeout": positive_seconds,
         "host": text,
         "prepared_statements": switch,
         **dict.fromkeys(_LIBPQ_OPTIONS, text),
+        "sslmode": one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    }
+    foreign_options: ClassVar[Mapping[str, str]] = {
+        "connection_limit": "write pool_size",
+        "options": "leave it out; ALTER ROLE … SET gives the role its settings, and the option schema names the schema",
+        "pgbouncer": _UNPREPARED,
+        "prepare_threshold": _UNPREPARED,
+        "prepared_statement_cache_size": _UNPREPARED,
+        "ssl": "write sslmode=verify-full and sslrootcert, or sslmode=require, which encrypts but verifies nothing",
+        "statement_cache_size": _UNPREPARED,
+        "supa": "leave it out",
     }
 
     @classmethod
@@ -79,6 +95,11 @@ def _libpq(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _asyncpg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -> dict[str, Any]:
+    if options.get("channel_binding") == "require":
+        raise ConfigurationError(
+            "channel_binding=require: asyncpg has no channel binding; write postgresql+psycopg://, or "
+            "sslmode=verify-full and sslrootcert in place of channel_binding"
+        )
     arguments: dict[str, Any] = {"timeout": options.get("connect_timeout", 10.0)}
     if hosts:
         arguments["async_creator_fn"] = asyncpg_creator(hosts, options)
@@ -109,8 +130,8 @@ def _psycopg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -
         # An empty port is the default.
         arguments["host"] = ",".join(host.name for host in hosts)
         arguments["port"] = ",".join(str(host.port or "") for host in hosts)
-    if "application_name" in options:
-        arguments["application_name"] = options["application_name"]
+    for name in {"application_name", "channel_binding"} & options.keys():
+        arguments[name] = options[name]
     if not options.get("prepared_statements", True):
         arguments["prepare_threshold"] = None
     return arguments

@@ -41,8 +41,14 @@ class SQLiteBackend(SQLBackend):
 
     dialect_class = SQLiteDialect
     drivers: ClassVar[Mapping[str, str]] = {"sqlite": "sqlite+aiosqlite", "sqlite+aiosqlite": "sqlite+aiosqlite"}
+    sync_drivers: ClassVar[frozenset[str]] = frozenset({"pysqlite"})
     extras: ClassVar[Mapping[str, str]] = {}  # aiosqlite is always installed
     driver_options: ClassVar[Mapping[str, OptionParser]] = {}
+    foreign_options: ClassVar[Mapping[str, str]] = {
+        "check_same_thread": "leave it out: each connection has a thread of its own",
+        "timeout": "write lock_timeout",
+        "uri": "write the path without file: before it, as in sqlite:////srv/tokens.db",
+    }
 
     @classmethod
     def _create_engine(cls, url: URL, options: Mapping[str, Any]) -> AsyncEngine:
