@@ -19,7 +19,7 @@ from tokenstore.records import SealedRecord, TokenKey, is_leased
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.calls import Calls, Operation
 from tokenstore_sql.connections.alchemy import AlchemyConnection, beside
-from tokenstore_sql.databases import backend_class
+from tokenstore_sql.databases import backend_class, way_to_pass
 from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
@@ -121,15 +121,18 @@ class SessionBackend(SQLOperations):
 
     def __init__(self, session: object, options: Mapping[str, object]) -> None:
         if not isinstance(session, AsyncSession | async_scoped_session):
-            raise ConfigurationError(
-                f"db_session must be a SQLAlchemy AsyncSession, not {type(session).__name__}; "
-                "open_store() takes engines and URLs"
-            )
+            raise ConfigurationError(f"db_session must be a SQLAlchemy AsyncSession, not {way_to_pass(session)}")
         values: dict[str, Any] = read_options("a store on a session", TABLE_OPTIONS, {}, options)
         try:
             bind = (session if isinstance(session, AsyncSession) else session()).get_bind()
         except UnboundExecutionError:
             raise ConfigurationError("the session is bound to no engine") from None
+        except (LookupError, RuntimeError) as error:
+            # From the application's scopefunc: asyncio.current_task, or a ContextVar's get.
+            raise ConfigurationError(
+                f"the async_scoped_session has no session here ({type(error).__name__}); make the store where the "
+                "application uses the session, as in a request"
+            ) from None
         dialect = backend_class(bind.dialect.name).dialect_class(values.pop("lock_timeout", LOCK_TIMEOUT))
         dialect.check_url(bind.engine.url)
         super().__init__(dialect, bind.engine.url, **values)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 from support.contract_example import CountingProvider, app, refresh_as_in_the_contract, seen, store_as_in_the_contract
 from support.database import Place, app_engine
@@ -36,6 +38,18 @@ async def _in_a_scoped_session(engine: AsyncEngine, use: Use) -> None:
         await use(scoped)
     finally:
         await scoped.remove()
+
+
+async def _in_a_session_of_sqlmodel(engine: AsyncEngine, use: Use) -> None:
+    async with SQLModelSession(engine) as session:
+        await use(session)
+
+
+async def _in_a_session_of_sqlmodel_that_read(engine: AsyncEngine, use: Use) -> None:
+    async with SQLModelSession(engine) as session:
+        assert (await session.exec(select(1))).one() == 1
+        await use(session)
+        await session.commit()
 
 
 async def _in_a_session_without_autobegin(engine: AsyncEngine, use: Use) -> None:
@@ -66,6 +80,8 @@ WAYS = [
     _in_a_session,
     _in_a_session_that_keeps_objects,
     _in_a_scoped_session,
+    _in_a_session_of_sqlmodel,
+    _in_a_session_of_sqlmodel_that_read,
     _in_a_session_without_autobegin,
     _in_a_begun_session,
     _in_an_autobegun_session,
