@@ -35,6 +35,32 @@ def test_during_an_outage_only_stats_is_answered(provider: StrictRotatingProvide
     assert refresh(http, tokens["refresh_token"]).status_code == 200
 
 
+def test_during_an_outage_connections_can_be_closed_without_a_response(
+    provider: StrictRotatingProvider, http: httpx.Client
+) -> None:
+    tokens = provider.new_grant("alice")
+    provider.outage = "drop"
+    with pytest.raises(httpx.RemoteProtocolError):
+        refresh(http, tokens["refresh_token"])
+    with pytest.raises(httpx.RemoteProtocolError):
+        resource(http, tokens["access_token"])
+    stats = http.get("/stats").json()
+    assert (stats["requests"], stats["refreshes"], stats["in_flight"]) == (1, 0, 0)
+    provider.outage = False
+    assert refresh(http, tokens["refresh_token"]).status_code == 200
+
+
+def test_the_resource_refuses_the_next_requests_with_any_token(
+    provider: StrictRotatingProvider, http: httpx.Client
+) -> None:
+    tokens = provider.new_grant("alice")
+    provider.reject_next(times=2)
+    answers = [resource(http, tokens["access_token"]) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [401, 401, 200]
+    assert 'error="invalid_token"' in answers[0].headers["WWW-Authenticate"]
+    assert refresh(http, tokens["refresh_token"]).status_code == 200
+
+
 def test_a_dropped_response_consumes_the_refresh_token(provider: StrictRotatingProvider, http: httpx.Client) -> None:
     token = provider.new_grant("alice")["refresh_token"]
     provider.drop_next_response()

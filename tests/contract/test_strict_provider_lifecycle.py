@@ -94,7 +94,7 @@ def test_no_repr_response_or_output_contains_a_token(
 ) -> None:
     tokens = provider.new_grant("alice")
     answers = [refresh(http, tokens["refresh_token"]) for _ in range(2)]
-    grants = list(provider._refresh_tokens.values())
+    grants = list(provider._grants._refresh_tokens.values())
     shown = f"{provider!r}{grants!r}{provider.stats()!r}{answers[1].text}"
     assert "rt_" not in shown
     assert "at_" not in shown

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -27,6 +29,40 @@ def refresh(http: httpx.Client, refresh_token: str, **extra: str) -> httpx.Respo
 def resource(http: httpx.Client, access_token: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {access_token}"}
     return http.get("/resource", headers=headers, auth=None)
+
+
+CALLBACK = "https://app.example.com/callback?from=login"
+VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"  # of RFC 7636, appendix B
+CHALLENGE = urlsafe_b64encode(sha256(VERIFIER.encode()).digest()).decode().rstrip("=")
+
+
+def authorize(http: httpx.Client, **changes: str | None) -> httpx.Response:
+    """Send a valid authorization request, with these parameters changed; None leaves one out."""
+    valid: dict[str, str | None] = {
+        "response_type": "code",
+        "client_id": "demo-client",
+        "redirect_uri": CALLBACK,
+        "state": "s t&1",
+        "code_challenge": CHALLENGE,
+        "code_challenge_method": "S256",
+        "login_hint": "alice",
+    }
+    given = {name: value for name, value in {**valid, **changes}.items() if value is not None}
+    return http.get("/authorize", params=given, auth=None)
+
+
+def redirected(response: httpx.Response) -> dict[str, str]:
+    """The parameters that a redirect adds to the callback's."""
+    assert (response.status_code, response.content) == (302, b"")
+    location = response.headers["Location"]
+    assert location.startswith(CALLBACK + "&")
+    return {name: value for name, [value] in parse_qs(location.removeprefix(CALLBACK + "&")).items()}
+
+
+def redeem(http: httpx.Client, code: str, /, **changes: str) -> httpx.Response:
+    """Exchange a code for tokens, with these parameters changed."""
+    valid = {"grant_type": "authorization_code", "redirect_uri": CALLBACK, "code_verifier": VERIFIER, "code": code}
+    return http.post("/token", data={**valid, **changes})
 
 
 def outcome(response: httpx.Response) -> tuple[int, str]:

@@ -21,7 +21,8 @@ from tokenstore.integrations.machine import ClientCredentials
 from tokenstore.records import RefreshableRecord, TokenKey, TokenRecord
 from tokenstore.registry import backend_for_url
 from tokenstore.store import AuthTokenStore
-from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, _tls_context, refresh_over_http
+from tokenstore.testing.provider import ProviderError, StrictRotatingProvider, refresh_over_http
+from tokenstore.testing.provider.client import _tls_context
 
 PROVIDER = "provider"
 _KEYRING = Keyring({"k1": bytes(range(32))})
