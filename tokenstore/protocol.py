@@ -10,7 +10,7 @@ all arguments with :mod:`tokenstore.validation` before it passes them on. A back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ __all__ = [
     "BackendTransaction",
     "BorrowedSession",
     "RowOperations",
+    "SupportsClock",
     "SupportsRowLocks",
     "SupportsValues",
     "SupportsWatching",
@@ -315,6 +316,18 @@ class BorrowedSession(Backend, BackendTransaction, Protocol):
         """Read a row as it is now, although the session's transaction may read from a snapshot.
 
         In a transaction this takes the row's lock, where one can be held, and waits for no lease.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsClock(Protocol):
+    """Rows in this process, which can be told the time, for tests. A database has a clock of its own."""
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Take the argument ``clock`` of :func:`tokenstore.open_store`, in seconds since the epoch, as the clock.
+
+        Called before any other method, and only for a backend that the store made from a URL.
         """
         ...
 

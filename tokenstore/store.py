@@ -30,7 +30,7 @@ from tokenstore.keyring import Keyring
 from tokenstore.listing import RefusedRow, open_metadata, scan_rows, search_rows
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
-from tokenstore.protocol import Backend, BorrowedSession, SupportsRowLocks
+from tokenstore.protocol import Backend, BorrowedSession, SupportsClock, SupportsRowLocks
 from tokenstore.records import (
     RedactedDict,
     SealedRecord,
@@ -710,7 +710,8 @@ def open_store(
         namespace: The name of a deployment or tenant, at most 255 UTF-8 bytes, no NUL. It is bound to every value that
             the store seals: a value that was copied from a table of another namespace does not open. Default: the
             empty name.
-        clock: Seconds since the epoch; the validity checks read it. Default: :func:`time.time`.
+        clock: Seconds since the epoch; the validity checks read it. The rows of ``memory://`` follow it, too; all other
+            databases have a clock of their own. Default: :func:`time.time`.
         refreshers: See :class:`AuthTokenStore`, also for the arguments up to ``on_error``.
         refresh_margin: In seconds; default: 300.
         refresh_timeout: In seconds; default: 20.
@@ -734,6 +735,8 @@ def open_store(
     keyring = Keyring.from_env() if keyring is None else keyring
     if isinstance(target, str):
         backend = backend_for_url(target, options)
+        if isinstance(backend, SupportsClock):
+            backend.use_clock(clock)
     elif isinstance(target, Backend):
         if options:
             raise ConfigurationError(f"{', '.join(sorted(options))}: pass options to the backend's constructor")

@@ -83,6 +83,10 @@ class MemoryBackend(MemoryValues):
     def __repr__(self) -> str:
         return "<MemoryBackend>"
 
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """See :class:`tokenstore.protocol.SupportsClock`."""
+        self._clock = clock
+
     async def setup(self) -> None:
         """Nothing to create."""
         self._open_rows()

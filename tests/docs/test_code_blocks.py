@@ -33,6 +33,7 @@ from support.pages import (
     SCHEMA,
     SEALING,
     SYNC,
+    TESTING,
     VALUES,
     Block,
     blocks,
@@ -40,6 +41,7 @@ from support.pages import (
     of_kind,
 )
 from support.paths import ROOT
+from support.plugin_metadata import python_path
 from tokenstore import AuthTokenStore, Keyring, generate_key, open_store
 from tokenstore.keyring import KEYS_VARIABLE
 
@@ -90,6 +92,14 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", [VALUES, SYNC, HTTP_CLIENTS], ids=named)
 def test_the_code_blocks_and_files_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python file=", "python")
+
+
+@pytest.mark.sqlite
+def test_the_tests_on_the_testing_page_pass(tmp_path: Path) -> None:
+    """On the second and third run of test_refresh.py the store is another one."""
+    reader = Reader(tmp_path, {"PYTHONPATH": python_path(tmp_path / "installed")})
+    printed = follow(TESTING, reader, "console", "python file=", "python")
+    assert re.findall(r"(\d+) passed", "".join(printed)) == ["1", "3", "1"]
 
 
 @pytest.mark.sqlite
@@ -236,7 +246,7 @@ def test_installation_commands_name_existing_extras_and_paths() -> None:
                         assert (ROOT / name / "pyproject.toml").is_file(), block.place
                         assert {*wanted.split(",")} - {""} <= extras, block.place
                     else:  # tokenstore itself is not on the package index
-                        assert name in {"tox", "alembic"}, block.place
+                        assert name in {"tox", "alembic", "pytest-asyncio"}, block.place
     assert PROJECT["scripts"].keys() == {"tokenstore"}
 
 

@@ -39,6 +39,7 @@ README = ROOT / "README.md"
     SCHEMA,
     SEALING,
     SYNC,
+    TESTING,
     VALUES,
 ) = (
     DOCS / f"{name}.md"
@@ -56,6 +57,7 @@ README = ROOT / "README.md"
         "schema",
         "sealing",
         "sync",
+        "testing",
         "values",
     )
 )

@@ -1,0 +1,19 @@
+"""The metadata by which pytest finds the plugin, also where the installed tokenstore is an older one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from support.page_reader import PYTHONPATH
+from support.pages import PROJECT
+
+
+def python_path(folder: Path) -> str:
+    """Write what an installed tokenstore has in its metadata; return the PYTHONPATH of programs that see it."""
+    metadata = folder / f"tokenstore-{PROJECT['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tokenstore\nVersion: {PROJECT['version']}\n")
+    points = "".join(f"{name} = {target}\n" for name, target in PROJECT["entry-points"]["pytest11"].items())
+    (metadata / "entry_points.txt").write_text(f"[pytest11]\n{points}")
+    return os.pathsep.join([str(folder), *PYTHONPATH])
