@@ -14,6 +14,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from configparser import ConfigParser
 from email.parser import HeaderParser
 from importlib import import_module
 from pathlib import Path
@@ -129,6 +130,13 @@ def test_the_extra_all_contains_all_other_extras(metadata: Message) -> None:
     drivers, clients = {"postgres", "psycopg", "mysql", "asyncmy"}, {"httpx", "httpx2", "requests", "aiohttp"}
     assert wanted.keys() == {*drivers, *clients, "cli", "oauth", "otel", "testing", "celery", "slack", "authlib"}
     assert everything == set().union(*wanted.values())
+
+
+def test_pytest_finds_the_plugin_by_its_entry_point(wheel: Path) -> None:
+    (text,) = (data for name, data in contents(wheel).items() if name.endswith(".dist-info/entry_points.txt"))
+    points = ConfigParser()
+    points.read_string(text.decode())
+    assert dict(points["pytest11"]) == {"tokenstore": "tokenstore.testing.plugin"}
 
 
 def test_the_metadata_names_the_tested_pythons(metadata: Message) -> None:

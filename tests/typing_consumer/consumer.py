@@ -28,6 +28,7 @@ from tokenstore import (
 from tokenstore.integrations.celery import install
 from tokenstore.integrations.machine import ClientCredentials, TokenExchange
 from tokenstore.protocol import Backend
+from tokenstore.testing import FakeClock, StrictRotatingProvider, SyncTokenProvider, TokenProvider
 from tokenstore_memory import MemoryBackend
 
 assert_type(tokenstore_sql.__name__, str)
@@ -173,3 +174,20 @@ def as_plain_dict(record: TokenRecord) -> dict[str, Any]:
 def as_backend(backend: MemoryBackend) -> Backend:
     """The shipped backends satisfy the protocol for backends."""
     return backend
+
+
+async def expired(token_provider: TokenProvider, token_clock: FakeClock) -> None:
+    """A test with the fixtures of the pytest plugin."""
+    assert_type(await token_provider.login("u1"), TokenRecord)
+    await token_provider.expire("u1")
+    with token_provider.outage(drop=True):
+        token_clock.advance(timedelta(hours=1))
+    assert_type(token_provider.refreshes, int)
+    assert_type(token_provider.server, StrictRotatingProvider)
+    assert_type(token_provider.store, AuthTokenStore)
+
+
+def expired_without_await(sync_token_provider: SyncTokenProvider) -> None:
+    """A test with the fixtures of the store without ``await``."""
+    assert_type(sync_token_provider.login("u1"), TokenRecord)
+    assert_type(sync_token_provider.store, sync.AuthTokenStore)
