@@ -1,4 +1,8 @@
-"""An async, encrypted, race-free store for OAuth tokens on PostgreSQL, MySQL/MariaDB or SQLite."""
+"""An async, encrypted, race-free store for OAuth tokens on PostgreSQL, MySQL/MariaDB or SQLite.
+
+PYTEST_DONT_REWRITE: this word keeps pytest, which finds the plugin of tokenstore.testing in the same distribution, from
+warning that the package was imported before pytest began.
+"""
 
 from tokenstore.errors import (
     BackendError,

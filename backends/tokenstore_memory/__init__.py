@@ -1,4 +1,8 @@
-"""The smallest backend: rows in a dict of this process. For tests, and the model for those of other backends."""
+"""The smallest backend: rows in a dict of this process. For tests, and the model for those of other backends.
+
+PYTEST_DONT_REWRITE: this word keeps pytest, which finds the plugin of tokenstore.testing in the same distribution, from
+warning that the package was imported before pytest began.
+"""
 
 from __future__ import annotations
 

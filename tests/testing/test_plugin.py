@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from support.plugin_metadata import python_path
+from support.plugin_metadata import PACKAGES, python_path
 
 pytest_plugins = ["pytester"]
 
@@ -161,6 +162,15 @@ def test_a_project_that_does_not_use_the_fixtures_loads_little(runs: pytest.Pyte
     result = run(runs, "-s", *NO_ASYNCIO, "-p", "no:anyio", "-p", "no:hypothesispytest", "-p", "no:xdist")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["heavy: ours: tokenstore.testing tokenstore.testing.plugin"])
+
+
+def test_pytest_may_begin_in_a_process_that_has_imported_tokenstore(runs: pytest.Pytester) -> None:
+    """Pytest rewrites the assertions of plugins, and warns if a module of one was imported before."""
+    runs.makepyfile("def test_nothing():\n    pass")
+    imports = f"import pytest, {', '.join(PACKAGES)}"
+    begin = f"pytest.main(['-W', 'error', {', '.join(map(repr, NO_ASYNCIO))}])"
+    result = runs.run(sys.executable, "-c", f"{imports}; raise SystemExit({begin})", timeout=120)
+    result.assert_outcomes(passed=1)
 
 
 def test_the_plugin_can_be_switched_off(runs: pytest.Pytester) -> None:
