@@ -29,6 +29,8 @@ ARGUMENTS: dict[str, Any] = {
     "orig": ValueError("a driver's"),
     "status": 503,
     "error": "server_error",
+    "description": "what happened",
+    "headers": {"Allow": "GET"},
     "kind": "stale read",
     "operations": [],
     "missing": ["write"],

@@ -96,7 +96,7 @@ def test_the_code_blocks_and_files_of_a_page_run(page: Path, tmp_path: Path) -> 
 
 @pytest.mark.sqlite
 def test_the_tests_on_the_testing_page_pass(tmp_path: Path) -> None:
-    """On the second and third run of test_refresh.py the store is another one."""
+    """The second run of test_refresh.py has another conftest.py, whose store is on SQLite."""
     reader = Reader(tmp_path, {"PYTHONPATH": python_path(tmp_path / "installed")})
     printed = follow(TESTING, reader, "console", "python file=", "python")
     assert re.findall(r"(\d+) passed", "".join(printed)) == ["1", "3", "1"]

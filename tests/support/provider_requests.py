@@ -13,6 +13,9 @@ import httpx
 from tokenstore.testing.provider import StrictRotatingProvider, refresh_over_http
 
 FORM = "application/x-www-form-urlencoded"
+CALLBACK = "https://app.example.com/callback?from=login"
+VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"  # of RFC 7636, appendix B
+CHALLENGE = urlsafe_b64encode(sha256(VERIFIER.encode()).digest()).decode().rstrip("=")
 
 
 class Clock:
@@ -29,11 +32,6 @@ def refresh(http: httpx.Client, refresh_token: str, **extra: str) -> httpx.Respo
 def resource(http: httpx.Client, access_token: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {access_token}"}
     return http.get("/resource", headers=headers, auth=None)
-
-
-CALLBACK = "https://app.example.com/callback?from=login"
-VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"  # of RFC 7636, appendix B
-CHALLENGE = urlsafe_b64encode(sha256(VERIFIER.encode()).digest()).decode().rstrip("=")
 
 
 def authorize(http: httpx.Client, **changes: str | None) -> httpx.Response:

@@ -66,7 +66,7 @@ class HttpError(Exception):
     """A request is refused with an OAuth error (RFC 6749 section 5.2); ``fields`` is the body of ``reply``."""
 
     def __init__(self, status: int, error: str, description: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(error)
+        super().__init__(status, error, description, headers)  # all in `args`, so that the error can be pickled
         self.fields = {"error": error, "error_description": description}
         self.reply = Reply(status, self.fields, headers or {})
 
