@@ -20,30 +20,28 @@ from support.database import new_database
 from support.matrix import Row, params, shared_rows
 from support.page_reader import Reader, follow
 from support.pages import (
+    BACKENDS,
+    BENCHMARKS,
     CLI,
-    HTTP_CLIENTS,
     KEYS,
     KINDS,
-    LOCKING,
     PAGES,
     PROJECT,
-    PROVIDERS,
     README,
-    REFRESH,
     SCHEMA,
-    SEALING,
-    SYNC,
     TESTING,
-    VALUES,
     Block,
     blocks,
     named,
     of_kind,
 )
 from support.paths import ROOT
-from support.plugin_metadata import python_path
 from tokenstore import AuthTokenStore, Keyring, generate_key, open_store
 from tokenstore.keyring import KEYS_VARIABLE
+
+# benchmarks.md: tests/benchmarks runs its commands.
+WITH_TESTS_OF_THEIR_OWN = [README, BACKENDS, BENCHMARKS, CLI, KEYS, SCHEMA, TESTING]
+PLAIN = [page for page in PAGES if page not in WITH_TESTS_OF_THEIR_OWN and of_kind(page, "console", "python")]
 
 # -- kinds of blocks -------------------------------------------------------------------------------
 
@@ -83,23 +81,9 @@ def test_the_quick_start_runs_and_prints_no_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("page", [LOCKING, REFRESH, PROVIDERS, SEALING], ids=named)
+@pytest.mark.parametrize("page", PLAIN, ids=named)
 def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    assert follow(page, Reader(tmp_path), "console", "python")
-
-
-@pytest.mark.sqlite
-@pytest.mark.parametrize("page", [VALUES, SYNC, HTTP_CLIENTS], ids=named)
-def test_the_code_blocks_and_files_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert follow(page, Reader(tmp_path), "console", "python file=", "python")
-
-
-@pytest.mark.sqlite
-def test_the_tests_on_the_testing_page_pass(tmp_path: Path) -> None:
-    """The second run of test_refresh.py has another conftest.py, whose store is on SQLite."""
-    reader = Reader(tmp_path, {"PYTHONPATH": python_path(tmp_path / "installed")})
-    printed = follow(TESTING, reader, "console", "python file=", "python")
-    assert re.findall(r"(\d+) passed", "".join(printed)) == ["1", "3", "1"]
 
 
 @pytest.mark.sqlite

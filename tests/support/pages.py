@@ -27,6 +27,7 @@ from support.paths import DOCS, ROOT
 README = ROOT / "README.md"
 (
     BACKENDS,
+    BENCHMARKS,
     CLI,
     ERRORS,
     HTTP_CLIENTS,
@@ -45,6 +46,7 @@ README = ROOT / "README.md"
     DOCS / f"{name}.md"
     for name in (
         "backends",
+        "benchmarks",
         "cli",
         "errors",
         "http-clients",
