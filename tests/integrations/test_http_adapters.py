@@ -185,6 +185,17 @@ def test_options_reach_the_store(world: World) -> None:
         world.send(options={"min_ttl": -1})
 
 
+def test_a_refused_token_without_a_refresher_is_a_configuration_error(endpoint: Endpoint, keyring: Keyring) -> None:
+    """As for a personal access token that was revoked."""
+    endpoint.script(answer(b"", 401))
+    origin = f"http://{endpoint.address}"
+    with open_sync_store("memory://", keyring=keyring) as store, requests.Session() as session:
+        store.setup()
+        store.store_tokens("github", "u1", "personal", None, None)
+        with pytest.raises(ConfigurationError, match="refresh"):
+            session.get(f"{origin}/", auth=RequestsAuth(store, "github", "u1", origins=[origin]), timeout=10)
+
+
 @every_client
 @pytest.mark.parametrize("token", ["two words-secret", "trailing-secret "])
 def test_a_token_with_a_space_is_refused_without_showing_it(world: World, token: str) -> None:
