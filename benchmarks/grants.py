@@ -157,7 +157,7 @@ def _requests_oauthlib(place: Place) -> bool:
         token_updater=tokens.save,
     )
     with session:
-        return session.get(place.resource, timeout=60).status_code == 200
+        return bool(session.get(place.resource, timeout=60).status_code == 200)
 
 
 def _requests_with_store(place: Place) -> bool:
