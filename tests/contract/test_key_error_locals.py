@@ -70,7 +70,7 @@ def test_urls(walk: Walk) -> None:
         f"{user}@h/db",
         f"memory://{user}@h",
         f"sqlite://{user}@h/db",
-        f"postgresql+pg8000://{user}@h/db",
+        f"postgresql+nothing://{user}@h/db",
         f"postgresql://{user}@h:port/db",
         f"postgresql://{user}@h/db?unknown=1",
         f"postgresql://{user}@h/db?lock_timeout={PASSWORD}",
