@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx2
 import pytest
@@ -19,6 +19,7 @@ from mcp.shared.auth import AuthorizationCodeResult, OAuthClientMetadata
 from pydantic import AnyUrl
 
 from support.mcp_server import McpServer
+from support.scripted_endpoint import Endpoint, answer
 from tokenstore import AuthTokenStore, Keyring, MissingDependencyError, ReauthorizationRequiredError, open_store
 from tokenstore.integrations.mcp import StoreOAuthProvider
 
@@ -207,6 +208,44 @@ def test_a_registration_ends_when_its_secret_expires(tmp_path: Path, server: Mcp
 
     _run(tmp_path, test)
     assert server.oauth.counts == {"registrations": 2, "logins": 2, "refreshes": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "secret", "header", "fields"),
+    [
+        ("client_secret_basic", "hush", "Basic YzE6aHVzaA==", {}),
+        ("client_secret_post", "hush", None, {"client_id": "c1", "client_secret": "hush"}),
+        ("none", None, None, {"client_id": "c1"}),
+        pytest.param(None, "hush", None, {"client_id": "c1"}, id="a secret without a method"),
+        pytest.param("client_secret_post", None, None, {"client_id": "c1"}, id="a method without its secret"),
+        pytest.param("private_key_jwt", None, None, {"client_id": "c1"}, id="a method of another grant"),
+    ],
+)
+def test_a_refresh_authenticates_the_client_as_the_sdk_does(
+    method: str | None,
+    secret: str | None,
+    header: str | None,
+    fields: dict[str, str],
+    tmp_path: Path,
+    endpoint: Endpoint,
+) -> None:
+    client = {"client_id": "c1", "client_secret": secret, "token_endpoint_auth_method": method}
+    settings = {"token_endpoint": endpoint.url, "resource": "https://mcp.example.com/mcp", "client": client}
+    endpoint.script(answer({"access_token": "new", "token_type": "Bearer", "expires_in": 3600}))
+
+    async def test(store: AuthTokenStore) -> None:
+        url, expired = "https://mcp.example.com/mcp", datetime.now(UTC) - timedelta(hours=1)
+        await store.store_tokens("mcp", "u1", "old", "r1", expired, account=url, metadata={"mcp": settings})
+        auth = StoreOAuthProvider(store, "u1", url, _METADATA)
+        tokens = await auth.context.storage.get_tokens()
+        assert tokens is not None
+        assert (tokens.access_token, tokens.refresh_token) == ("new", None)
+
+    _run(tmp_path, test)
+    [request] = endpoint.received
+    form = dict(parse_qsl(request.body))
+    assert form == {"grant_type": "refresh_token", "refresh_token": "r1", "resource": settings["resource"], **fields}
+    assert request.headers.get("authorization") == header
 
 
 def test_neither_the_secret_nor_a_token_is_in_the_database_or_in_a_repr(tmp_path: Path, server: McpServer) -> None:

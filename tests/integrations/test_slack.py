@@ -403,9 +403,11 @@ def test_deleting(tmp_path: Path, provider: StrictRotatingProvider) -> None:
 
         for user in ("U1", "U2", "U3"):
             installations.save(_installation(provider, expired=False, user_id=user, user_token=f"xoxp-{user}"))
-        assert accounts() == ["bot", "user:U1", "user:U2", "user:U3"]
+        # A row of the application's own in the same workspace is not touched.
+        store.store_tokens("slack", "E1-T1", "xapp-1", None, None, account="app")
+        assert accounts() == ["app", "bot", "user:U1", "user:U2", "user:U3"]
         installations.delete_installation(**_TEAM, user_id="U1")
-        assert accounts() == ["bot", "user:U2", "user:U3"]
+        assert accounts() == ["app", "bot", "user:U2", "user:U3"]
         found = installations.find_installation(**_TEAM)
         assert found is not None
         assert (found.user_id, found.user_token) == ("U3", "xoxp-U3")
@@ -417,9 +419,9 @@ def test_deleting(tmp_path: Path, provider: StrictRotatingProvider) -> None:
         installations.delete_bot(**_TEAM)
         assert installations.find_bot(**_TEAM) is None
         installations.save_bot(_installation(provider, expired=False).to_bot())
-        assert accounts() == ["bot", "user:U2"]
+        assert accounts() == ["app", "bot", "user:U2"]
         installations.delete_all(**_TEAM)
-        assert accounts() == []
+        assert accounts() == ["app"]
 
 
 def test_an_organisation_and_its_workspaces_are_apart(tmp_path: Path, provider: StrictRotatingProvider) -> None:

@@ -154,12 +154,16 @@ async def _refresh(record: RefreshableRecord) -> dict[str, Any]:
     client = settings.get("client")
     if client is None:
         raise ReauthorizationRequiredError("the row does not say which client got its tokens", code="client_unknown")
+    # As the SDK does, which knows no other method than these with a secret.
+    method, secret = client.get("token_endpoint_auth_method"), client.get("client_secret")
+    if secret is None or method not in ("client_secret_basic", "client_secret_post"):
+        method, secret = "none", None
     resource = settings.get("resource")
     refresher = OAuth2Refresher(
         settings["token_endpoint"],
         client["client_id"],
-        client.get("client_secret"),
-        auth_method=client.get("token_endpoint_auth_method") or "none",
+        secret,
+        auth_method=method,
         extra_parameters={} if resource is None else {"resource": resource},
     )
     return await refresher(record)

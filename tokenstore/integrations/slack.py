@@ -205,7 +205,7 @@ class AsyncSlackInstallationStore(AsyncInstallationStore):
         workspace = _workspace(enterprise_id, team_id)
         async for entry in self._store.list_tokens(provider=self._provider, user_id=workspace):
             account = entry["account"]
-            if account != _BOT and user_id in (None, account.removeprefix(_USER)):
+            if account.startswith(_USER) and user_id in (None, account.removeprefix(_USER)):
                 await self._store.delete_tokens(self._provider, workspace, account=account)
         bot = await self._store.load_tokens(self._provider, workspace, account=_BOT)
         if bot is not None and user_id in (None, bot["metadata"].get("user_id")):
@@ -255,7 +255,7 @@ class AsyncSlackInstallationStore(AsyncInstallationStore):
     async def _last_installer(self, workspace: str) -> str | None:
         """Whoever installed last and gave a token of their own; None if nobody did."""
         entries = self._store.list_tokens(provider=self._provider, user_id=workspace, with_metadata=True)
-        found = [entry["metadata"] async for entry in entries if entry["account"] != _BOT]
+        found = [entry["metadata"] async for entry in entries if entry["account"].startswith(_USER)]
         return max(found, key=lambda fields: fields["installed_at"])["user_id"] if found else None
 
 
