@@ -23,6 +23,7 @@ from support.pages import (
     PROJECT,
     README,
     SCHEMA,
+    STACKS,
     VALUES,
     codes,
     named,
@@ -195,3 +196,21 @@ def test_the_backend_guide_names_every_protocol_method_and_class() -> None:
     assert sorted(methods) == sorted(name for name in vars(Backend) if not name.startswith("_"))
     classes = [name for cells in table(BACKENDS, "class") for name in codes(cells[0])]
     assert {*classes, "Testbed", "sealed"} == {*conformance.__all__}
+
+
+def test_the_table_of_stacks_has_the_versions_that_the_extras_require() -> None:
+    floors = {
+        name.lower(): floor
+        for requirements in PROJECT["optional-dependencies"].values()
+        for name, floor in re.findall(r"([\w-]+)>=([\d.]+)", " ".join(requirements))
+    }
+    names = {"httpx", "httpx2", "requests", "aiohttp", "authlib", "slack_sdk", "mcp", "celery", "pytest"}
+    found = {}
+    for library, _, extra, oldest, _ in table(STACKS, "library"):
+        [first, *_] = re.split(r"[ ,]", library.lower())
+        found[first] = oldest
+        if extra != "none":
+            assert codes(extra)[0] in PROJECT["optional-dependencies"]
+            assert oldest
+    assert {name: found[name] for name in names} == {name: floors[name] for name in names}
+    assert found["opentelemetry"] == floors["opentelemetry-api"]
