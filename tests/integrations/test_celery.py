@@ -31,7 +31,8 @@ _LIMIT = 60.0
 # The application, as a user of the library writes it. Each task gets a token that is still valid, and ends while the
 # provider handles the refresh in the background.
 _APPLICATION = """
-import json, os, urllib.parse, urllib.request
+import faulthandler, json, os, signal, urllib.parse, urllib.request
+faulthandler.register(signal.SIGRTMIN)
 from celery import Celery
 from tokenstore import Keyring
 from tokenstore.integrations.celery import install
@@ -90,7 +91,11 @@ def _until(condition: Callable[[], bool], worker: subprocess.Popen[bytes], log: 
     deadline = time.monotonic() + _LIMIT
     while not condition():
         assert worker.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
+        if time.monotonic() > deadline:
+            # The worker and its children write into the log where each of their threads is.
+            os.killpg(worker.pid, signal.SIGRTMIN)
+            time.sleep(1)
+            pytest.fail(log.read_text())
         time.sleep(0.05)
 
 
