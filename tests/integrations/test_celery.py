@@ -129,6 +129,9 @@ def _worker(directory: Path, settings: dict[str, Any]) -> Iterator[tuple[subproc
             worker.wait()
 
 
+# Once in CI, on the oldest Python. On Python 3.15, for which Celery 5.7 is not made, two of 40 runs hung in Celery: two
+# new children waited for the lock of the pool's queue of results, which no living process held.
+@pytest.mark.soak
 @sqlite_row
 def test_children_that_end_after_each_task_lose_no_grant(
     row: Row, url: str, keyring: Keyring, provider: StrictRotatingProvider, tmp_path: Path
