@@ -96,7 +96,8 @@ class _Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, 
         return None if grant in self.ended else found
 
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
-        raise NotImplementedError
+        grant, _ = self.access.get(token.token) or self.refresh.get(token.token) or ("", None)
+        self.ended.add(grant)
 
     def _issue(self, grant: str, client: OAuthClientInformationFull, resource: str | None) -> OAuthToken:
         names: dict[str, Any] = {"client_id": client.client_id, "scopes": [], "resource": resource}

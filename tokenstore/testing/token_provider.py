@@ -63,10 +63,6 @@ class _Handle:
         finally:
             self.server.outage = before
 
-    def _nothing_to_expire(self, user_id: str, account: str) -> TokensMissingError:
-        of = f", account {account!r}" if account else ""
-        return TokensMissingError(f"user {user_id!r}{of} has no tokens of provider {self.name!r}: call login first")
-
 
 class TokenProvider(_Handle):
     """A :class:`StrictRotatingProvider` and the store that has its users' tokens. The fixture ``token_provider``.
@@ -118,7 +114,10 @@ class TokenProvider(_Handle):
         async with self.store.transaction() as tx:
             record = await tx.load_tokens(self.name, user_id, for_update=True, account=account)
             if record is None:
-                raise self._nothing_to_expire(user_id, account)
+                of = f", account {account!r}" if account else ""
+                raise TokensMissingError(
+                    f"user {user_id!r}{of} has no tokens of provider {self.name!r}: call login first"
+                )
             await tx.store_tokens(
                 self.name,
                 user_id,
@@ -151,23 +150,11 @@ class SyncTokenProvider(_Handle):
 
     def login(self, user_id: str, *, account: str = "", scope: str = "read write") -> TokenRecord:
         """See :meth:`TokenProvider.login`."""
-        response = self.server.new_grant(user_id, scope=scope)
-        return self.store.store_token_response(self.name, user_id, response, account=account)
+        return self.store.run(lambda aio: self._with(aio).login(user_id, account=account, scope=scope))
 
     def expire(self, user_id: str, *, account: str = "") -> None:
         """See :meth:`TokenProvider.expire`."""
-        self.expire_access(user_id)
-        with self.store.transaction() as tx:
-            record = tx.load_tokens(self.name, user_id, for_update=True, account=account)
-            if record is None:
-                raise self._nothing_to_expire(user_id, account)
-            tx.store_tokens(
-                self.name,
-                user_id,
-                record["access_token"],
-                record["refresh_token"],
-                record["updated_at"],
-                record["refresh_token_expires_at"],
-                account=account,
-                extra=record["extra"],
-            )
+        self.store.run(lambda aio: self._with(aio).expire(user_id, account=account))
+
+    def _with(self, aio: AuthTokenStore) -> TokenProvider:
+        return TokenProvider(self.server, aio, self.name)
