@@ -271,7 +271,7 @@ async def _asynchronous(auth: Any) -> None:
         async with aiohttp.ClientSession() as session:
             await session.get("https://api.example.com/", middlewares=(auth,))
     else:
-        library = importlib.import_module(type(auth).__mro__[2].__module__)
+        library = importlib.import_module(type(auth).__module__.rpartition(".")[2])
         async with library.AsyncClient() as client:
             await client.get("https://api.example.com/", auth=auth)
 
@@ -280,7 +280,7 @@ def _synchronous(auth: Any) -> None:
     if isinstance(auth, RequestsAuth):
         requests.get("https://api.example.com/", auth=auth, timeout=5)
     else:
-        library = importlib.import_module(type(auth).__mro__[2].__module__)
+        library = importlib.import_module(type(auth).__module__.rpartition(".")[2])
         library.get("https://api.example.com/", auth=auth)
 
 

@@ -161,23 +161,29 @@ def _command(user: str = "U1") -> tuple[str, dict[str, Any]]:
     }
 
 
+def _async_app(installations: AsyncSlackInstallationStore, slack: _Slack) -> AsyncApp:
+    """A Bolt application whose command answers with the tokens that it got."""
+    app = AsyncApp(
+        signing_secret=_SECRET,
+        installation_store=installations,
+        client=AsyncWebClient(base_url=slack.url),
+        process_before_response=True,
+    )
+
+    @app.command("/hello")
+    async def hello(ack: Any, context: Any) -> None:
+        await ack(f"{context.bot_token} {context.user_token}")
+
+    return app
+
+
 def test_bolt_s_listeners_get_a_token_that_was_refreshed_once(
     tmp_path: Path, provider: StrictRotatingProvider, slack: _Slack
 ) -> None:
     async def test(store: AuthTokenStore) -> None:
         installations = AsyncSlackInstallationStore(store)
         await installations.async_save(_installation(provider, **_user_tokens(provider)))
-        app = AsyncApp(
-            signing_secret=_SECRET,
-            installation_store=installations,
-            client=AsyncWebClient(base_url=slack.url),
-            process_before_response=True,
-        )
-
-        @app.command("/hello")
-        async def hello(ack: Any, context: Any) -> None:
-            await ack(f"{context.bot_token} {context.user_token}")
-
+        app = _async_app(installations, slack)
         body, headers = _command()
         answers = await asyncio.gather(
             *(app.async_dispatch(AsyncBoltRequest(body=body, headers=headers)) for _ in range(_CALLERS))
@@ -231,17 +237,7 @@ def test_another_person_gets_their_own_token(tmp_path: Path, provider: StrictRot
         await installations.async_save(_installation(provider, expired=False, **second))
         first = {"user_token": "xoxp-first", "installed_at": 1_700_000_002.0}
         await installations.async_save(_installation(provider, expired=False, **first))
-        app = AsyncApp(
-            signing_secret=_SECRET,
-            installation_store=installations,
-            client=AsyncWebClient(base_url=slack.url),
-            process_before_response=True,
-        )
-
-        @app.command("/hello")
-        async def hello(ack: Any, context: Any) -> None:
-            await ack(f"{context.bot_token} {context.user_token}")
-
+        app = _async_app(installations, slack)
         answers = []
         for user in ("U1", "U2", "U3"):
             body, headers = _command(user)

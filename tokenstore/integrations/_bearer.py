@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from tokenstore.errors import ConfigurationError, UnsupportedOperationError
 from tokenstore.records import TokenRecord
@@ -18,7 +18,9 @@ from tokenstore.validation import token_key
 if TYPE_CHECKING:
     from tokenstore.refresh.attempt import Refresh
 
-__all__ = ["BearerOptions", "BearerToken", "BearerTokens", "is_refused"]
+__all__ = ["BearerAuth", "BearerOptions", "BearerToken", "BearerTokens", "is_refused"]
+
+S = TypeVar("S", bound=AuthTokenStore | SyncAuthTokenStore)
 
 _ORIGIN: Final = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _PORTS: Final = {"http": 80, "https": 443}
@@ -133,6 +135,19 @@ class BearerTokens:
                 " cannot be sent as a Bearer token"
             )
         return BearerToken(record["generation"], Hidden(f"Bearer {record['access_token']}"))
+
+
+class BearerAuth(Generic[S]):
+    """What ``StoreAuth`` of each HTTP client is made with. Its class documents the arguments and errors."""
+
+    @clears_locals
+    def __init__(
+        self, store: S, provider: str, user_id: str, *, origins: Collection[str], **options: Unpack[BearerOptions]
+    ) -> None:
+        self._tokens = BearerTokens(store, provider, user_id, origins, options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
 
 
 def is_refused(status: int, challenges: Iterable[str]) -> bool:

@@ -6,13 +6,12 @@ The two libraries have the same interface, and each one refuses the other's ``Au
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Generator
-from typing import Any, ClassVar, NamedTuple, Unpack
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, ClassVar, NamedTuple
 
-from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
 from tokenstore.store import AuthTokenStore
 from tokenstore.sync import AuthTokenStore as SyncAuthTokenStore
-from tokenstore.tracebacks import clears_locals
 
 __all__ = ["HttpxFlow"]
 
@@ -23,7 +22,7 @@ class _Load(NamedTuple):
     refused: BearerToken | None = None
 
 
-class HttpxFlow:
+class HttpxFlow(BearerAuth[AuthTokenStore | SyncAuthTokenStore]):
     """The methods of an ``Auth`` of httpx or httpx2. A client calls one of the flows for each request of its user.
 
     The client follows redirects inside of the flow, and removes the header where the origin changes.
@@ -33,21 +32,6 @@ class HttpxFlow:
     """The library's ``ByteStream``."""
     stream_type: ClassVar[type]
     """The library's ``SyncByteStream``."""
-
-    @clears_locals
-    def __init__(
-        self,
-        store: AuthTokenStore | SyncAuthTokenStore,
-        provider: str,
-        user_id: str,
-        *,
-        origins: Collection[str],
-        **options: Unpack[BearerOptions],
-    ) -> None:
-        self._tokens = BearerTokens(store, provider, user_id, origins, options)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
 
     # While a token is loaded, no local variable of these two frames has a request, whose headers contain the token: an
     # error of the store goes through these frames.

@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from tokenstore.errors import MissingDependencyError
-from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
 from tokenstore.store import AuthTokenStore
 from tokenstore.tracebacks import clears_locals
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["StoreAuth"]
 
 
-class StoreAuth:
+class StoreAuth(BearerAuth[AuthTokenStore]):
     """A client middleware of ``aiohttp`` that authenticates requests as one user, with a fresh access token.
 
     Make one for a user or a request, and pass it with each request: ``session.get(url, middlewares=(StoreAuth(…),))``.
@@ -74,21 +73,6 @@ class StoreAuth:
         UnsupportedOperationError: The store is that of ``tokenstore.sync``, or the token contains a space.
         TokenStoreError: Each other error of ``load_fresh_tokens``.
     """
-
-    @clears_locals
-    def __init__(
-        self,
-        store: AuthTokenStore,
-        provider: str,
-        user_id: str,
-        *,
-        origins: Collection[str],
-        **options: Unpack[BearerOptions],
-    ) -> None:
-        self._tokens = BearerTokens(store, provider, user_id, origins, options)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
 
     @clears_locals
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:

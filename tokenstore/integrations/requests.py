@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tokenstore.errors import MissingDependencyError
-from tokenstore.integrations._bearer import BearerOptions, BearerToken, BearerTokens, is_refused
+from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
 from tokenstore.sync import AuthTokenStore
 from tokenstore.tracebacks import clears_locals
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["StoreAuth"]
 
 
-class StoreAuth(AuthBase):
+class StoreAuth(BearerAuth[AuthTokenStore], AuthBase):
     """Authenticates requests of ``requests`` as one user, with an access token that is fresh, or is refreshed first.
 
     Make one for a user or a request, and pass it with each request: ``session.get(url, auth=StoreAuth(…))``. Making one
@@ -74,21 +73,6 @@ class StoreAuth(AuthBase):
         UnsupportedOperationError: The store is an async one, or the token contains a space.
         TokenStoreError: Each other error of ``load_fresh_tokens``.
     """
-
-    @clears_locals
-    def __init__(
-        self,
-        store: AuthTokenStore,
-        provider: str,
-        user_id: str,
-        *,
-        origins: Collection[str],
-        **options: Unpack[BearerOptions],
-    ) -> None:
-        self._tokens = BearerTokens(store, provider, user_id, origins, options)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
 
     @clears_locals
     def __call__(self, r: PreparedRequest) -> PreparedRequest:
