@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
+from support.missing_libraries import import_error
 from support.oauth2_calls import ID, SECRET
 from support.sync_stores import ended_loop_thread
 from tokenstore import (
@@ -162,14 +161,6 @@ def test_authlib_s_errors_are_understood(tmp_path: Path, provider: StrictRotatin
 
 @pytest.mark.parametrize("missing", ["authlib", "httpx2"])
 def test_a_missing_library_is_named(missing: str) -> None:
-    program = f"""
-import sys
-sys.modules[{missing!r}] = None
-try:
-    import tokenstore.integrations.authlib
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(MissingDependencyError.__name__)
-    assert 'pip install "tokenstore[authlib]"' in done.stdout
+    error = import_error("tokenstore.integrations.authlib", missing)
+    assert error.startswith(MissingDependencyError.__name__)
+    assert 'pip install "tokenstore[authlib]"' in error

@@ -19,6 +19,7 @@ from mcp.shared.auth import AuthorizationCodeResult, OAuthClientMetadata
 from pydantic import AnyUrl
 
 from support.mcp_server import McpServer
+from support.missing_libraries import import_error
 from support.scripted_endpoint import Endpoint, answer
 from tokenstore import AuthTokenStore, Keyring, MissingDependencyError, ReauthorizationRequiredError, open_store
 from tokenstore.integrations.mcp import StoreOAuthProvider
@@ -268,14 +269,6 @@ def test_neither_the_secret_nor_a_token_is_in_the_database_or_in_a_repr(tmp_path
 
 
 def test_without_the_sdk_the_error_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["mcp"] = None
-try:
-    import tokenstore.integrations.mcp
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(MissingDependencyError.__name__)
-    assert 'pip install "tokenstore[mcp]"' in done.stdout
+    error = import_error("tokenstore.integrations.mcp", "mcp")
+    assert error.startswith(MissingDependencyError.__name__)
+    assert 'pip install "tokenstore[mcp]"' in error

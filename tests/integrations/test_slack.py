@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +21,7 @@ from slack_sdk.signature import SignatureVerifier
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.client import WebClient
 
+from support.missing_libraries import import_error
 from support.sync_stores import ended_loop_thread
 from tokenstore import (
     AuthTokenStore,
@@ -452,14 +451,6 @@ def test_an_installation_without_a_token_is_refused(tmp_path: Path, provider: St
 
 
 def test_without_slack_sdk_the_error_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["slack_sdk"] = None
-try:
-    import tokenstore.integrations.slack
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(MissingDependencyError.__name__)
-    assert 'pip install "tokenstore[slack]"' in done.stdout
+    error = import_error("tokenstore.integrations.slack", "slack_sdk")
+    assert error.startswith(MissingDependencyError.__name__)
+    assert 'pip install "tokenstore[slack]"' in error
