@@ -160,10 +160,13 @@ def test_lock_timeout_and_cancellation_end_a_locking_load_that_waits_for_a_lease
             refresh = _Refresh(other._backend, keyring)
             await refresh.begin()
 
+            entered = asyncio.Event()
+
             async def use(lock_timeout: float) -> None:
                 async with AsyncSession(engine) as session:
                     store = AuthTokenStore(session, keyring=keyring, lock_timeout=lock_timeout, **place.options)
                     async with transaction(session):
+                        entered.set()
                         try:
                             await store.load_tokens(**_KEY._asdict(), for_update=True)
                         finally:
@@ -174,7 +177,11 @@ def test_lock_timeout_and_cancellation_end_a_locking_load_that_waits_for_a_lease
                 await use(1.0)
             assert 0.9 < asyncio.get_running_loop().time() - started < 2.5
             for delay in (0.01, 0.05, 0.2):
+                entered.clear()
                 user = asyncio.create_task(use(60.0))
+                # Only the store's own call is cancelled: the test's SELECT may have to connect first,
+                # and aiosqlite leaves a connection open whose connect is cancelled.
+                await entered.wait()
                 await asyncio.sleep(delay)
                 user.cancel()
                 await asyncio.wait([user], timeout=1)
