@@ -34,7 +34,7 @@ from tokenstore.errors import (
 )
 from tokenstore.health import TokenEntry, TokenEntryWithMetadata
 from tokenstore.keyring import Keyring, generate_key
-from tokenstore.records import RefreshableRecord, TokenRecord
+from tokenstore.records import MigrationResult, RefreshableRecord, TokenRecord
 from tokenstore.results import ProviderCallFailure, RefreshResult
 from tokenstore.store import AuthTokenStore, open_store
 from tokenstore.transaction import Transaction
@@ -51,6 +51,7 @@ __all__ = [
     "Keyring",
     "LockTimeoutError",
     "LoginRefusedError",
+    "MigrationResult",
     "MissingDependencyError",
     "ProviderCallFailure",
     "ProviderRefusedError",

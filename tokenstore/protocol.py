@@ -15,7 +15,17 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from tokenstore.health import RowFilter, SearchPage
-from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedMetadata, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import (
+    DueKey,
+    DueRow,
+    Failure,
+    MigrationResult,
+    ScannedRow,
+    SealedMetadata,
+    SealedRecord,
+    SealedTokens,
+    TokenKey,
+)
 from tokenstore.value_records import ScannedValue, SealedValue, ValueKey, ValueRow
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "BorrowedSession",
     "RowOperations",
     "SupportsClock",
+    "SupportsMigrations",
     "SupportsRowLocks",
     "SupportsValues",
     "SupportsWatching",
@@ -328,6 +339,21 @@ class SupportsClock(Protocol):
         """Take the argument ``clock`` of :func:`tokenstore.open_store`, in seconds since the epoch, as the clock.
 
         Called before any other method, and only for a backend that the store made from a URL.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsMigrations(Protocol):
+    """Tables that change from one version of the backend to the next."""
+
+    async def migrate(self, *, dry_run: bool) -> MigrationResult:
+        """Bring the tables to the newest version, while programs of the version before use them.
+
+        Idempotent, also when many processes call it at once. What was done before an error stays.
+
+        Args:
+            dry_run: Whether to change nothing, and only to tell what there is to do.
         """
         ...
 

@@ -24,6 +24,7 @@ __all__ = [
     "DueKey",
     "DueRow",
     "Failure",
+    "MigrationResult",
     "RedactedDict",
     "RefreshableRecord",
     "ScannedRow",
@@ -259,6 +260,20 @@ class ScannedRow:
     lease_expires_at: int | None = None
     metadata_key_id: str | None = None
     metadata: bytes | None = field(default=None, repr=False)
+
+
+class MigrationResult(NamedTuple):
+    """What a migration of the tables has done, or would do.
+
+    Attributes:
+        found: The version that the tables had.
+        version: The version that they have now, or would have.
+        steps: What was changed, or would be, for operators; in order.
+    """
+
+    found: int
+    version: int
+    steps: tuple[str, ...]
 
 
 class DueKey(NamedTuple):

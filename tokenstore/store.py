@@ -30,8 +30,9 @@ from tokenstore.keyring import Keyring
 from tokenstore.listing import RefusedRow, open_metadata, scan_rows, search_rows
 from tokenstore.operations import Clock, TokenOperations
 from tokenstore.options import StoreOptions, TableOptions, positive_int
-from tokenstore.protocol import Backend, BorrowedSession, SupportsClock, SupportsRowLocks
+from tokenstore.protocol import Backend, BorrowedSession, SupportsClock, SupportsMigrations, SupportsRowLocks
 from tokenstore.records import (
+    MigrationResult,
     RedactedDict,
     SealedRecord,
     TokenKey,
@@ -204,6 +205,28 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             BackendError: The database refused or failed.
         """
         await self._rows().setup()
+
+    @clears_locals
+    async def migrate(self, *, dry_run: bool = False) -> MigrationResult:
+        """Bring the tables of an older tokenstore to this one's version; many processes may call this at once.
+
+        Programs of the version before go on meanwhile and afterwards. So migrate first, and then replace the programs.
+
+        Args:
+            dry_run: Whether to change nothing, and only to tell what there is to do.
+
+        Raises:
+            UnsupportedOperationError: The backend has nothing to migrate, or the store has a borrowed session.
+            ConfigurationError: The tables are too new for this tokenstore.
+            TableMissingError: There are no tables: use :meth:`setup`.
+            LockTimeoutError: Another migration is under way, or a transaction has used a table for a minute. What was
+                done before stays; call again.
+            BackendError: The database refused or failed.
+        """
+        backend = self._rows()
+        if not isinstance(backend, SupportsMigrations):
+            raise UnsupportedOperationError(f"{backend!r} has no migrations; use open_store() with the database's URL")
+        return await backend.migrate(dry_run=dry_run)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """One connection and one transaction: committed when the block ends, rolled back when it raises.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Self, TypeVar, cast
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,9 +15,9 @@ from tokenstore.cancellation import finish
 from tokenstore.errors import ConfigurationError, MissingDependencyError, UnknownBackendError
 from tokenstore.event_loops import HomeLoop
 from tokenstore.options import OptionParser, read_options
-from tokenstore.records import SealedMetadata, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import MigrationResult, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore_sql.batched import Loads, Stores
-from tokenstore_sql.calls import Operation, SetupCalls, StoreCalls
+from tokenstore_sql.calls import MigrationCalls, Operation, SetupCalls, StoreCalls
 from tokenstore_sql.connections.alchemy import AlchemyConnection
 from tokenstore_sql.connections.driver import Connector
 from tokenstore_sql.connections.engine import EngineSource
@@ -25,10 +25,11 @@ from tokenstore_sql.connections.hosts import split_url
 from tokenstore_sql.connections.pool import Pool
 from tokenstore_sql.connections.source import Source
 from tokenstore_sql.dialect import Dialect, unencoded_at
+from tokenstore_sql.migrations import migrate_tables
 from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
-from tokenstore_sql.schema import DEFAULT_TABLE
+from tokenstore_sql.schema import DEFAULT_TABLE, TOKEN_TABLE, VALUES_TABLE, token_table, values_table
 from tokenstore_sql.setup import create_tables
 from tokenstore_sql.transaction import SQLTransaction
 
@@ -179,6 +180,23 @@ class SQLBackend(SQLOperations):
                 await cast(AlchemyConnection, rows.connection).alchemy.run_sync(table.drop, checkfirst=True)
 
         await self._run_setup(drop)
+
+    async def migrate(self, *, dry_run: bool) -> MigrationResult:
+        """See :class:`tokenstore.protocol.SupportsMigrations`."""
+        # Of their own: a migration changes options of the indexes.
+        metadata, (name, schema) = MetaData(), (self.table.name, self.table.schema)
+        tables = {
+            TOKEN_TABLE: token_table(metadata, name, schema),
+            VALUES_TABLE: values_table(metadata, name, schema),
+        }
+
+        async def migrate(rows: Rows) -> MigrationResult:
+            connection = cast(AlchemyConnection, rows.connection).alchemy
+            return await migrate_tables(connection, tables, self.dialect, dry_run=dry_run)
+
+        self._check()
+        calls = MigrationCalls(self._engine_source, self.statements, self.dialect)
+        return await calls.write([], migrate, locked=True)
 
     async def _run_setup(self, operation: Operation[None]) -> None:
         self._check()

@@ -33,7 +33,7 @@ from tokenstore_sql.options import STATEMENT_TIMEOUT
 from tokenstore_sql.rows import Rows
 from tokenstore_sql.statements.statements import Statements
 
-__all__ = ["Calls", "Checkout", "LocalLock", "Operation", "SetupCalls", "StoreCalls"]
+__all__ = ["Calls", "Checkout", "LocalLock", "MigrationCalls", "Operation", "SetupCalls", "StoreCalls"]
 
 T = TypeVar("T")
 Operation = Callable[[Rows], Awaitable[T]]
@@ -256,6 +256,13 @@ class SetupCalls(StoreCalls):
 
     def _limited(self, keys: Sequence[Hashable], *, write: bool) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+class MigrationCalls(SetupCalls):
+    """Changing the tables: without a transaction, in which some changes are not possible."""
+
+    def _connected(self, keys: Sequence[Hashable], *, write: bool) -> Checkout:
+        return Checkout(self, transactional=False, write=write)
 
 
 class LocalLock:

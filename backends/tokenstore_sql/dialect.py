@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, cast
 
-from sqlalchemy import URL, Table
+from sqlalchemy import URL, Index, Table
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import ExecutableDDLElement
 
 from tokenstore.errors import ConfigurationError
 from tokenstore_sql.connections.alchemy import AlchemyConnection
@@ -116,6 +117,28 @@ class Dialect(ABC):
     async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """Around the creation of the table: one process at a time."""
         yield
+
+    @asynccontextmanager
+    async def exclusive_migration(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """Around the change of tables that exist: one process at a time. The connection is in no transaction."""
+        async with self.exclusive_setup(connection):
+            yield
+
+    async def change_table(self, connection: AsyncConnection, change: ExecutableDDLElement) -> None:
+        """Change a table that others use. Waits only briefly for its lock, as the statements of all others wait behind.
+
+        Raises:
+            Exception: That of SQLAlchemy or the driver; it means LockTimeoutError if others use the table.
+        """
+        await connection.execute(change)
+
+    async def add_index(self, connection: AsyncConnection, index: Index) -> None:
+        """Create an index, if there is none, on a table that others go on to use.
+
+        Raises:
+            Exception: As for :meth:`change_table`.
+        """
+        await connection.run_sync(index.create, checkfirst=True)
 
     @staticmethod
     def check_url(url: URL) -> None:

@@ -13,7 +13,7 @@ from tokenstore.records import DueKey, DueRow, Failure, ScannedRow, SealedMetada
 from tokenstore_sql.calls import Operation
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.polling import Clients, PollInterval
-from tokenstore_sql.schema import DEFAULT_TABLE, token_table
+from tokenstore_sql.schema import DEFAULT_TABLE, TOKEN_TABLE, VALUES_TABLE, token_table
 from tokenstore_sql.statements.statements import Statements
 from tokenstore_sql.value_operations import SQLValueOperations
 
@@ -42,7 +42,7 @@ class SQLOperations(SQLValueOperations, ABC):
     @property
     def tables(self) -> dict[str, Table]:
         """Both tables, by what an error calls a table of that kind."""
-        return {"token table": self.table, "table of values": self.values}
+        return {TOKEN_TABLE: self.table, VALUES_TABLE: self.values}
 
     @abstractmethod
     async def _run(self, keys: Sequence[Hashable], operation: Operation[T], *, write: bool) -> T:

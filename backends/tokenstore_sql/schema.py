@@ -26,9 +26,25 @@ from sqlalchemy.dialects import mysql, postgresql
 from tokenstore.records import MAX_ACCOUNT_BYTES, MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES
 from tokenstore.value_records import MAX_VALUE_GROUP_BYTES, MAX_VALUE_NAME_BYTES
 
-__all__ = ["DEFAULT_TABLE", "PostgresText", "Utf8Binary", "exact_text", "metadata", "token_table", "values_table"]
+__all__ = [
+    "DEFAULT_TABLE",
+    "TOKEN_TABLE",
+    "VALUES_TABLE",
+    "PostgresText",
+    "Utf8Binary",
+    "exact_text",
+    "metadata",
+    "token_table",
+    "values_table",
+]
 
 DEFAULT_TABLE = "oauth_tokens"
+
+TOKEN_TABLE = "token table"  # noqa: S105 - no password
+"""What errors call the first of the tables."""
+
+VALUES_TABLE = "table of values"
+"""What errors call the second one."""
 
 
 class Utf8Binary(TypeDecorator[str]):

@@ -10,6 +10,8 @@ from sqlalchemy.schema import CreateSchema
 
 from tokenstore.errors import ConfigurationError
 from tokenstore_sql.dialect import Dialect
+from tokenstore_sql.migrations import newest_version, read_version, write_version
+from tokenstore_sql.schema import TOKEN_TABLE, VALUES_TABLE
 
 __all__ = ["create_tables"]
 
@@ -23,21 +25,42 @@ async def create_tables(connection: AsyncConnection, tables: Mapping[str, Table]
         dialect: How the database is set up.
 
     Raises:
-        ConfigurationError: The schema does not exist, or there is a table of such a name that lacks some of the
-            columns.
+        ConfigurationError: The schema does not exist, the tables are of an older version or of one that is too new, or
+            there is a table of such a name that lacks some of the columns.
         UnsupportedOperationError: The database cannot serve as a store.
     """
     await dialect.check(connection)
     for table in tables.values():
         await connection.run_sync(_check_schema, table.schema)
     async with dialect.exclusive_setup(connection):
-        for kind, table in tables.items():
+        is_new = not await connection.run_sync(_has, tables[TOKEN_TABLE])
+        for table in tables.values():
             await connection.run_sync(table.create, checkfirst=True)
-            if missing := await connection.run_sync(_missing_columns, table):
+        missing = {kind: await connection.run_sync(_missing_columns, table) for kind, table in tables.items()}
+        if not missing[VALUES_TABLE]:
+            await _check_version(connection, tables, is_new=is_new)
+        for kind, names in missing.items():
+            if names:
                 raise ConfigurationError(
-                    f"the table {table.fullname} exists but is no {kind}: it lacks {', '.join(missing)}; "
-                    "choose another name with the option `table`"
+                    f"the table {tables[kind].fullname} exists but is no {kind}: it lacks {', '.join(names)}; choose "
+                    "another name with the option `table`, or run `tokenstore migrate` if an older tokenstore created "
+                    "it"
                 )
+
+
+async def _check_version(connection: AsyncConnection, tables: Mapping[str, Table], *, is_new: bool) -> None:
+    if is_new:
+        await write_version(connection, tables[VALUES_TABLE], newest_version())
+    found = await read_version(connection, tables)
+    if found is not None and found < newest_version():
+        raise ConfigurationError(
+            f"the table {tables[TOKEN_TABLE].fullname} is of version {found}, and this tokenstore needs version "
+            f"{newest_version()}: run `tokenstore migrate`"
+        )
+
+
+def _has(connection: Connection, table: Table) -> bool:
+    return inspect(connection).has_table(table.name, table.schema)
 
 
 def _missing_columns(connection: Connection, table: Table) -> list[str]:

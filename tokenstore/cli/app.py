@@ -16,7 +16,7 @@ from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INPUT_OUTPUT, INTERRUP
 from tokenstore.cli.options import CommonOptions, JsonOption, NamespaceOption, UrlOption
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
-from tokenstore.cli.setup import init, keygen
+from tokenstore.cli.setup import init, keygen, migrate
 from tokenstore.cli.tokens import clear_failure, delete, list_tokens, put, show
 from tokenstore.errors import TokenStoreError
 from tokenstore.tracebacks import clears_locals
@@ -129,6 +129,7 @@ def _main(
 # In the order of the help.
 app.command()(keygen)
 app.command()(init)
+app.command()(migrate)
 app.command()(put)
 app.command()(show)
 app.command("list")(list_tokens)

@@ -20,7 +20,7 @@ from tokenstore.operations import Clock
 from tokenstore.operations import TokenOperations as AsyncTokenOperations
 from tokenstore.options import StoreOptions
 from tokenstore.protocol import Backend
-from tokenstore.records import TokenRecord
+from tokenstore.records import MigrationResult, TokenRecord
 from tokenstore.results import RefreshResult
 from tokenstore.store import AuthTokenStore as AsyncAuthTokenStore
 from tokenstore.store import open_store as open_async_store
@@ -112,6 +112,11 @@ class AuthTokenStore(TokenOperations, ValueOperations):
     def setup(self) -> None:
         """Create the tables if they are missing: see :meth:`tokenstore.AuthTokenStore.setup`."""
         self._call(lambda aio: aio.setup())
+
+    @clears_locals
+    def migrate(self, *, dry_run: bool = False) -> MigrationResult:
+        """Bring the tables to this version: see :meth:`tokenstore.AuthTokenStore.migrate`."""
+        return self._call(lambda aio: aio.migrate(dry_run=dry_run))
 
     @clears_locals
     def run(self, work: Callable[[AsyncAuthTokenStore], Awaitable[T]]) -> T:

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
-from sqlalchemy import column, func, select, table
+from sqlalchemy import Index, column, func, select, table
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import ExecutableDDLElement
 
+from tokenstore.cancellation import finish
 from tokenstore.errors import LockTimeoutError
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
@@ -33,6 +35,9 @@ _SET_WAIT: Final = sql(f"SET SESSION {_WAIT} = :seconds")
 # InnoDB's shortest lock wait timeout, in seconds.
 _SHORTEST_WAIT: Final = 1
 _SETUP_TIMEOUT: Final = 60
+# How long a change of a table, and an index, wait for the table, in seconds.
+_BRIEF_WAIT: Final = 1
+_INDEX_WAIT: Final = 10
 
 
 class MySQLDialect(Dialect):
@@ -125,3 +130,24 @@ class MySQLDialect(Dialect):
         finally:
             if not connection.invalidated:
                 await connection.execute(sql("SELECT RELEASE_LOCK('tokenstore.setup')"))
+
+    async def change_table(self, connection: AsyncConnection, change: ExecutableDDLElement) -> None:
+        async with _metadata_wait(connection, _BRIEF_WAIT):
+            await connection.execute(change)
+
+    async def add_index(self, connection: AsyncConnection, index: Index) -> None:
+        # The build waits for the table twice. The second time, at its end, a time-out would undo it.
+        async with _metadata_wait(connection, _INDEX_WAIT):
+            await super().add_index(connection, index)
+
+
+@asynccontextmanager
+async def _metadata_wait(connection: AsyncConnection, seconds: int) -> AsyncIterator[None]:
+    """Limit how long the session waits for a table that other transactions use."""
+    found = (await connection.execute(sql("SELECT @@SESSION.lock_wait_timeout"))).scalar_one()
+    await connection.execute(sql("SET SESSION lock_wait_timeout = :seconds"), {"seconds": seconds})
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            await finish(connection.execute(sql("SET SESSION lock_wait_timeout = :found"), {"found": found}))

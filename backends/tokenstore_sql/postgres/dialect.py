@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from sqlalchemy import Integer, column, func, literal_column, select, table
+from sqlalchemy import Index, Integer, Select, Table, column, func, literal_column, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
-from tokenstore.errors import UnsupportedOperationError
+from tokenstore.cancellation import finish
+from tokenstore.errors import LockTimeoutError, UnsupportedOperationError
 from tokenstore.escaping import escaped
 from tokenstore_sql.connections.connection import Connection
 from tokenstore_sql.dialect import Dialect, LockScope
+from tokenstore_sql.polling import jittered
 from tokenstore_sql.postgres.connections import PostgresAlchemyConnection
 from tokenstore_sql.postgres.errors import PostgresErrors
 from tokenstore_sql.postgres.grammar import PostgresGrammar
@@ -25,6 +30,11 @@ T = TypeVar("T")
 
 # Any number that is always the same: the advisory lock that keeps two processes from creating the table at once.
 _SETUP_LOCK: Final = 0x746F6B656E73
+# Another one, which keeps two processes from changing the tables at once; how long it is waited for, in seconds.
+_MIGRATION_LOCK: Final = _SETUP_LOCK + 1
+_SETUP_TIMEOUT: Final = 60
+_SETUP_PAUSE: Final = 0.2
+_BRIEF_WAIT: Final = "1s"
 
 
 class PostgresDialect(Dialect):
@@ -87,9 +97,70 @@ class PostgresDialect(Dialect):
         await connection.execute(select(func.pg_catalog.pg_advisory_xact_lock(_SETUP_LOCK)))
         yield
 
+    @asynccontextmanager
+    async def exclusive_migration(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        # A lock of the session, tried again and again: an index is built beside the traffic in no transaction, and its
+        # build would wait for the transaction of another process that waits for this lock.
+        deadline = time.monotonic() + _SETUP_TIMEOUT
+        try_lock = select(func.pg_catalog.pg_try_advisory_lock(_MIGRATION_LOCK))
+        while not (await connection.execute(try_lock)).scalar_one():
+            if time.monotonic() > deadline:
+                raise LockTimeoutError(f"another process has been migrating token tables for {_SETUP_TIMEOUT} s")
+            await asyncio.sleep(jittered(_SETUP_PAUSE))
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                await finish(connection.execute(select(func.pg_catalog.pg_advisory_unlock(_MIGRATION_LOCK))))
+
+    async def change_table(self, connection: AsyncConnection, change: ExecutableDDLElement) -> None:
+        async with _settings(connection, lock_timeout=_BRIEF_WAIT):
+            await connection.execute(change)
+
+    async def add_index(self, connection: AsyncConnection, index: Index) -> None:
+        index.dialect_options["postgresql"]["concurrently"] = True
+        # The build waits for all transactions that began before it. Nobody waits behind it.
+        async with _settings(connection, lock_timeout="0", statement_timeout="0"):
+            if (await connection.execute(_invalid(connection, index))).first():
+                # A build that was killed leaves an index that is of no use, and yet takes time with every write.
+                await connection.execute(DropIndex(index))
+            await connection.execute(CreateIndex(index, if_not_exists=True))
+
     async def check(self, connection: AsyncConnection) -> None:
         encoding = (await connection.execute(select(func.pg_catalog.current_setting("server_encoding")))).scalar_one()
         if encoding != "UTF8":
             raise UnsupportedOperationError(
                 f"the database's encoding is {escaped(encoding)}; create one with ENCODING 'UTF8'"
             )
+
+
+@asynccontextmanager
+async def _settings(connection: AsyncConnection, **settings: str) -> AsyncIterator[None]:
+    """Change settings of the session for a while."""
+    catalog = func.pg_catalog
+    found = {name: (await connection.execute(select(catalog.current_setting(name)))).scalar_one() for name in settings}
+    try:
+        for name, value in settings.items():
+            await connection.execute(select(catalog.set_config(name, value, False)))
+        yield
+    finally:
+        for name, value in found.items():
+            if not connection.invalidated:
+                await finish(connection.execute(select(catalog.set_config(name, value, False))))
+
+
+def _invalid(connection: AsyncConnection, index: Index) -> Select[Any]:
+    """The query for an index of this name whose build did not end."""
+    catalog = func.pg_catalog
+    relations = table("pg_class", column("oid"), column("relname"), schema="pg_catalog")
+    indexes = table("pg_index", *map(column, ("indexrelid", "indrelid", "indisvalid")), schema="pg_catalog")
+    of = connection.dialect.identifier_preparer.format_table(cast(Table, index.table))
+    return (
+        select(indexes.c.indexrelid)
+        .join_from(indexes, relations, relations.c.oid == indexes.c.indexrelid)
+        .where(
+            indexes.c.indrelid == catalog.to_regclass(of),
+            relations.c.relname == index.name,
+            indexes.c.indisvalid.is_(False),
+        )
+    )

@@ -91,8 +91,8 @@ class ValueStatements:
             .where(self._is_live(c))
             .limit(bindparam("limit", type_=Integer()))
         )
-        if by_group:
-            page = page.where(c.namespace == bindparam("g"))
+        # Without a group, all but the row that has the version of the tables.
+        page = page.where(c.namespace == bindparam("g") if by_group else c.namespace > "")
         if not after:
             return [page.order_by(c.namespace, c.name)]
         of_group = page.where(c.namespace == bindparam("after_g"), c.name > bindparam("after_n")).order_by(c.name)
