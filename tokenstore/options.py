@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TypedDict
 
@@ -52,11 +52,13 @@ class StoreOptions(TableOptions, total=False):
     connect_timeout: float
     # PostgreSQL, MySQL and MariaDB
     host: str
+    password: str | Callable[[], str | Awaitable[str]]
     # PostgreSQL
     application_name: str
     channel_binding: str
     prepared_statements: bool
     passfile: str
+    service: str
     sslcert: str
     sslcrl: str
     sslkey: str

@@ -138,7 +138,7 @@ def postgres() -> Server:
     )
     settings = {
         "listen_addresses": server.host,
-        "unix_socket_directories": "",
+        "unix_socket_directories": str(home.folder),
         "max_connections": MAX_CONNECTIONS,
         "shared_buffers": "64MB",
         "fsync": "off",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import URL
@@ -14,6 +14,7 @@ from tokenstore.errors import ConfigurationError, InvalidInputError
 from tokenstore.options import OptionParser, one_of, positive_seconds, switch, text
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, DriverConnection, through_engine
+from tokenstore_sql.connections.passwords import check_password_is_given_once, password_option, with_password
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.mysql.dialect import MySQLDialect
 from tokenstore_sql.mysql.hosts import HostsOpener, hosts_of
@@ -60,6 +61,7 @@ class MySQLBackend(SQLBackend):
         "charset": one_of("utf8mb4"),  # which the connections have anyway; many URLs name it
         "connect_timeout": positive_seconds,
         "host": text,
+        "password": password_option,
         "ssl": _ssl_switch,
         "ssl_ca": text,
         "ssl_cert": text,
@@ -93,11 +95,16 @@ class MySQLBackend(SQLBackend):
         if "unix_socket" in options:
             connect["unix_socket"] = options["unix_socket"]
 
-        async def open_connection() -> Any:
+        async def open_connection(**password: str) -> Any:
             _, of_url = engine.dialect.create_connect_args(url)
-            return await opener.open({**of_url, **connect})
+            return await opener.open({**of_url, **connect, **password})
 
-        engine = create_async_engine(url, async_creator=open_connection, **ENGINE_ARGUMENTS)
+        creator: Callable[..., Coroutine[Any, Any, Any]] = open_connection
+        if "password" in options:
+            check_password_is_given_once(url)
+            creator = with_password(open_connection, options["password"], connect["connect_timeout"])
+
+        engine = create_async_engine(url, async_creator=creator, **ENGINE_ARGUMENTS)
         return engine
 
     @classmethod

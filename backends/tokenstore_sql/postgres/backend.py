@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
@@ -14,18 +15,21 @@ from tokenstore.options import OptionParser, one_of, positive_seconds, switch, t
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.connections.driver import Connector, through_engine
 from tokenstore_sql.connections.hosts import Host
+from tokenstore_sql.connections.passwords import check_password_is_given_once, password_option, with_password
 from tokenstore_sql.dialect import Dialect
 from tokenstore_sql.options import ENGINE_ARGUMENTS
 from tokenstore_sql.postgres.clear_text import warning_of_clear_text
 from tokenstore_sql.postgres.connections import AsyncpgConnection, PreparingAsyncpgConnection, PsycopgConnection
 from tokenstore_sql.postgres.dialect import PostgresDialect
 from tokenstore_sql.postgres.hosts import asyncpg_creator, hosts_of
+from tokenstore_sql.postgres.services import service_of
 
 __all__ = ["PostgresBackend"]
 
 # libpq's names of these options. asyncpg understands them in a DSN, psycopg everywhere.
 _LIBPQ_OPTIONS: Final = (
     "passfile",
+    "service",
     "sslcert",
     "sslcrl",
     "sslkey",
@@ -54,6 +58,7 @@ class PostgresBackend(SQLBackend):
         "channel_binding": one_of("disable", "prefer", "require"),
         "connect_timeout": positive_seconds,
         "host": text,
+        "password": password_option,
         "prepared_statements": switch,
         **dict.fromkeys(_LIBPQ_OPTIONS, text),
         "sslmode": one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -76,6 +81,10 @@ class PostgresBackend(SQLBackend):
             "postgresql+asyncpg": _asyncpg_arguments,
             "postgresql+psycopg": _psycopg_arguments,
         }[url.drivername](options, hosts)
+        if "password" in options:
+            check_password_is_given_once(url)
+            creator = connect.get("async_creator_fn") or _connect_of(url.get_driver_name())
+            connect["async_creator_fn"] = with_password(creator, options["password"], _connect_timeout(options))
         return create_async_engine(url, connect_args=connect, **ENGINE_ARGUMENTS)
 
     @classmethod
@@ -94,18 +103,28 @@ def _libpq(options: Mapping[str, Any]) -> dict[str, str]:
     return {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
 
 
+def _connect_timeout(options: Mapping[str, Any]) -> float:
+    return float(options.get("connect_timeout", 10.0))
+
+
+def _connect_of(driver: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The driver's own way to open a connection."""
+    module = import_module(driver)
+    return module.connect if driver == "asyncpg" else module.AsyncConnection.connect  # type: ignore[no-any-return]
+
+
 def _asyncpg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -> dict[str, Any]:
     if options.get("channel_binding") == "require":
         raise ConfigurationError(
             "channel_binding=require: asyncpg has no channel binding; write postgresql+psycopg://, or "
             "sslmode=verify-full and sslrootcert in place of channel_binding"
         )
-    arguments: dict[str, Any] = {"timeout": options.get("connect_timeout", 10.0)}
+    arguments: dict[str, Any] = {"timeout": _connect_timeout(options)}
     if hosts:
         arguments["async_creator_fn"] = asyncpg_creator(hosts, options)
     if "application_name" in options:
         arguments["server_settings"] = {"application_name": options["application_name"]}
-    if libpq := _libpq(options):
+    if libpq := {**_libpq(options), **service_of(options)}:
         # Keyword arguments win over the DSN, so the DSN carries nothing but these options.
         arguments["dsn"] = f"postgresql://?{urlencode(libpq)}"
     if not options.get("prepared_statements", True):
@@ -121,7 +140,7 @@ def _asyncpg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -
 
 def _psycopg_arguments(options: Mapping[str, Any], hosts: Sequence[Host] = ()) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "connect_timeout": max(1, round(options.get("connect_timeout", 10.0))),
+        "connect_timeout": max(1, round(_connect_timeout(options))),
         # As asyncpg does. The database or the role may have another default.
         "client_encoding": "utf8",
         **_libpq(options),
