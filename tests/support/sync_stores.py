@@ -49,13 +49,17 @@ def interrupted(call: Callable[[], object]) -> None:
 
 
 def run_program(program: str, *arguments: str, timeout: float = 60.0) -> str:
-    """Run a Python program with warnings as errors. Return what it prints; it must end well and write no error."""
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout
+    """Run a Python program with warnings as errors. Return what it prints; it must end well and write no error.
+
+    A program that does not end in time shows where its threads are.
+    """
+    command = [sys.executable, "-X", "faulthandler", "-W", "error", "-c", program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            printed, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            printed, errors = process.communicate()
+    told = f"it printed {printed!r} and ended with {process.returncode}:\n{errors}"
+    assert (process.returncode, errors) == (0, ""), told
+    return printed
