@@ -33,12 +33,13 @@ async def create_tables(connection: AsyncConnection, tables: Mapping[str, Table]
     for table in tables.values():
         await connection.run_sync(_check_schema, table.schema)
     async with dialect.exclusive_setup(connection):
-        is_new = not await connection.run_sync(_has, tables[TOKEN_TABLE])
-        for table in tables.values():
-            await connection.run_sync(table.create, checkfirst=True)
-        missing = {kind: await connection.run_sync(_missing_columns, table) for kind, table in tables.items()}
-        if not missing[VALUES_TABLE]:
-            await _check_version(connection, tables, is_new=is_new)
+        found = [kind for kind, table in tables.items() if await connection.run_sync(_has, table)]
+        for kind, table in tables.items():
+            if kind not in found:
+                await connection.run_sync(table.create, checkfirst=False)
+        missing = {kind: await connection.run_sync(_missing_columns, tables[kind]) for kind in found}
+        if not missing.get(VALUES_TABLE):
+            await _check_version(connection, tables, is_new=TOKEN_TABLE not in found)
         for kind, names in missing.items():
             if names:
                 raise ConfigurationError(
