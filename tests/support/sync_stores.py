@@ -48,7 +48,7 @@ def interrupted(call: Callable[[], object]) -> None:
     _ = call()
 
 
-def run_program(program: str, *arguments: str, timeout: float = 60.0) -> str:
+def run_program(program: str, *arguments: str, timeout: float = 180.0) -> str:
     """Run a Python program with warnings as errors. Return what it prints; it must end well and write no error.
 
     A program that does not end in time shows where its threads are.
