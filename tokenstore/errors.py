@@ -15,7 +15,7 @@
     │   └── TamperedError                           it was altered, moved, or sealed by another key or namespace
     ├── BackendError                                the database refused or failed
     │   ├── TableMissingError                       the table has not been created
-    │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within ``lock_timeout``
+    │   ├── LockTimeoutError (also TimeoutError)    a lock was not free within lock_timeout
     │   ├── ConflictError                           a deadlock, or a serialization failure; repeat the transaction
     │   ├── LoginRefusedError                       a wrong password, user or database name
     │   ├── RowTooLargeError                        the row exceeds a limit of the database

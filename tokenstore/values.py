@@ -164,8 +164,8 @@ class ValueOperations(ABC):
     async def list_values(self, *, namespace: str | None = None, page_size: int = 500) -> AsyncIterator[ValueEntry]:
         """Iterate over all values that have not expired, or those of one namespace, without opening them.
 
-        The order is that of namespace and name, each compared as UTF-8 bytes. As with :meth:`list_tokens`, no
-        connection or snapshot is held between two pages.
+        The order is that of namespace and name, each compared as UTF-8 bytes. As with
+        :meth:`AuthTokenStore.list_tokens`, no connection or snapshot is held between two pages.
 
         Args:
             namespace: Only the values of this namespace.

@@ -71,5 +71,11 @@ class Reader:
 
 
 def follow(page: Path, reader: Reader, *kinds: str) -> list[str]:
-    """Run the blocks of these kinds, and return the output of each."""
-    return [reader.run(block) for block in of_kind(page, *kinds)]
+    """Run the blocks of these kinds, check the output that the page shows, and return the output of each."""
+    printed: list[str] = []
+    for block in of_kind(page, *kinds, "text output"):
+        if block.kind == "text output":
+            assert printed[-1] == block.text, f"{block.place}\n{printed[-1]}"
+        else:
+            printed.append(reader.run(block))
+    return printed

@@ -9,6 +9,7 @@ the environment variables that the blocks before it exported:
 * ``python file=PATH``: a file that the reader saves, and that later blocks use.
 * ``python from=PATH``, ``toml from=PATH``: an excerpt of that file in the repository, word for word.
 * ``python contract``: the example of ``AuthTokenStore``, run with a session on every database.
+* ``text output``: what the block before it prints, word for word.
 * ``text demo``: lines that ``tokenstore demo`` prints, with any numbers.
 
 Any other info string is an error. Every Python program can also be pasted at Python's prompt, where a blank line ends
@@ -42,6 +43,7 @@ README = ROOT / "README.md"
     STACKS,
     SYNC,
     TESTING,
+    TUTORIAL,
     VALUES,
 ) = (
     DOCS / f"{name}.md"
@@ -62,12 +64,15 @@ README = ROOT / "README.md"
         "stacks",
         "sync",
         "testing",
+        "tutorial",
         "values",
     )
 )
 EXAMPLE = ROOT / "examples" / "tokenstore-jsonfile"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
-LINKED = [*PAGES, *sorted({*ROOT.glob("*.md")} - {README}), *sorted((ROOT / "examples").rglob("*.md"))]
+# These show the docstrings, on the site.
+REFERENCES = sorted((DOCS / "reference").glob("*.md"))
+LINKED = [*PAGES, *REFERENCES, *sorted({*ROOT.glob("*.md")} - {README}), *sorted((ROOT / "examples").rglob("*.md"))]
 KINDS = [
     "python",
     "python contract",
@@ -77,6 +82,7 @@ KINDS = [
     "console",
     "console install",
     "text demo",
+    "text output",
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 

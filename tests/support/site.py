@@ -1,0 +1,37 @@
+"""The documentation's site: the program that builds it, and where it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from support.paths import ROOT
+
+# Below a checkout.
+_PROGRAM = Path("docs/site/build.py")
+_SITE = Path("build/docs/site")
+
+
+def build(checkout: Path = ROOT) -> Path:
+    """Build the site, as a reader of CONTRIBUTING.md does, and return its folder.
+
+    Raises:
+        AssertionError: The build failed. The message is what it printed.
+    """
+    command = [sys.executable, str(checkout / _PROGRAM)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout / _SITE
+
+
+def builder() -> ModuleType:
+    """Import the program, which is no part of a package."""
+    spec = spec_from_file_location("build_site", ROOT / _PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
