@@ -9,7 +9,7 @@ the environment variables that the blocks before it exported:
 * ``python file=PATH``: a file that the reader saves, and that later blocks use.
 * ``python from=PATH``, ``toml from=PATH``: an excerpt of that file in the repository, word for word.
 * ``python contract``: the example of ``AuthTokenStore``, run with a session on every database.
-* ``text output``: what the block before it prints, word for word.
+* ``text output``: what the block before it prints, word for word; ``…`` stands for the rest of a line.
 * ``text demo``: lines that ``tokenstore demo`` prints, with any numbers.
 
 Any other info string is an error. Every Python program can also be pasted at Python's prompt, where a blank line ends
