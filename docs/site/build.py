@@ -1,8 +1,8 @@
 """Build the documentation's site: ``python docs/site/build.py`` writes it to ``build/docs/site``.
 
 The pages are those that readers find in the repository. They are copied, with the repository's folders and the source
-files that they link to, so that every link leads to the same file on the site. A link to a page or heading that does not
-exist fails the build, and so does a docstring that names an unknown Python object.
+files that they link to, so that every link leads to the same file on the site. A link to a missing page or heading
+fails the build, and so does a docstring that names an unknown Python object.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def llms_txt() -> str:
 def main() -> int:
     """Build the site, and return the exit code."""
     _copy_pages()
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=BUILD, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=BUILD, check=False)
     if done.returncode:
         return done.returncode
     (SITE / "llms.txt").write_text(llms_txt(), "utf-8")

@@ -1,7 +1,7 @@
 """A griffe extension that shows the project's docstrings as Markdown.
 
-Docstrings name Python objects with Sphinx's roles, such as ``:meth:`AuthTokenStore.load_tokens```, and begin code blocks
-with ``::``. mkdocstrings reads Markdown, where both would be shown as they are.
+Docstrings name Python objects with Sphinx's roles, such as ``:class:`AuthTokenStore```, and begin code blocks with
+``::``. mkdocstrings reads Markdown, where both would be shown as they are.
 """
 
 from __future__ import annotations

@@ -19,6 +19,11 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def shown(page: Path) -> tuple[str, ...]:
+    """Return the names of the Python objects that the site shows on a page: test_site.py looks for their anchors."""
+    return tuple(re.findall(r"^::: (\S+)$", page.read_text("utf-8"), re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", LINKED, ids=named)
 def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
@@ -29,7 +34,7 @@ def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
         assert there.is_relative_to(ROOT), target
         assert there.exists(), target
         if anchor:
-            assert anchor in slugs(there), target
+            assert anchor in slugs(there) or anchor.startswith(shown(there)), target
 
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=named)

@@ -15,7 +15,7 @@ WITH_COMMANDS = [page for page in PAGES if page != README and of_kind(page, "con
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=named)
 def test_the_first_command_enters_the_environment(page: Path) -> None:
-    """In the root of a clone, as the README's installation has made it; the page says so. The tutorial makes its own."""
+    """In the root of a clone, as the README's installation has made it; the page says so. The tutorial makes one."""
     first, *others = of_kind(page, "console", "console install")
     if page == TUTORIAL:
         assert first.text.startswith("python3 -m venv .venv && ")

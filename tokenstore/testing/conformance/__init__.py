@@ -53,5 +53,6 @@ __all__ = [
 ]
 
 
-class BackendConformance(SetupTests, RowTests, EmptyRowTests, DueTests, LeaseTests, MetadataTests, ConcurrencyTests):
+# pytest runs the tests of the last class first: in the order in which a backend is best written.
+class BackendConformance(ConcurrencyTests, DueTests, EmptyRowTests, MetadataTests, LeaseTests, RowTests, SetupTests):
     """The tests of :class:`tokenstore.protocol.Backend`."""
