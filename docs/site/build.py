@@ -51,6 +51,7 @@ def _copy_pages() -> None:
 
 def _fence(match: re.Match[str]) -> str:
     language, path = match.groups()
+    language = "bash" if language == "console" else language  # `console` would be commands after prompts
     return f"```{language}" + (f' title="{path}"' if path else "")
 
 
