@@ -29,7 +29,7 @@ INTEGRATIONS = [
 
 def test_every_page_is_in_the_navigation_once() -> None:
     listed = [path.as_posix() for _, path in BUILDER.navigation(NAVIGATION)]
-    assert sorted(listed) == sorted(named(page) for page in LINKED)
+    assert sorted(listed) == sorted(named(page) for page in LINKED), "see `nav` in docs/site/zensical.toml"
 
 
 def test_the_pages_have_the_groups_of_diataxis() -> None:

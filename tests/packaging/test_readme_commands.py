@@ -1,4 +1,4 @@
-"""The README's commands and its Quick start work for a new user: a new copy, an empty home, no virtual environment.
+"""The README and the tutorial work for a new user: a new copy, an empty home, no virtual environment.
 
 The commands install the project from the package index, so these tests run once, with the other tests of this folder.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from support.pages import README, TUTORIAL
 from support.paths import ROOT
 
 pytestmark = pytest.mark.packaging
@@ -25,21 +26,23 @@ NOT_CLONED = (".git", ".venv", ".tox", "build", "dist", "*.egg-info", "__pycache
 
 @dataclass(frozen=True)
 class Step:
-    """One fenced block of the README: its line, its info string and its text."""
+    """One fenced block of a page: its place, its info string and its text."""
 
-    line: int
+    place: str
     info: str
     text: str
 
 
-def steps(readme: str) -> list[Step]:
+def steps(page: Path) -> list[Step]:
     """Return the blocks in order, without the command that runs the tests, because it would run this test."""
     found = []
-    for match in re.finditer(r"^```([^\n]+)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+    read = page.read_text("utf-8")
+    for match in re.finditer(r"^```([^\n]+)\n(.*?)^```$", read, re.MULTILINE | re.DOTALL):
         info, text = match.groups()
         typed = info.startswith(("console", "python")) and info != "python contract"
         if typed and ".venv/bin/tox" not in text:
-            found.append(Step(readme.count("\n", 0, match.start()) + 1, info, text))
+            line = read.count("\n", 0, match.start()) + 1
+            found.append(Step(f"{page.name}:{line}", info, text))
     return found
 
 
@@ -66,7 +69,12 @@ class Newcomer:
             for name, value in os.environ.items()
             if not name.startswith(("PYTHON", "PYTEST", "TOKENSTORE", "TOX", "VIRTUAL_ENV", "XDG"))
         }
-        self.environment = {**kept, "HOME": str(home), "PATH": f"{programs}{os.pathsep}{kept['PATH']}"}
+        self._new = {**kept, "HOME": str(home), "PATH": f"{programs}{os.pathsep}{kept['PATH']}"}
+        self.open_terminal()
+
+    def open_terminal(self) -> None:
+        """Forget what was exported, and which environment was entered."""
+        self.environment = {**self._new}
 
     def type(self, step: Step) -> str:
         """Run the commands of a block and return their output; the exit code of each must be 0."""
@@ -82,7 +90,7 @@ class Newcomer:
 
     def _run(self, step: Step, *command: str) -> str:
         program = shutil.which(command[0], path=self.environment["PATH"])
-        assert program is not None, f"README.md:{step.line}: {command[0]} is not on PATH"
+        assert program is not None, f"{step.place}: {command[0]} is not on PATH"
         done = subprocess.run(
             [program, *command[1:]],
             cwd=self.clone,
@@ -93,14 +101,28 @@ class Newcomer:
             timeout=900,
             check=False,
         )
-        assert done.returncode == 0, f"README.md:{step.line}\n{step.text}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{step.place}\n{step.text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
 
-def test_all_commands_of_the_readme_work_in_order(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    return Newcomer(tmp_path_factory.mktemp("newcomer"))
+
+
+def test_all_commands_of_the_readme_work_in_order(newcomer: Newcomer) -> None:
     """Each command and program ends with exit code 0, and the Quick start prints a record without tokens."""
-    newcomer = Newcomer(tmp_path)
-    printed = [newcomer.type(step) for step in steps((ROOT / "README.md").read_text("utf-8"))]
+    newcomer.open_terminal()
+    printed = [newcomer.type(step) for step in steps(README)]
     assert "Calls of the provider" in printed[0]
     assert "'access_token': <redacted>" in printed[-1]
     assert not re.search(r"gh[our]_(abc|xyz)", "".join(printed))
+
+
+def test_all_commands_of_the_tutorial_work_in_order(newcomer: Newcomer) -> None:
+    """Its own first command installs what it needs; test_code_blocks.py compares what the others print."""
+    newcomer.open_terminal()
+    printed = "".join(newcomer.type(step) for step in steps(TUTORIAL))
+    assert printed.count("refreshes: 1\n") == 2
+    assert "reauthorization_required" in printed
+    assert not [*newcomer.clone.glob("tutorial*")]
