@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import count
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from support.pages import BACKENDS, codes, table
+from tokenstore import protocol
 from tokenstore.protocol import Backend
 from tokenstore.records import Failure, SealedMetadata, TokenKey
 from tokenstore.testing.conformance import sealed
@@ -73,6 +75,11 @@ async def changed_by(write: Write, failure: Failure, *, leased: bool) -> set[str
     assert await write(backend, generation) in {True, None}
     after = await row(backend)
     return {column for column in COLUMNS if before[column] != after[column]}
+
+
+def test_the_guide_names_every_capability() -> None:
+    named = re.findall(r"^- `(Supports\w+)`", BACKENDS.read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(name for name in protocol.__all__ if name.startswith("Supports"))
 
 
 def test_the_table_has_every_write() -> None:
