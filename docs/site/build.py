@@ -1,4 +1,4 @@
-"""Build the documentation's site: ``python docs/site/build.py`` writes it to ``build/docs/site``.
+"""Build the documentation's site: ``python docs/site/build.py [FOLDER]`` writes it to the folder ``site`` in FOLDER.
 
 The pages are those that readers find in the repository. They are copied, with the repository's folders and the source
 files that they link to, so that every link leads to the same file on the site. A link to a missing page or heading
@@ -7,6 +7,7 @@ fails the build, and so does a docstring that names an unknown Python object.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "docs"
-PAGES = BUILD / "pages"
-SITE = BUILD / "site"
+DEFAULT_FOLDER = ROOT / "build" / "docs"
 
 _COPIED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs", "examples")
 # The info string of a fenced block says how it is tested (tests/support/pages.py). The site needs its language, and
@@ -28,25 +27,21 @@ _FENCE = re.compile(r"^```(\w+)(?: (?:(?:file|from)=(\S+)|\w+))?$", re.MULTILINE
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s#]*)[^)]*\)")
 
 
-def _copy_pages() -> None:
-    shutil.rmtree(BUILD, ignore_errors=True)
-    PAGES.mkdir(parents=True)
+def _copy_pages(pages: Path) -> None:
     for name in _COPIED:
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("site", "__pycache__", ".*", "*.egg-info", "build")
-            shutil.copytree(ROOT / name, PAGES / name, ignore=ignored)
+            shutil.copytree(ROOT / name, pages / name, ignore=ignored)
         else:
-            shutil.copy(ROOT / name, PAGES / name)
-    for name in ("zensical.toml", "roles.py"):
-        shutil.copy(ROOT / "docs" / "site" / name, BUILD / name)
-    for page in [*PAGES.rglob("*.md")]:
+            shutil.copy(ROOT / name, pages / name)
+    for page in [*pages.rglob("*.md")]:
         text = page.read_text("utf-8")
         page.write_text(_FENCE.sub(_fence, text), "utf-8")
         for _, link in _LINK.findall(text):
             copy = (page.parent / link).resolve()
-            if copy.is_relative_to(PAGES) and not copy.exists() and (ROOT / copy.relative_to(PAGES)).is_file():
+            if copy.is_relative_to(pages) and not copy.exists() and (ROOT / copy.relative_to(pages)).is_file():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / copy.relative_to(PAGES), copy)
+                shutil.copy(ROOT / copy.relative_to(pages), copy)
 
 
 def _fence(match: re.Match[str]) -> str:
@@ -95,17 +90,30 @@ def llms_txt() -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> int:
-    """Build the site, and return the exit code."""
-    _copy_pages()
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=BUILD, check=False)
+def build(folder: Path) -> int:
+    """Build the site, and return the exit code.
+
+    Args:
+        folder: The site is in its folder ``site``, and what it is made of in ``pages``. Both are made anew.
+    """
+    pages, site = folder / "pages", folder / "site"
+    for made in (pages, site, folder / ".cache"):
+        shutil.rmtree(made, ignore_errors=True)
+    pages.mkdir(parents=True)
+    _copy_pages(pages)
+    for name in ("zensical.toml", "roles.py"):
+        shutil.copy(ROOT / "docs" / "site" / name, folder)
+    # mkdocstrings reads the source files; it imports nothing.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])}
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603 - a fixed command
     if done.returncode:
         return done.returncode
-    (SITE / "llms.txt").write_text(llms_txt(), "utf-8")
-    for page in PAGES.rglob("*.md"):  # the Markdown that llms.txt links to
-        shutil.copy(page, SITE / page.relative_to(PAGES))
+    (site / "llms.txt").write_text(llms_txt(), "utf-8")
+    for page in pages.rglob("*.md"):  # the Markdown that llms.txt links to
+        shutil.copy(page, site / page.relative_to(pages))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build(Path(sys.argv[1]).resolve() if sys.argv[1:] else DEFAULT_FOLDER))

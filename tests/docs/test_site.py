@@ -55,8 +55,8 @@ class Parser(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site() -> Path:
-    return build()
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("docs"))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_broken_link_a_missing_heading_and_an_unknown_name_fail_the_build(tmp_
     with (checkout / "docs" / "reference" / "records.md").open("a", encoding="utf-8") as page:
         page.write("\n::: tokenstore.results.gone\n")
     with pytest.raises(AssertionError) as failed:
-        build(checkout)
+        build(tmp_path / "docs", checkout)
     printed = re.sub(r"\x1b\[[\d;]*m", "", str(failed.value))
     assert re.search(r"page does not exist.*?docs/mcp\.md", printed, re.DOTALL)
     assert re.search(r"anchor does not exist.*?docs/mcp\.md", printed, re.DOTALL)

@@ -10,21 +10,19 @@ from types import ModuleType
 
 from support.paths import ROOT
 
-# Below a checkout.
 _PROGRAM = Path("docs/site/build.py")
-_SITE = Path("build/docs/site")
 
 
-def build(checkout: Path = ROOT) -> Path:
-    """Build the site, as a reader of CONTRIBUTING.md does, and return its folder.
+def build(folder: Path, checkout: Path = ROOT) -> Path:
+    """Build the site in a folder, as a reader of CONTRIBUTING.md does, and return where its pages are.
 
     Raises:
         AssertionError: The build failed. The message is what it printed.
     """
-    command = [sys.executable, str(checkout / _PROGRAM)]
+    command = [sys.executable, str(checkout / _PROGRAM), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return checkout / _SITE
+    return folder / "site"
 
 
 def builder() -> ModuleType:
