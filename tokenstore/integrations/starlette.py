@@ -146,10 +146,10 @@ def install(app: Starlette, *, login_url: LoginURL | None = None) -> None:
 
     # Starlette's annotation of a handler has `Exception`; it calls one with the errors that the handler was added for.
     add: Callable[[Any, Any], None] = app.add_exception_handler
-    for kind in LOGIN_ERRORS:
-        add(kind, login)
-    for kind in OUTAGE_ERRORS:
-        add(kind, outage)
+    for login_error in LOGIN_ERRORS:
+        add(login_error, login)
+    for outage_error in OUTAGE_ERRORS:
+        add(outage_error, outage)
 
 
 class _Refusal:
