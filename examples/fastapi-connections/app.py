@@ -5,9 +5,11 @@ sees all connections with their status, connects further accounts, calls the pro
 again where the provider demands it, and disconnects an account, which revokes its tokens.
 
 `demo.py` runs it with a provider on this machine. To run it by itself, set the variables of `Settings`, and
-`TOKENSTORE_KEYS`, then start any number of processes:
+`TOKENSTORE_KEYS`, then start any number of processes, without an access log, which would show authorization codes:
 
-    uvicorn --app-dir examples/fastapi-connections app:app
+    uvicorn --no-access-log --app-dir examples/fastapi-connections app:app
+
+Let a scheduler run `tokenstore refresh-due` and `await store.purge_values()` now and then.
 """
 
 from __future__ import annotations
