@@ -26,7 +26,7 @@ import httpx
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from support.browser import open_page
 from support.paths import DOCS, ROOT
@@ -113,7 +113,7 @@ class _World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_World]:
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_World]:
     """One application for all tests, each with users of its own."""
     url, folder = f"http://127.0.0.1:{free_port()}", tmp_path_factory.mktemp("application")
     with StrictRotatingProvider(redirect_uris=[f"{url}/callback"]) as provider:
@@ -132,7 +132,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_World]:
         port = url.rpartition(":")[2]
         server = ("-m", "uvicorn", "--no-access-log", "--app-dir", _EXAMPLE)
         with _running(url, environment, *server, "app:app", "--port", port):
+            provider.stop()
             yield world
+
+
+@pytest.fixture
+def world(application: _World) -> Iterator[_World]:
+    """The application, with the provider running: the application keeps connections to it, which end with the test."""
+    application.provider.start()
+    yield application
+    application.provider.stop()
 
 
 # -- in the browser --------------------------------------------------------------------------------
@@ -189,7 +198,7 @@ def test_a_user_connects_two_accounts_renews_one_and_disconnects_it(world: _Worl
         assert page.url == f"{world.url}/login"
 
 
-def _status(page: Page, account: str) -> object:
+def _status(page: Page, account: str) -> Locator:
     return page.get_by_role("row", name=account).locator(".status")
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from support.server_programs import provide, which
 
@@ -36,6 +36,7 @@ def open_page(width: int, height: int) -> Iterator[Page]:
         Unavailable: Chromium is not installed and cannot be.
     """
     program = _chromium()
+    expect.set_options(timeout=_TIMEOUT_MS)
     with sync_playwright() as playwright:
         # Without a sandbox, which root cannot have: the pages come from the tests. Playwright passes --no-sandbox.
         browser = playwright.chromium.launch(executable_path=program, timeout=_TIMEOUT_MS, chromium_sandbox=False)
