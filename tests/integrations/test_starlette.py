@@ -297,8 +297,9 @@ def _whole(lifespan: Any) -> FastAPI:
         one.get("/profile")(profile)
         one.websocket("/live")(live)
     plain.add_route("/profile", plainly)
-    for one in (app, fast, plain):
-        install(one, login_url="/login")
+    applications: list[Starlette] = [app, fast, plain]
+    for each in applications:
+        install(each, login_url="/login")
     app.mount("/fast", fast)
     app.mount("/plain", plain)
     return app
@@ -450,7 +451,7 @@ def test_without_the_lifespan_s_state_an_error_says_what_is_missing() -> None:
 def test_a_test_of_an_application_replaces_the_store() -> None:
     app, store = _whole(store_lifespan(_memory)), _memory()
     app.dependency_overrides[token_store] = lambda: store
-    asyncio.run(store.store_tokens("acme", "alice", "at", None, None))  # type: ignore[arg-type]
+    asyncio.run(store.store_tokens("acme", "alice", "at", None, None))
     with serving_asgi(app) as address, _client(address) as client:
         assert client.get("/profile?user=alice").json() == {"valid": True}
 

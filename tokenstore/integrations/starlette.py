@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from tokenstore.errors import ConfigurationError, MissingDependencyError, RefreshError, TokenStoreError
 from tokenstore.integrations._web import (
@@ -145,7 +145,7 @@ def install(app: Starlette, *, login_url: LoginURL | None = None) -> None:
         return _response(answer)
 
     # Starlette's annotation of a handler has `Exception`; it calls one with the errors that the handler was added for.
-    add: Callable[[Any, Any], None] = app.add_exception_handler
+    add = cast("Callable[[Any, Any], None]", app.add_exception_handler)
     for login_error in LOGIN_ERRORS:
         add(login_error, login)
     for outage_error in OUTAGE_ERRORS:
