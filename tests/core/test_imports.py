@@ -28,6 +28,7 @@ EXTRAS = {
     "aiohttp",
     "authlib",
     "celery",
+    "fastapi",
     "gevent",
     "httpx",
     "httpx2",
@@ -37,6 +38,7 @@ EXTRAS = {
     "pytest",
     "requests",
     "rich",
+    "starlette",
     "typer",
 }
 ENGINE = {f"tokenstore.refresh.{name}" for name in ("attempt", "engine", "telemetry")}

@@ -46,6 +46,12 @@ def test_a_picture_is_small_and_used_and_has_no_external_references(picture: Pat
     assert any(f"{picture.name})" in page.read_text("utf-8") for page in PAGES)
 
 
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.png")), ids=named)
+def test_a_screenshot_is_small_and_used(picture: Path) -> None:
+    assert picture.stat().st_size < 100_000
+    assert any(f"]({picture.name})" in page.read_text("utf-8") for page in PAGES)
+
+
 def test_the_readme_stays_short_and_names_the_command_of_ci() -> None:
     text = README.read_text("utf-8")
     assert len(text.split()) <= 900
