@@ -38,7 +38,6 @@ _EXAMPLE = ROOT / "examples" / "fastapi-connections"
 _PICTURE = DOCS / "connections.png"
 _SCREENSHOT = "TOKENSTORE_TEST_SCREENSHOT"
 _START = 60.0  # seconds
-_NAME = "the application of the example"
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def _running(url: str, environment: Mapping[str, str], *arguments: str | Path) -
         deadline = time.monotonic() + _START
         while not _answers(url):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, f"{_NAME} does not answer"
+            assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)
         yield
     finally:

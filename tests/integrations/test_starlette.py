@@ -130,6 +130,7 @@ def test_a_page_redirects_to_the_login_and_an_api_answers_401(address: str) -> N
             assert isinstance(error, errors.RefreshError)
             page = client.get(f"/raise/{name}", headers=_PAGE)
             assert (page.status_code, page.headers["Location"], page.content) == (303, "/login", b"")
+            assert client.head(f"/raise/{name}", headers=_PAGE).headers["Location"] == "/login"
             api, form = client.get(f"/raise/{name}"), client.post(f"/raise/{name}", headers=_PAGE)
             assert (api.status_code, api.headers["WWW-Authenticate"]) == (401, "ProviderLogin")
             detail = "The user has to log in at the provider again."
@@ -446,6 +447,11 @@ def test_without_the_lifespan_s_state_an_error_says_what_is_missing() -> None:
     request = Request({"type": "http", "headers": []})
     with pytest.raises(ConfigurationError, match=r"lifespan=store_lifespan\(…\)"):
         asyncio.run(token_store(request))
+
+
+def test_the_dependency_adds_no_parameter_to_the_description_of_a_route() -> None:
+    [parameter] = _whole(None).openapi()["paths"]["/profile"]["get"]["parameters"]
+    assert parameter["name"] == "user"
 
 
 def test_a_test_of_an_application_replaces_the_store() -> None:

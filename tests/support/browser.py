@@ -19,7 +19,7 @@ _TIMEOUT_MS = 120_000  # on a loaded machine, a slow step is not an error
 
 @functools.cache
 def _chromium() -> str:
-    """The program. Playwright would download one of its own, which is 10 times as large and not the distribution's."""
+    """The program. Playwright's own one would be a download from its maker's servers."""
     names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     return provide(lambda: which(*names), "Chromium", _PACKAGES, None, "browser")
 
