@@ -9,7 +9,7 @@ again where the provider demands it, and disconnects an account, which revokes i
 
     uvicorn --no-access-log --app-dir examples/fastapi-connections app:app
 
-Let a scheduler run `tokenstore refresh-due` and `await store.purge_values()` now and then.
+Logins and sessions that have expired stay in the database until a scheduler of yours calls `store.purge_values()`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit
@@ -57,9 +58,9 @@ class Settings:
     """The application's settings. Each one is an environment variable of the same name in capitals."""
 
     public_url: str  # the application's origin, as browsers see it
-    database_url: str
+    tokenstore_url: str
     client_id: str
-    client_secret: str
+    client_secret: str = field(repr=False)
     authorize_url: str
     token_url: str
     revocation_url: str
@@ -68,7 +69,7 @@ class Settings:
     @classmethod
     def from_environment(cls) -> Settings:
         """Read the environment. A missing variable is an error."""
-        return cls(**{name: os.environ[name.upper()] for name in cls.__annotations__})
+        return cls(**{setting.name: os.environ[setting.name.upper()] for setting in fields(cls)})
 
     def oauth_client(self) -> Any:
         """A client of Authlib for one login."""
@@ -88,7 +89,7 @@ class Settings:
             revocation_url=self.revocation_url,
             http_client=http,
         )
-        return open_store(self.database_url, refreshers={PROVIDER: refresher})
+        return open_store(self.tokenstore_url, refreshers={PROVIDER: refresher})
 
 
 def origin(url: str) -> str:
@@ -104,8 +105,10 @@ def origin(url: str) -> str:
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """What the application has from its start to its end."""
     settings = Settings.from_environment()
+    # One HTTP client serves all users, so it must keep no cookies.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     async with (
-        httpx2.AsyncClient(timeout=10) as http,
+        httpx2.AsyncClient(timeout=10, cookies=no_cookies) as http,
         # Closed before the client: the store waits for refreshes, which need it.
         store_lifespan(lambda: settings.open_store(http), setup=True)(app) as state,
     ):

@@ -32,7 +32,7 @@ def main() -> None:
         provider.user = "alice"
         os.environ |= {
             "PUBLIC_URL": url,
-            "DATABASE_URL": f"sqlite:///{folder}/tokens.db",
+            "TOKENSTORE_URL": f"sqlite:///{folder}/tokens.db",
             "CLIENT_ID": provider.client_id,
             "CLIENT_SECRET": provider.client_secret,
             "AUTHORIZE_URL": provider.authorize_url,

@@ -119,7 +119,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_World]:
         world = _World(provider, url, f"sqlite:///{folder}/tokens.db", generate_key())
         environment = {
             "PUBLIC_URL": url,
-            "DATABASE_URL": world.database_url,
+            "TOKENSTORE_URL": world.database_url,
             "CLIENT_ID": provider.client_id,
             "CLIENT_SECRET": provider.client_secret,
             "AUTHORIZE_URL": provider.authorize_url,
