@@ -43,6 +43,8 @@ PROVIDER = "example"  # the provider's name in the store
 LOGIN_COOKIE, LOGIN_SECONDS = "login", 600
 SESSION_COOKIE, SESSION_SECONDS = "session", 8 * 3600
 
+# After these errors nothing has changed, and the user can only wait.
+OUTAGES = (ProviderRefusedError, ProviderUnavailableError)
 # A page shows one of these, and never a text that comes with the request.
 NOTICES = {
     "connected": "The account is connected.",
@@ -303,11 +305,15 @@ async def connections(request: Request, store: Store, user: User, notice: str = 
 async def profile(
     request: Request, settings: AppSettings, store: Store, http: Http, user: User, account: str
 ) -> Response:
-    """Call the provider's API with a fresh token. If there is none, the handlers of `install` answer."""
+    """Call the provider's API with a fresh token.
+
+    A browser whose user has to log in again is led to the login by the handlers of `install`. They would also answer an
+    outage, with 503 and JSON; a person is better served by a page.
+    """
     auth = StoreAuth(store, PROVIDER, user, account=account, origins=[origin(settings.api_url)])
     try:
         answer = (await http.get(settings.api_url, auth=auth)).raise_for_status()
-    except httpx2.HTTPError:
+    except (httpx2.HTTPError, *OUTAGES):
         return to_page("/", "unavailable")
     context = {"user": user, "account": account, "profile": answer.json()}
     return templates.TemplateResponse(request, "profile.html", context)
@@ -318,7 +324,7 @@ async def disconnect(store: Store, user: User, account: Annotated[str, Form()]) 
     """Revoke the tokens at the provider, then delete them."""
     try:
         await store.revoke_tokens(PROVIDER, user, account=account)
-    except (ProviderUnavailableError, ProviderRefusedError):
+    except OUTAGES:
         return to_page("/", "unavailable")
     return to_page("/", "disconnected")
 
