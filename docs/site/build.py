@@ -30,7 +30,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s#]*)[^)]*\)")
 def _copy_pages(pages: Path) -> None:
     for name in _COPIED:
         if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("site", "__pycache__", ".*", "*.egg-info", "build")
+            ignored = shutil.ignore_patterns("site", "templates", "__pycache__", ".*", "*.egg-info", "build")
             shutil.copytree(ROOT / name, pages / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, pages / name)
