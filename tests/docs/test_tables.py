@@ -204,19 +204,8 @@ def test_the_table_of_stacks_has_the_versions_that_the_extras_require() -> None:
         for requirements in PROJECT["optional-dependencies"].values()
         for name, floor in re.findall(r"([\w-]+)>=([\d.]+)", " ".join(requirements))
     }
-    names = {
-        "httpx",
-        "httpx2",
-        "requests",
-        "aiohttp",
-        "authlib",
-        "slack_sdk",
-        "mcp",
-        "celery",
-        "pytest",
-        "fastapi",
-        "starlette",
-    }
+    clients = {"httpx", "httpx2", "requests", "aiohttp", "authlib", "slack_sdk", "mcp"}
+    names = {*clients, "django", "fastapi", "flask", "starlette", "celery", "pytest"}
     found = {}
     for library, _, extra, oldest, _ in table(STACKS, "library"):
         [first, *_] = re.split(r"[ ,]", library.lower())

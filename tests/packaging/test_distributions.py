@@ -128,7 +128,7 @@ def test_the_extra_all_contains_all_other_extras(metadata: Message) -> None:
         wanted.pop("bench"),
     )  # `bench` has the libraries of the benchmarks, which the project does not use
     drivers, clients = {"postgres", "psycopg", "mysql", "asyncmy"}, {"httpx", "httpx2", "requests", "aiohttp"}
-    frameworks = {"fastapi", "starlette"}
+    frameworks = {"django", "fastapi", "flask", "starlette"}
     others = {"cli", "oauth", "otel", "testing", "celery", "slack", "authlib", "mcp"}
     assert wanted.keys() == {*drivers, *clients, *frameworks, *others}
     assert everything == set().union(*wanted.values())

@@ -33,7 +33,9 @@ class Reader:
         activate = self.folder / "work" / ".venv" / "bin" / "activate"
         activate.parent.mkdir(parents=True)
         activate.touch()  # the programs above are on PATH already
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENSTORE_", "PYTEST_"))}
+        # A reader runs `python manage.py`, which finds modules beside it: the suite's PYTHONSAFEPATH would hide them.
+        foreign = ("TOKENSTORE_", "PYTEST_", "PYTHONSAFEPATH")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.environment = {
             **kept,
             "PATH": f"{programs}{os.pathsep}{kept['PATH']}",

@@ -8,12 +8,32 @@ worker processes, which import the console script, start fast.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenstore.cli.options import Application
 
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Run the command line on ``sys.argv`` and return its exit code."""
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str = "tokenstore",
+    application: Callable[[], Application] | None = None,
+) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words behind the program's name. Default: those of ``sys.argv``.
+        program: What the help calls the program.
+        application: Returns the settings of the application that names the store, and is called if a command needs one.
+            Default: the options and environment variables name it.
+
+    Returns:
+        The exit code.
+    """
     try:
         from tokenstore.cli.app import run
     except ModuleNotFoundError as error:
@@ -23,4 +43,4 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return run()
+    return run(arguments, program, application)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Never, cast
 
 import typer
@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from tokenstore.cli.demo.command import demo
 from tokenstore.cli.exits import BROKEN_PIPE, EXIT_CODES, INPUT_OUTPUT, INTERRUPTED, USAGE, exit_code_of
-from tokenstore.cli.options import CommonOptions, JsonOption, NamespaceOption, UrlOption
+from tokenstore.cli.options import Application, CommonOptions, JsonOption, NamespaceOption, UrlOption
 from tokenstore.cli.output import print_error, print_line
 from tokenstore.cli.refreshing import refresh_due
 from tokenstore.cli.setup import init, keygen, migrate
@@ -84,10 +84,15 @@ app = typer.Typer(
 )
 
 
-def run() -> int:
-    """Run ``sys.argv`` and return the exit code."""
+def run(
+    arguments: Sequence[str] | None = None,
+    program: str = "tokenstore",
+    application: Callable[[], Application] | None = None,
+) -> int:
+    """Run the arguments, or ``sys.argv``, and return the exit code: see :func:`tokenstore.cli.main`."""
+    words = None if arguments is None else [*arguments]
     try:
-        typer.main.get_command(app).main(prog_name="tokenstore")
+        typer.main.get_command(app).main(args=words, prog_name=program, obj=application)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USAGE
     except KeyboardInterrupt:
@@ -123,7 +128,7 @@ def _main(
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
         raise typer.Exit(USAGE)
-    ctx.obj = CommonOptions(url, as_json, namespace)
+    ctx.obj = CommonOptions(url, as_json, namespace, ctx.obj)
 
 
 # In the order of the help.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ __all__ = [
     "NAMESPACE_VARIABLE",
     "URL_VARIABLE",
     "AccountOption",
+    "Application",
     "CommonOptions",
     "JsonOption",
     "NamespaceOption",
@@ -84,13 +85,42 @@ AccountOption = Annotated[
 """The third part of a row's key."""
 
 
+class Application(Protocol):
+    """An application whose own settings name the store, so that no option has to: ``manage.py tokenstore``."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the database."""
+        ...
+
+    @property
+    def refreshers(self) -> Mapping[str, Refresh]:
+        """For each provider's name a refresher."""
+        ...
+
+    def open(
+        self,
+        *,
+        url: str | None = None,
+        namespace: str | None = None,
+        refreshers: Mapping[str, Refresh] | None = None,
+    ) -> AuthTokenStore:
+        """Open the store. An argument takes the place of the application's own setting."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CommonOptions:
-    """``--url``, ``--json`` and ``--namespace``, which may stand before or after the command's name."""
+    """``--url``, ``--json`` and ``--namespace``, which may stand before or after the command's name.
+
+    Attributes:
+        application: Returns the settings of the application that runs the command, if one does.
+    """
 
     url: str | None = field(default=None, repr=False)
     as_json: bool = False
     namespace: str | None = None
+    application: Callable[[], Application] | None = None
 
 
 def common_options(ctx: typer.Context, url: str | None, as_json: bool, namespace: str | None = None) -> CommonOptions:
@@ -100,13 +130,14 @@ def common_options(ctx: typer.Context, url: str | None, as_json: bool, namespace
         outer.url if url is None else url,
         as_json or outer.as_json,
         outer.namespace if namespace is None else namespace,
+        outer.application,
     )
 
 
 def open_from_options(
     options: CommonOptions, *, needs_keys: bool, refreshers: Mapping[str, Refresh] | None = None
 ) -> AuthTokenStore:
-    """Open the store that the options and the environment name.
+    """Open the store that the options and the environment name, or the application's settings.
 
     Args:
         options: The command's options.
@@ -117,13 +148,17 @@ def open_from_options(
         ConfigurationError: There is no URL, or no key, or one that is not acceptable.
         InvalidInputError: The namespace is not acceptable.
     """
-    url = options.url or os.environ.get(URL_VARIABLE)
+    application = None if options.application is None else options.application()
+    url = options.url or (os.environ.get(URL_VARIABLE) if application is None else application.url)
     if not url:
         raise ConfigurationError(f"no database URL: pass --url or set {URL_VARIABLE}")
     if url.lower().startswith("memory:"):
-        raise ConfigurationError(f"memory:// does not outlive this command: pass another --url or set {URL_VARIABLE}")
+        instead = f"set {URL_VARIABLE}" if application is None else "change the setting of the application"
+        raise ConfigurationError(f"memory:// does not outlive this command: pass another --url or {instead}")
+    if application is not None:
+        return application.open(url=url, namespace=options.namespace, refreshers=refreshers)
     keyring = None
-    if not needs_keys and not has_keys():
+    if not needs_keys and not has_keys(options):
         keyring = Keyring({"unused": os.urandom(32)})  # a store needs a keyring; this one seals and opens nothing
     namespace = options.namespace
     if namespace is None:
@@ -131,9 +166,9 @@ def open_from_options(
     return open_store(url, keyring=keyring, namespace=namespace, refreshers=refreshers)
 
 
-def has_keys() -> bool:
-    """Whether ``TOKENSTORE_KEYS`` is set."""
-    return bool(os.environ.get(KEYS_VARIABLE))
+def has_keys(options: CommonOptions) -> bool:
+    """Whether there are keys: ``TOKENSTORE_KEYS`` is set, or an application has them in its settings."""
+    return options.application is not None or bool(os.environ.get(KEYS_VARIABLE))
 
 
 def run_async(operation: Coroutine[Any, Any, T]) -> T:

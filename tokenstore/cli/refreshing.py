@@ -64,7 +64,10 @@ def refresh_due(
     """
     options = common_options(ctx, url, as_json, namespace)
     seconds = _seconds(within)
-    mapping = _import_refreshers(refreshers or os.environ.get(_REFRESHERS_VARIABLE))
+    if options.application is not None and refreshers is None:
+        mapping = options.application().refreshers
+    else:
+        mapping = _import_refreshers(refreshers or os.environ.get(_REFRESHERS_VARIABLE))
 
     strangers: Counter[str] = Counter()
 

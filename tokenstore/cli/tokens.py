@@ -262,7 +262,7 @@ def list_tokens(
         # Each row is printed as it is read: a table may have more rows than fit into the memory.
         async with open_from_options(options, needs_keys=False) as store:
             async for entry in store.list_tokens(**rows):
-                row = {**entry, "needs_reseal": store.needs_reseal(entry) if has_keys() else None}
+                row = {**entry, "needs_reseal": store.needs_reseal(entry) if has_keys(options) else None}
                 if options.as_json:
                     print_json(row)
                 else:
