@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
 import tokenstore
+from support.browser import open_page
 from support.pages import EXAMPLE, LINKED, named
 from support.paths import ROOT
 from support.site import build
@@ -151,3 +157,33 @@ def test_a_broken_link_a_missing_heading_and_an_unknown_name_fail_the_build(tmp_
 def test_the_example_backend_can_be_read_on_the_site(site: Path) -> None:
     for path in EXAMPLE.glob("*.py"):
         assert (site / path.relative_to(ROOT)).read_text("utf-8") == path.read_text("utf-8")
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """The site on a web server of this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Print no log."""
+
+
+@pytest.mark.browser
+def test_a_reader_finds_the_tutorial_and_a_method_s_description(address: str) -> None:
+    """In a browser; no page has an error."""
+    with open_page(1280, 900) as page:
+        page.goto(address)
+        page.get_by_role("link", name="From nothing to a refreshed token").first.click()
+        expect(page.locator("article h1")).to_contain_text("From nothing to a refreshed token in ten minutes")
+        expect(page.locator("article pre code").first).to_be_visible()
+        page.goto(f"{address}/docs/reference/store/")
+        method = page.locator("[id='tokenstore.AuthTokenStore.load_fresh_tokens']")
+        method.scroll_into_view_if_needed()
+        expect(method).to_contain_text("load_fresh_tokens")
