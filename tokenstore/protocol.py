@@ -412,6 +412,16 @@ class SupportsValues(Protocol):
         """
         ...
 
+    async def insert_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> bool:
+        """Insert one value if there is none: of several callers at the same time, in any processes, one inserts it.
+
+        It replaces an expired value. The arguments are those of :meth:`put_value`.
+
+        Returns:
+            Whether the value was inserted.
+        """
+        ...
+
     async def get_value(self, key: ValueKey) -> ValueRow | None:
         """Read one complete value, without waiting for a lock. None: there is none, or it has expired."""
         ...

@@ -46,7 +46,7 @@ from tokenstore.sealing import Sealer
 from tokenstore.tracebacks import ClearedContext, clears_locals
 from tokenstore.transaction import RowsUntilFailure, Transaction
 from tokenstore.validation import extra_json, metadata_json, namespace_text, requested_row, seconds, token_key
-from tokenstore.values import ValueOperations
+from tokenstore.values import StoredValues, ValueOperations
 
 if TYPE_CHECKING:
     # For annotations only: the core imports no database package, and a store that never refreshes no refresh engine.
@@ -658,6 +658,7 @@ class AuthTokenStore(TokenOperations, ValueOperations):
             margin=self._margin,
             timeout=self._timeout,
             gates=ProviderGates(self._provider_concurrency),
+            values=StoredValues(self._backend, self._sealer),
         )
         return RefreshEngine(
             settings,

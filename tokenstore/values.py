@@ -28,7 +28,7 @@ from tokenstore.validation import (
 )
 from tokenstore.value_records import ScannedValue, ValueEntry, ValueKey
 
-__all__ = ["BATCH", "ValueOperations"]
+__all__ = ["BATCH", "StoredValues", "ValueOperations"]
 
 BATCH: Final = 1000
 
@@ -44,7 +44,15 @@ class ValueOperations(ABC):
         """The backend. Raises StoreClosedError if the store is closed."""
 
     @clears_locals
-    async def put_value(self, namespace: str, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    async def put_value(
+        self,
+        namespace: str,
+        name: str,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        if_absent: bool = False,
+    ) -> bool:
         """Insert or replace one value, atomically. It is encrypted first.
 
         The namespace and the name are stored in clear, and error messages show them.
@@ -57,6 +65,11 @@ class ValueOperations(ABC):
                 with at most 32 levels of objects and arrays. A tuple is stored as a list.
             ttl: After how many seconds, or after which timedelta, the value expires, by the database's clock; more than
                 zero. Default: it does not expire.
+            if_absent: Store only where there is no value, or one that has expired. Of many callers at once, in any
+                processes, one stores its value.
+
+        Returns:
+            Whether the value was stored; False only with ``if_absent``.
 
         Raises:
             InvalidInputError: An argument is not acceptable; nothing was written.
@@ -67,8 +80,11 @@ class ValueOperations(ABC):
         key, text = value_key(namespace, name), value_json(value)
         if ttl is not None:
             ttl = seconds("ttl", ttl.total_seconds() if isinstance(ttl, timedelta) else ttl, positive=True)
-        values = self._values()
-        await values.put_value(key, self._sealer.seal_value(key, text), ttl=ttl)
+        values, sealed = self._values(), self._sealer.seal_value(key, text)
+        if if_absent:
+            return await values.insert_value(key, sealed, ttl=ttl)
+        await values.put_value(key, sealed, ttl=ttl)
+        return True
 
     @clears_locals
     async def get_value(self, namespace: str, name: str, default: Any = None) -> Any:
@@ -253,6 +269,22 @@ class ValueOperations(ABC):
     def _keeps_values(self) -> SupportsValues | None:
         """The backend, if it keeps values. Cached: an isinstance check with a protocol takes as long as opening one."""
         return self._backend if isinstance(self._backend, SupportsValues) else None
+
+
+class StoredValues(ValueOperations):
+    """The values for a refresh, which may end while its store is being closed.
+
+    Args:
+        backend: The rows.
+        sealer: The keys.
+    """
+
+    def __init__(self, backend: Backend, sealer: Sealer) -> None:
+        self._backend = backend
+        self._sealer = sealer
+
+    def _rows(self) -> Backend:
+        return self._backend
 
 
 def _opened(key: ValueKey, text: str) -> Any:

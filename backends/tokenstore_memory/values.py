@@ -33,6 +33,13 @@ class MemoryValues(ABC):
         created_at = stored[key].created_at if key in stored else now
         stored[key] = ValueRow(key, value, expires_at, new_generation(), created_at, now)
 
+    async def insert_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> bool:
+        if self._live(key) is not None:
+            return False
+        self._stored.pop(key, None)
+        await self.put_value(key, value, ttl=ttl)
+        return True
+
     async def get_value(self, key: ValueKey) -> ValueRow | None:
         return self._live(key)
 

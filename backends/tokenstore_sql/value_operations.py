@@ -48,6 +48,9 @@ class SQLValueOperations(ABC):
     async def put_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
         await self._on_values(key, lambda values: values.put(key, value, ttl=ttl), write=True)
 
+    async def insert_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> bool:
+        return await self._on_values(key, lambda values: values.insert(key, value, ttl=ttl), write=True)
+
     async def get_value(self, key: ValueKey) -> ValueRow | None:
         return await self._on_values(key, lambda values: values.get(key), write=False)
 

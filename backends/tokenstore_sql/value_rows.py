@@ -28,13 +28,15 @@ class ValueRows:
         self._statements = statements
 
     async def put(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
-        parameters = {
-            **_where(key),
-            **_sealed(value),
-            "v": new_generation(),
-            "ttl": None if ttl is None else max(1, round(ttl * _US)),
-        }
-        _ = await self._rows.run_locking(self._statements.put, parameters)
+        _ = await self._rows.run_locking(self._statements.put, _new(key, value, ttl))
+
+    async def insert(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> bool:
+        parameters = _new(key, value, ttl)
+        while not (await self._rows.run_locking(self._statements.insert, parameters)).changed:
+            # An expired value counts as missing. Its deletion finds no row if the value is live, or was put again.
+            if not (await self._rows.run_locking(self._statements.delete_if_expired, _where(key))).changed:
+                return False
+        return True
 
     async def get(self, key: ValueKey) -> ValueRow | None:
         rows, _ = await self._rows.connection.run(self._statements.get, _where(key))
@@ -81,6 +83,15 @@ class ValueRows:
 
 def _where(key: ValueKey) -> dict[str, Any]:
     return {"g": key.group, "n": key.name}
+
+
+def _new(key: ValueKey, value: SealedValue, ttl: float | None) -> dict[str, Any]:
+    return {
+        **_where(key),
+        **_sealed(value),
+        "v": new_generation(),
+        "ttl": None if ttl is None else max(1, round(ttl * _US)),
+    }
 
 
 def _sealed(value: SealedValue) -> Mapping[str, Any]:

@@ -93,6 +93,21 @@ async def test_of_many_callers_one_pops_the_value(store: AuthTokenStore) -> None
 
 
 @on_every_row
+async def test_of_many_callers_one_stores_its_value_where_there_is_none(store: AuthTokenStore) -> None:
+    """An expired value counts as none."""
+    for ttl in (None, 0.02):
+        if ttl is not None:
+            await store.put_value("login", "state", "old", ttl=ttl)
+            await _until_expired(store, "state")
+        puts = (store.put_value("login", "state", number, if_absent=True) for number in range(20))
+        stored = await asyncio.gather(*puts)
+        assert sorted(stored) == [False] * 19 + [True]
+        assert await store.get_value("login", "state") == stored.index(True)
+        assert await store.put_value("login", "state", "replaced") is True
+        assert await store.pop_value("login", "state") == "replaced"
+
+
+@on_every_row
 async def test_an_expired_value_is_missing(store: AuthTokenStore) -> None:
     """It is neither read, popped, listed nor resealed, and `purge_values` deletes it alone."""
     await store.put_value("login", "short", 1, ttl=0.05)

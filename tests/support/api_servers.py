@@ -7,9 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tokenstore.testing.provider import StrictRotatingProvider
@@ -30,6 +28,11 @@ class ApiRequest:
     def token(self) -> str | None:
         """The value of the header ``Authorization``."""
         return self.headers.get("Authorization")
+
+    @property
+    def proof(self) -> str | None:
+        """The value of the header ``DPoP``."""
+        return self.headers.get("DPoP") or self.headers.get("dpop")
 
 
 ApiAnswer = tuple[int, Mapping[str, str], bytes]
@@ -68,16 +71,11 @@ class Api:
         return self._who(request)
 
     def _who(self, request: ApiRequest) -> ApiAnswer:
-        """Ask the provider, as an API does."""
-        connection = HTTPConnection(self.provider.base_url.removeprefix("http://"), timeout=20)
-        try:
-            connection.request("GET", "/resource", headers={"Authorization": request.token} if request.token else {})
-            answer = connection.getresponse()
-            body: dict[str, Any] = json.loads(answer.read())
-            challenge = answer.headers.get("WWW-Authenticate")
-        finally:
-            connection.close()
-        return answer.status, {"WWW-Authenticate": challenge} if challenge else {}, json.dumps(body).encode()
+        """Let the provider check the token, as an API does."""
+        url = self.origin + urlsplit(request.path).path
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        reply = self.provider.check_access(request.method, url, headers)
+        return reply.status, reply.headers, json.dumps(reply.body).encode()
 
 
 @contextmanager

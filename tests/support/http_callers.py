@@ -64,6 +64,7 @@ class Caller(ABC):
     streams: ClassVar[tuple[str, ...]]
     """The kinds of bodies that cannot be sent again."""
     store: Any
+    client: Any
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

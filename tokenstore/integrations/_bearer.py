@@ -1,14 +1,17 @@
-"""What the adapters of all HTTP clients share: whose token a request gets, where it may go, and what a 401 means."""
+"""What the adapters of all HTTP clients share: whose token a request gets, and where it may go."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from tokenstore.errors import ConfigurationError, UnsupportedOperationError
+from tokenstore.integrations._bound_tokens import is_bound, refuse_bound
+from tokenstore.integrations._exchange import BearerToken, Exchange
+from tokenstore.integrations.dpop import DPoP, DPoPKey
 from tokenstore.records import TokenRecord
 from tokenstore.store import AuthTokenStore
 from tokenstore.sync import AuthTokenStore as SyncAuthTokenStore
@@ -18,7 +21,7 @@ from tokenstore.validation import token_key
 if TYPE_CHECKING:
     from tokenstore.refresh.attempt import Refresh
 
-__all__ = ["BearerAuth", "BearerOptions", "BearerToken", "BearerTokens", "is_refused"]
+__all__ = ["BearerAuth", "BearerOptions", "BearerTokens"]
 
 S = TypeVar("S", bound=AuthTokenStore | SyncAuthTokenStore)
 
@@ -27,8 +30,6 @@ _PORTS: Final = {"http": 80, "https": 443}
 # A store takes tokens with spaces, too (RFC 6749 appendix A). RFC 6750 section 2.1 allows even fewer characters than
 # this, but some providers' tokens have others, such as "|".
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
-# A parameter of a challenge (RFC 9110 section 11.6.1). A quoted value is one unit, whatever text is inside of it.
-_PARAMETER: Final = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
 
 class BearerOptions(TypedDict, total=False):
@@ -38,18 +39,7 @@ class BearerOptions(TypedDict, total=False):
     refresh: Refresh | None
     min_ttl: float
     scopes: Collection[str]
-
-
-class BearerToken(NamedTuple):
-    """An access token that was loaded for a request.
-
-    Attributes:
-        generation: The generation of its row.
-        header: The value of the header ``Authorization`` (RFC 6750 section 2.1).
-    """
-
-    generation: int
-    header: Hidden[str]
+    dpop: DPoP | None
 
 
 class BearerTokens:
@@ -83,6 +73,9 @@ class BearerTokens:
         self._origins = _checked_origins(origins)
         self._store = store
         self._options: dict[str, Any] = dict(options)
+        self._dpop: DPoP | None = self._options.pop("dpop", None)
+        if not isinstance(self._dpop, DPoP | None):
+            raise ConfigurationError("dpop must be a tokenstore.integrations.dpop.DPoP")
 
     def __repr__(self) -> str:
         account = f" {self._key.account!r}" if self._key.account else ""
@@ -97,8 +90,9 @@ class BearerTokens:
         """Load the token from the async store; after a 401, refresh the refused one, or get the one that replaced it.
 
         Raises:
-            TokenStoreError: As ``load_fresh_tokens``; and UnsupportedOperationError if the store is the other kind, or
-                the token contains a space.
+            TokenStoreError: As ``load_fresh_tokens`` and ``DPoP.key``; UnsupportedOperationError if the store is the
+                other kind, or the token contains a space; and ConfigurationError if the token cannot be sent with or
+                without a DPoP proof.
         """
         if not isinstance(self._store, AuthTokenStore):
             raise UnsupportedOperationError(
@@ -108,7 +102,10 @@ class BearerTokens:
         record = await self._store.load_fresh_tokens(
             self._key.provider, self._key.user_id, missing="raise", **arguments
         )
-        return self._token(record)
+        key = None
+        if dpop := self._dpop_for(record):
+            key = await dpop.key_of(self._store, self._key, anew=refused is not None)
+        return self._token(record, key)
 
     @clears_locals
     def load_blocking(self, refused: BearerToken | None = None) -> BearerToken:
@@ -118,23 +115,52 @@ class BearerTokens:
                 "an HTTP client without await needs the store without await: use tokenstore.sync.open_store"
             )
         arguments = self._arguments(refused)
-        return self._token(
-            self._store.load_fresh_tokens(self._key.provider, self._key.user_id, missing="raise", **arguments)
-        )
+        record = self._store.load_fresh_tokens(self._key.provider, self._key.user_id, missing="raise", **arguments)
+        key = None
+        if dpop := self._dpop_for(record):
+            key = self._store.run(lambda aio: dpop.key_of(aio, self._key, anew=refused is not None))
+        return self._token(record, key)
+
+    def exchange(self, token: BearerToken) -> Exchange:
+        """Begin a request with a token that was loaded for it."""
+        return Exchange(token, None if self._dpop is None else self._dpop.resource_nonces)
 
     def _arguments(self, refused: BearerToken | None) -> dict[str, Any]:
         # With the generation, many requests whose token was refused cause one refresh.
         forced = {} if refused is None else {"force": True, "generation": refused.generation}
         return {**self._options, **forced}
 
-    def _token(self, record: TokenRecord) -> BearerToken:
+    def _dpop_for(self, record: TokenRecord) -> DPoP | None:
+        """With what the token is sent: a DPoP proof, or as a Bearer token."""
+        if self._dpop is None:
+            refuse_bound(record, "pass dpop=DPoP()")
+            return None
+        if is_bound(record):
+            return self._dpop
+        if not self._dpop.allow_bearer:
+            raise ConfigurationError(
+                f"{self._key.provider!r}, user {self._key.user_id!r}: the provider has not bound the access token to"
+                " the DPoP key (its token_type is not DPoP): log in with a proof, or pass"
+                " DPoP(allow_bearer=True) to send such tokens as Bearer tokens"
+            )
+        return None
+
+    def _token(self, record: TokenRecord, key: DPoPKey | None) -> BearerToken:
+        token, generation = record["access_token"], record["generation"]
         # The errors of HTTP libraries about a header's value contain it.
-        if not _TOKEN.fullmatch(record["access_token"]):
+        if not _TOKEN.fullmatch(token):
             raise UnsupportedOperationError(
                 f"{self._key.provider!r}, user {self._key.user_id!r}: the access token contains a space, so it"
                 " cannot be sent as a Bearer token"
             )
-        return BearerToken(record["generation"], Hidden(f"Bearer {record['access_token']}"))
+        if key is None or self._dpop is None:
+            return BearerToken(generation, Hidden(f"Bearer {token}"))
+        nonces = self._dpop.resource_nonces
+
+        def prove(method: str, url: str) -> str:
+            return key.proof(method, url, access_token=token, nonce=nonces.last(url))
+
+        return BearerToken(generation, Hidden(f"DPoP {token}"), prove)
 
 
 class BearerAuth(Generic[S]):
@@ -148,23 +174,6 @@ class BearerAuth(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {self._tokens!r}>"
-
-
-def is_refused(status: int, challenges: Iterable[str]) -> bool:
-    """Whether a response means that the access token is not valid.
-
-    That is a 401, unless its challenge names an error other than ``invalid_token`` (RFC 6750 section 3.1): new tokens
-    would not change that. A 403 with ``insufficient_scope`` is not about the token's validity either.
-
-    Args:
-        status: The HTTP status.
-        challenges: The values of the header ``WWW-Authenticate``.
-    """
-    if status != 401:
-        return False
-    parameters = [found for value in challenges for found in _PARAMETER.findall(value)]
-    errors = {quoted or bare for name, quoted, bare in parameters if name.lower() == "error"}
-    return not errors or "invalid_token" in errors
 
 
 class _Origin(NamedTuple):

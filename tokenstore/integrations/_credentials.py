@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from urllib.parse import parse_qsl, quote_plus, urlencode
 
 from tokenstore.errors import ConfigurationError, InvalidInputError
+from tokenstore.integrations._answers import Answer
 from tokenstore.integrations._bodies import FORM
 from tokenstore.integrations.providers import AuthMethod, Provider
 from tokenstore.tracebacks import Hidden
@@ -20,6 +21,9 @@ from tokenstore.validation import plain_text
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key
+
+    from tokenstore.integrations._dpop_key import DPoPKey
+    from tokenstore.integrations._nonces import Nonces
 
 _ASSERTION_LIFETIME: Final = 300  # seconds
 # For each kind of key, the algorithms that can sign with it (RFC 7518 section 3.1, RFC 9864); the first is the default.
@@ -40,11 +44,36 @@ class Request(NamedTuple):
         method: The HTTP method.
         url: Where it is sent.
         prepare: Makes the headers and the body, anew for each attempt: an assertion can be used once.
+        is_premature: Gets each answer. Whether the endpoint refused the request before it did anything, and the next
+            attempt can have what was missing: a nonce for a DPoP proof.
     """
 
     method: str
     url: str
     prepare: Callable[[], tuple[dict[str, str], str]]
+    is_premature: Callable[[Answer], bool] = lambda _: False
+
+
+def with_proofs(request: Request, key: DPoPKey, nonces: Nonces) -> Request:
+    """The same request, with a DPoP proof (RFC 9449 section 5) that is made anew for each attempt.
+
+    Args:
+        request: The request.
+        key: Signs the proofs.
+        nonces: The nonces of authorization servers.
+    """
+
+    def prepare() -> tuple[dict[str, str], str]:
+        headers, body = request.prepare()
+        proof = key.proof(request.method, request.url, nonce=nonces.last(request.url))
+        return {**headers, "DPoP": proof}, body
+
+    def is_premature(answer: Answer) -> bool:
+        renewed = nonces.note(request.url, answer.headers.get_list("DPoP-Nonce"))
+        # The server asks for its nonce before it looks at the refresh token (RFC 9449 section 8).
+        return renewed and 400 <= answer.status < 500 and answer.fields.get("error") == "use_dpop_nonce"
+
+    return request._replace(prepare=prepare, is_premature=is_premature)
 
 
 class SigningKey:

@@ -107,21 +107,28 @@ class Endpoint:
             f"{label} answered HTTP {answer.status} without a readable access token", code="invalid_response"
         )
 
-    # -- one call: at most two attempts ----------------------------------------------------------
+    # -- one call: at most two attempts, and one more if the first proof needs a nonce -------------
 
     async def ask(self, label: str, request: Request, *, repeatable: bool) -> Answer:
         """Send a request. Returns any response; raises ProviderUnavailableError if there is none."""
         too_late = NoAnswer("timeout", f"gave no answer within {self.timeout:g} s")
         outcome: Answer | NoAnswer = too_late
         arrival = Arrival()
+        renewals, repeats = 1, 1
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout):
-                outcome = await self._attempt(request, arrival, repeatable=repeatable)
-                if self._worth_repeating(outcome, repeatable=repeatable):
-                    await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
-                    # From here on the result of the first attempt does not count.
-                    outcome, arrival = too_late, Arrival()
+                while True:
                     outcome = await self._attempt(request, arrival, repeatable=repeatable)
+                    premature = isinstance(outcome, Answer) and request.is_premature(outcome)
+                    if premature and renewals:
+                        renewals -= 1
+                    elif repeats and self._worth_repeating(outcome, repeatable=repeatable):
+                        repeats -= 1
+                        await asyncio.sleep(SystemRandom().uniform(*_PAUSE))
+                    else:
+                        break
+                    # From here on the result of the attempt before does not count.
+                    outcome, arrival = too_late, Arrival()
         if isinstance(outcome, NoAnswer):
             if salvaged := arrival.salvaged():
                 return salvaged

@@ -6,10 +6,11 @@ The two libraries have the same interface, and each one refuses the other's ``Au
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, ClassVar, NamedTuple
 
-from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
+from tokenstore.integrations._bearer import BearerAuth
+from tokenstore.integrations._exchange import NONCE, PROOF, BearerToken, Refusal
 from tokenstore.store import AuthTokenStore
 from tokenstore.sync import AuthTokenStore as SyncAuthTokenStore
 
@@ -38,7 +39,7 @@ class HttpxFlow(BearerAuth[AuthTokenStore | SyncAuthTokenStore]):
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """The flow for a ``Client``, which calls this method."""
-        steps: Any = self._steps(request)
+        steps: Any = self._steps(request, _trace)
         answer: Any = None
         del request
         while (step := _resumed(steps, answer)) is not None:
@@ -47,36 +48,47 @@ class HttpxFlow(BearerAuth[AuthTokenStore | SyncAuthTokenStore]):
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         """The flow for an ``AsyncClient``, which calls this method."""
-        steps: Any = self._steps(request)
+        steps: Any = self._steps(request, _async_trace)
         answer: Any = None
         del request
         while (step := _resumed(steps, answer)) is not None:
             answer = None
             answer = await self._tokens.load(step.refused) if isinstance(step, _Load) else (yield step)
 
-    def _steps(self, request: Any) -> Generator[Any, Any, None]:
+    def _steps(self, request: Any, make_trace: Callable[[Any, Any], Any]) -> Generator[Any, Any, None]:
         """Yield requests to send, for their responses, and loads to do, for their tokens."""
         url = request.url
         if not self._tokens.go_to(url.scheme, url.raw_host.decode("ascii"), url.port):
             yield request
             return
-        token = yield _Load()
-        header = request.headers["Authorization"] = token.header.reveal()
+        exchange = self._tokens.exchange((yield _Load()))
         body, rewind = request.stream, self._rewinder(request.stream)
-        response = yield request
-        # After a redirect, this is the last request. Sending the first one again would repeat what it has done.
-        refused = response.request
-        if not is_refused(response.status_code, response.headers.get_list("WWW-Authenticate")):
-            return
-        if refused.headers.get("Authorization") != header:  # it was redirected to another origin, without the header
-            return
-        fresh = yield _Load(token)
-        if refused.stream is not body:
-            rewind = self._rewinder(refused.stream)
-        if fresh.generation != token.generation and rewind is not None:
+        users_trace = request.extensions.get("trace")
+        while True:
+            request.headers.update(exchange.headers(request.method, str(request.url)))
+            if PROOF in request.headers:
+                request.extensions = {**request.extensions, "trace": make_trace(request, users_trace)}
+            response = yield request
+            # After a redirect, this is the last request. Sending the first one again would repeat what it has done.
+            redirected = response.request is not request
+            request = response.request
+            if not exchange.has_sent(request.headers.get("Authorization")):
+                return  # it was redirected to another origin, without the header
+            refusal = exchange.refusal(
+                str(request.url),
+                response.status_code,
+                *map(response.headers.get_list, ("WWW-Authenticate", NONCE)),
+                proven=not redirected,
+            )
+            if refusal is None:
+                return
+            if refusal is Refusal.TOKEN and not exchange.renew((yield _Load(exchange.token))):
+                return
+            if request.stream is not body:
+                body, rewind = request.stream, self._rewinder(request.stream)
+            if rewind is None:
+                return
             rewind()
-            refused.headers["Authorization"] = fresh.header.reveal()
-            yield refused
 
     def _rewinder(self, stream: Any) -> Callable[[], object] | None:
         """What makes a body whole again after it was sent. None: it cannot be sent again.
@@ -101,6 +113,37 @@ def _resumed(steps: Generator[Any, Any, None], answer: Any) -> Any:
         return steps.send(answer)
     except StopIteration:
         return None
+
+
+def _forget_proof(event: str, request: Any) -> None:
+    """Remove the proof from a request that is on its way, so that the client copies it into no redirected request.
+
+    There it would be used a second time, for another URL, and perhaps at another origin.
+    """
+    if event.endswith("send_request_headers.complete"):
+        request.headers.pop(PROOF, None)
+
+
+def _trace(request: Any, users_own: Any) -> Callable[[str, Any], None]:
+    """A request's extension ``trace``, which a ``Client`` calls with the events of sending."""
+
+    def trace(event: str, info: Any) -> None:
+        _forget_proof(event, request)
+        if users_own is not None:
+            users_own(event, info)
+
+    return trace
+
+
+def _async_trace(request: Any, users_own: Any) -> Callable[[str, Any], Coroutine[Any, Any, None]]:
+    """The same for an ``AsyncClient``."""
+
+    async def trace(event: str, info: Any) -> None:
+        _forget_proof(event, request)
+        if users_own is not None:
+            await users_own(event, info)
+
+    return trace
 
 
 def _nothing() -> None:

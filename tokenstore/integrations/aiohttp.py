@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenstore.errors import MissingDependencyError
-from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
+from tokenstore.integrations._bearer import BearerAuth
+from tokenstore.integrations._exchange import NONCE, PROOF, Exchange, Refusal
 from tokenstore.store import AuthTokenStore
 from tokenstore.tracebacks import clears_locals
 
@@ -50,6 +51,8 @@ class StoreAuth(BearerAuth[AuthTokenStore]):
       iterator is not: the 401 is returned. The token was refreshed nevertheless, so the next request succeeds.
     - **No refresh** follows a 403, or a 401 whose challenge names an error other than ``invalid_token``, such as
       ``insufficient_scope`` (RFC 6750 section 3.1): the response is returned.
+    - **With DPoP** each request, and each step of a redirect, has a proof of its own. If the API asks for its nonce,
+      the request is sent again with it, without a refresh.
     - **If the refresh fails**, the request raises the store's error instead of returning the 401: it says whether the
       user has to log in again, or the provider is unavailable.
     - **Errors of aiohttp** have the headers of the request in their ``repr``. The token is removed from these headers
@@ -62,7 +65,8 @@ class StoreAuth(BearerAuth[AuthTokenStore]):
         origins: The origins that get the token (RFC 6454): each one a scheme, a host and perhaps a port, such as
             ``https://api.github.com``. The scheme is https, or http on a loopback host.
         options: ``account``, ``refresh``, ``min_ttl`` and ``scopes``, as for
-            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`.
+            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`; and ``dpop``, a
+            :class:`tokenstore.integrations.dpop.DPoP`, for tokens that are bound to a key (RFC 9449).
 
     Raises:
         ConfigurationError: An origin is not acceptable, or an argument is unknown.
@@ -71,7 +75,8 @@ class StoreAuth(BearerAuth[AuthTokenStore]):
     A request raises:
         TokensMissingError: There is no row: the user has not logged in.
         UnsupportedOperationError: The store is that of ``tokenstore.sync``, or the token contains a space.
-        TokenStoreError: Each other error of ``load_fresh_tokens``.
+        ConfigurationError: The token is bound to a DPoP key, and there is no ``dpop``; or the other way round.
+        TokenStoreError: Each other error of ``load_fresh_tokens``, and of ``DPoP.key``.
     """
 
     @clears_locals
@@ -80,21 +85,26 @@ class StoreAuth(BearerAuth[AuthTokenStore]):
         url = request.url
         if not self._tokens.go_to(url.scheme, url.raw_host, url.port):
             return await handler(request)
-        token = await self._tokens.load()
-        response = await _send(request, handler, token)
-        if not is_refused(response.status, response.headers.getall(WWW_AUTHENTICATE, [])):
-            return response
-        try:
-            fresh = await self._tokens.load(token)
-        except BaseException:
+        exchange = self._tokens.exchange(await self._tokens.load())
+        while True:
+            response = await _send(request, handler, exchange)
+            challenges, nonces = (response.headers.getall(name, []) for name in (WWW_AUTHENTICATE, NONCE))
+            refusal = exchange.refusal(str(url), response.status, challenges, nonces, proven=True)
+            if refusal is None:
+                return response
+            if refusal is Refusal.TOKEN:
+                try:
+                    fresh = await self._tokens.load(exchange.token)
+                except BaseException:
+                    response.close()
+                    raise
+                if not exchange.renew(fresh):
+                    return response
+            if _is_consumed(request.body):
+                return response
+            # If the server answered before it had read the body, the body is still being written.
             response.close()
-            raise
-        if fresh.generation == token.generation or _is_consumed(request.body):
-            return response
-        # If the server answered before it had read the body, the body is still being written.
-        response.close()
-        await request.close()
-        return await _send(request, handler, fresh)
+            await request.close()
 
 
 def _is_consumed(body: object) -> bool:
@@ -104,10 +114,11 @@ def _is_consumed(body: object) -> bool:
     return getattr(body, "consumed", False)
 
 
-async def _send(request: ClientRequest, handler: ClientHandlerType, token: BearerToken) -> ClientResponse:
-    request.headers[AUTHORIZATION] = token.header.reveal()
+async def _send(request: ClientRequest, handler: ClientHandlerType, exchange: Exchange) -> ClientResponse:
+    request.headers.update(exchange.headers(request.method, str(request.url)))
     try:
         return await handler(request)
     finally:
         # The errors of aiohttp show these headers, and so does the response.
-        request.headers.popall(AUTHORIZATION, None)
+        for name in (AUTHORIZATION, PROOF):
+            request.headers.popall(name, None)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenstore.errors import MissingDependencyError
+from tokenstore.integrations._bound_tokens import refuse_bound
 from tokenstore.records import RefreshableRecord, TokenRecord
 from tokenstore.store import AuthTokenStore
 from tokenstore.sync import AuthTokenStore as SyncAuthTokenStore
@@ -147,4 +148,5 @@ def authlib_refresher(
 
 def _token(record: TokenRecord) -> dict[str, Any]:
     """What Authlib needs to send the token. Without an expiry or a refresh token it never refreshes."""
+    refuse_bound(record, "use StoreAuth of tokenstore.integrations.httpx2 with dpop=DPoP()")
     return {"access_token": record["access_token"], "token_type": "Bearer"}

@@ -38,6 +38,8 @@ class StoreAuth(HttpxFlow, httpx.Auth):
       iterator is not: the 401 is returned. The token was refreshed nevertheless, so the next request succeeds.
     - **No refresh** follows a 403, or a 401 whose challenge names an error other than ``invalid_token``, such as
       ``insufficient_scope`` (RFC 6750 section 3.1): the response is returned.
+    - **With DPoP** each request has a proof of its own. If the API asks for its nonce, the request is sent again with
+      it, without a refresh. A redirected request is refused without a proof, and then sent again with one.
     - **If the refresh fails**, the request raises the store's error instead of returning the 401: it says whether the
       user has to log in again, or the provider is unavailable.
 
@@ -48,7 +50,8 @@ class StoreAuth(HttpxFlow, httpx.Auth):
         origins: The origins that get the token (RFC 6454): each one a scheme, a host and perhaps a port, such as
             ``https://api.github.com``. The scheme is https, or http on a loopback host.
         options: ``account``, ``refresh``, ``min_ttl`` and ``scopes``, as for
-            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`.
+            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`; and ``dpop``, a
+            :class:`tokenstore.integrations.dpop.DPoP`, for tokens that are bound to a key (RFC 9449).
 
     Raises:
         ConfigurationError: An origin is not acceptable, or an argument is unknown.
@@ -57,7 +60,8 @@ class StoreAuth(HttpxFlow, httpx.Auth):
     A request raises:
         TokensMissingError: There is no row: the user has not logged in.
         UnsupportedOperationError: The store is the one for the other kind of client, or the token contains a space.
-        TokenStoreError: Each other error of ``load_fresh_tokens``.
+        ConfigurationError: The token is bound to a DPoP key, and there is no ``dpop``; or the other way round.
+        TokenStoreError: Each other error of ``load_fresh_tokens``, and of ``DPoP.key``.
     """
 
     bytes_type = httpx.ByteStream

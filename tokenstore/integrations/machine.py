@@ -26,7 +26,8 @@ from urllib.parse import urlencode
 from tokenstore.errors import ConfigurationError, ProviderRefusedError, ReauthorizationRequiredError
 from tokenstore.integrations._bodies import FORM
 from tokenstore.integrations._credentials import Client, Request, SigningKey, checked_parameters, checked_text
-from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, checked_lifetime, require_extra
+from tokenstore.integrations._endpoint import Endpoint, checked_lifetime, require_extra
+from tokenstore.integrations._proving import Proving
 from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.providers import AuthMethod, Provider
 from tokenstore.records import TokenKey, TokenRecord
@@ -36,6 +37,8 @@ from tokenstore.validation import seconds, token_key, token_text
 if TYPE_CHECKING:
     import httpx
     import httpx2
+
+    from tokenstore.integrations.dpop import DPoP, DPoPKey
 
 __all__ = ["ClientCredentials", "GitHubAppInstallation", "IssuerOptions", "JWTBearer", "TokenExchange"]
 
@@ -60,13 +63,14 @@ class IssuerOptions(TypedDict, total=False):
     max_lifetime: float | None
 
 
-class _Issuer(ABC):
+class _Issuer(Proving, ABC):
     """A refresher that calls one endpoint to get tokens.
 
     Args:
         url: The endpoint.
         secrets: What no error may show.
         provider: How the vendor differs from the RFCs. Default: not at all.
+        dpop: As of ``OAuth2Refresher``.
         options: Arguments of each class.
 
     Attributes:
@@ -96,7 +100,9 @@ class _Issuer(ABC):
         http_hosts: Collection[str] = frozenset(),
         default_lifetime: float | None = None,
         max_lifetime: float | None = None,
+        dpop: DPoP | None = None,
     ) -> None:
+        self._dpop = dpop
         host, local = checked_url(self._url_name, url, checked_hosts(http_hosts))
         self.scope = scope
         self.audience = audience
@@ -118,7 +124,7 @@ class _Issuer(ABC):
     async def __call__(self, record: TokenRecord, /) -> dict[str, Any]:
         """Have tokens issued: the token response."""
 
-    async def _issued(self, request: Request, record: TokenRecord, advice: str = CHECK_CLIENT) -> dict[str, Any]:
+    async def _issued(self, request: Request, record: TokenRecord, advice: str) -> dict[str, Any]:
         """The response to a request for tokens. It may be sent twice: an issue that is not used does no harm."""
         label = f"the token endpoint of {self._endpoint.provider.name}"
         try:
@@ -148,6 +154,7 @@ class ClientCredentials(_Issuer):
         jwt_algorithm: Signs the assertion of ``private_key_jwt``.
         jwt_headers: More headers of the assertion.
         provider: How the vendor differs from the RFCs. Default: not at all.
+        dpop: As of ``OAuth2Refresher``: binds the tokens to a DPoP key.
         options: See :class:`IssuerOptions`.
 
     Raises:
@@ -172,26 +179,30 @@ class ClientCredentials(_Issuer):
         jwt_algorithm: str | None = None,
         jwt_headers: Mapping[str, str] = MappingProxyType({}),
         provider: Provider | None = None,
+        dpop: DPoP | None = None,
         **options: Unpack[IssuerOptions],
     ) -> None:
         require_extra("ClientCredentials")
         self._client = Client.of(
             token_url, client_id, client_secret, private_key, auth_method, jwt_algorithm, jwt_headers, provider
         )
-        super().__init__(token_url, self._client.secrets, provider, scope=scope, audience=audience, **options)
+        super().__init__(
+            token_url, self._client.secrets, provider, scope=scope, audience=audience, dpop=dpop, **options
+        )
         self._form = _form(
             extra_parameters, grant_type="client_credentials", scope=scope, audience=audience, resource=resource
         )
 
     @clears_locals
-    async def __call__(self, record: TokenRecord, /) -> dict[str, Any]:
+    async def __call__(self, record: TokenRecord, dpop_key: DPoPKey | None = None, /) -> dict[str, Any]:
         """Have tokens issued: the token response, with every field that the provider sent.
 
         Raises:
             ProviderUnavailableError: No response in time, HTTP 429 or 5xx, or no readable response.
             ProviderRefusedError: The provider refuses the client or the request.
         """
-        return await self._issued(_request(self._client, self._url, self._form, self._endpoint.provider), record)
+        request = _request(self._client, self._url, self._form, self._endpoint.provider)
+        return await self._issued(self._proven(request, dpop_key), record, self._advice)
 
 
 class TokenExchange(_Issuer):
@@ -218,6 +229,7 @@ class TokenExchange(_Issuer):
         jwt_algorithm: Signs the assertion of ``private_key_jwt``.
         jwt_headers: More headers of the assertion.
         provider: How the vendor differs from the RFCs.
+        dpop: As of ``OAuth2Refresher``: binds the tokens to a DPoP key.
         options: See :class:`IssuerOptions`.
 
     Raises:
@@ -246,13 +258,16 @@ class TokenExchange(_Issuer):
         jwt_algorithm: str | None = None,
         jwt_headers: Mapping[str, str] = MappingProxyType({}),
         provider: Provider | None = None,
+        dpop: DPoP | None = None,
         **options: Unpack[IssuerOptions],
     ) -> None:
         require_extra("TokenExchange")
         self._client = Client.of(
             token_url, client_id, client_secret, private_key, auth_method, jwt_algorithm, jwt_headers, provider
         )
-        super().__init__(token_url, self._client.secrets, provider, scope=scope, audience=audience, **options)
+        super().__init__(
+            token_url, self._client.secrets, provider, scope=scope, audience=audience, dpop=dpop, **options
+        )
         self._subject = token_key(subject_provider, "-", subject_account)
         if subject_token_type not in ("access_token", "id_token"):
             raise ConfigurationError("subject_token_type must be access_token or id_token")
@@ -276,6 +291,7 @@ class TokenExchange(_Issuer):
         self,
         record: TokenRecord,  # noqa: ARG002 - every refresher gets it
         subject: TokenRecord | None = None,
+        dpop_key: DPoPKey | None = None,
         /,
     ) -> dict[str, Any]:
         """Exchange the subject's token. The store passes the record of the subject.
@@ -294,7 +310,8 @@ class TokenExchange(_Issuer):
             )
         form = {**self._form, "subject_token": token}
         request = _request(self._client, self._url, form, self._endpoint.provider)
-        return await self._issued(request, subject, f"{CHECK_CLIENT}, or let the user log in again for the subject")
+        advice = f"{self._advice}, or let the user log in again for the subject"
+        return await self._issued(self._proven(request, dpop_key), subject, advice)
 
 
 class JWTBearer(_Issuer):
@@ -316,6 +333,7 @@ class JWTBearer(_Issuer):
         jwt_algorithm: Signs the assertion. Default: by the key.
         jwt_headers: More headers of the assertion, such as ``kid``.
         provider: How the vendor differs from the RFCs.
+        dpop: As of ``OAuth2Refresher``: binds the tokens to a DPoP key.
         options: See :class:`IssuerOptions`.
 
     Raises:
@@ -342,6 +360,7 @@ class JWTBearer(_Issuer):
         jwt_algorithm: str | None = None,
         jwt_headers: Mapping[str, str] = MappingProxyType({}),
         provider: Provider | None = None,
+        dpop: DPoP | None = None,
         **options: Unpack[IssuerOptions],
     ) -> None:
         require_extra("JWTBearer")
@@ -352,7 +371,7 @@ class JWTBearer(_Issuer):
         if client_id is not None:
             self._client = Client.of(token_url, client_id, client_secret, None, None, None, {}, provider)
         secrets: Hidden[tuple[str, ...]] = Hidden(()) if self._client is None else self._client.secrets
-        super().__init__(token_url, secrets, provider, scope=scope, **options)
+        super().__init__(token_url, secrets, provider, scope=scope, dpop=dpop, **options)
         self._issuer = checked_text("issuer", issuer)
         self._subject = subject
         self._audience = token_url if audience is None else checked_text("audience", audience)
@@ -406,7 +425,7 @@ class JWTBearer(_Issuer):
         return refresher
 
     @clears_locals
-    async def __call__(self, record: TokenRecord, /) -> dict[str, Any]:
+    async def __call__(self, record: TokenRecord, dpop_key: DPoPKey | None = None, /) -> dict[str, Any]:
         """Have tokens issued: the token response, with every field that the provider sent.
 
         Raises:
@@ -421,7 +440,7 @@ class JWTBearer(_Issuer):
             return _request(self._client, self._url, form, self._endpoint.provider).prepare()
 
         advice = "check the key, the claims of the assertion, and this machine's clock"
-        return await self._issued(Request("POST", self._url, prepare), record, advice)
+        return await self._issued(self._proven(Request("POST", self._url, prepare), dpop_key), record, advice)
 
 
 class GitHubAppInstallation(_Issuer):

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from tokenstore.errors import ConfigurationError, ReauthorizationRequiredError, UnsupportedOperationError
 from tokenstore.integrations._credentials import Client, checked_parameters, checked_text
 from tokenstore.integrations._endpoint import CHECK_CLIENT, Endpoint, checked_lifetime, require_extra
+from tokenstore.integrations._proving import Proving
 from tokenstore.integrations._revocation import can_revoke, is_revoked, revocation_request
 from tokenstore.integrations._urls import checked_hosts, checked_url
 from tokenstore.integrations.presets import provider_named
@@ -29,6 +30,8 @@ from tokenstore.validation import plain_text, seconds
 if TYPE_CHECKING:
     import httpx
     import httpx2
+
+    from tokenstore.integrations.dpop import DPoP, DPoPKey
 
 __all__ = ["OAuth2Refresher", "PresetOptions", "RefresherOptions"]
 
@@ -57,13 +60,14 @@ class RefresherOptions(TypedDict, total=False):
     http_hosts: Collection[str]
     default_lifetime: float | None
     max_lifetime: float | None
+    dpop: DPoP | None
 
 
 class PresetOptions(RefresherOptions, Placeholders, total=False):
     """Further arguments of ``OAuth2Refresher.for_provider``."""
 
 
-class OAuth2Refresher:
+class OAuth2Refresher(Proving):
     """Refreshes at a token endpoint (RFC 6749 section 6), and revokes (RFC 7009).
 
     An instance is called with a record, and returns the token response. It stores nothing between calls, need not be
@@ -98,6 +102,8 @@ class OAuth2Refresher:
             seconds. Default: its expiry is unknown.
         max_lifetime: How long an access token with an unknown expiry is used, in seconds. Default: until a caller
             forces a refresh.
+        dpop: Signs each refresh with the connection's DPoP key (RFC 9449), which the store keeps. Use the object that
+            the login and the adapters of HTTP clients use. Default: tokens are not bound to a key.
 
     Attributes:
         default_lifetime: The argument.
@@ -131,8 +137,10 @@ class OAuth2Refresher:
         http_hosts: Collection[str] = frozenset(),
         default_lifetime: float | None = None,
         max_lifetime: float | None = None,
+        dpop: DPoP | None = None,
     ) -> None:
         require_extra("OAuth2Refresher")
+        self._dpop = dpop
         private = checked_hosts(http_hosts)
         host, local = checked_url("token_url", token_url, private)
         if revocation_url is not None:
@@ -202,10 +210,14 @@ class OAuth2Refresher:
         return self._endpoint.timeout
 
     @clears_locals
-    async def __call__(self, record: TokenRecord) -> dict[str, Any]:
+    async def __call__(self, record: TokenRecord, dpop_key: DPoPKey | None = None, /) -> dict[str, Any]:
         """Refresh: the token response (RFC 6749 section 5.1), with every field that the provider sent.
 
+        Tokens that the provider has not bound to the DPoP key are returned as well, because they may be the only ones
+        that still work: the adapters of HTTP clients refuse to send them.
+
         Raises:
+            ConfigurationError: The argument ``dpop`` was given, and the store did not pass the key.
             ReauthorizationRequiredError: There is no refresh token, or the provider no longer accepts it.
             ProviderUnavailableError: No response in time, HTTP 429 or 5xx, or no readable response.
             ProviderRefusedError: The provider refuses the client or the request.
@@ -219,7 +231,13 @@ class OAuth2Refresher:
         token = plain_text("refresh_token", record["refresh_token"])
         form = {"grant_type": "refresh_token", "refresh_token": token, **self._parameters}
         request = self._client.request(self._token_url, form, as_json=provider.json_request)
-        return await self._endpoint.tokens(label, request, record, repeatable=self._rotation != "strict")
+        return await self._endpoint.tokens(
+            label,
+            self._proven(request, dpop_key),
+            record,
+            repeatable=self._rotation != "strict",
+            advice=self._advice,
+        )
 
     @clears_locals
     async def revoke(self, record: TokenRecord) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tokenstore.errors import MissingDependencyError
-from tokenstore.integrations._bearer import BearerAuth, BearerToken, is_refused
+from tokenstore.integrations._bearer import BearerAuth
+from tokenstore.integrations._exchange import NONCE, PROOF, Exchange, Refusal
 from tokenstore.sync import AuthTokenStore
 from tokenstore.tracebacks import clears_locals
 
@@ -52,6 +53,8 @@ class StoreAuth(BearerAuth[AuthTokenStore], AuthBase):
       iterator is not: the 401 is returned. The token was refreshed nevertheless, so the next request succeeds.
     - **No refresh** follows a 403, or a 401 whose challenge names an error other than ``invalid_token``, such as
       ``insufficient_scope`` (RFC 6750 section 3.1): the response is returned.
+    - **With DPoP** each request has a proof of its own. If the API asks for its nonce, the request is sent again with
+      it, without a refresh. A redirected request is refused without a proof, and then sent again with one.
     - **If the refresh fails**, the request raises the store's error instead of returning the 401: it says whether the
       user has to log in again, or the provider is unavailable.
 
@@ -62,7 +65,8 @@ class StoreAuth(BearerAuth[AuthTokenStore], AuthBase):
         origins: The origins that get the token (RFC 6454): each one a scheme, a host and perhaps a port, such as
             ``https://api.github.com``. The scheme is https, or http on a loopback host.
         options: ``account``, ``refresh``, ``min_ttl`` and ``scopes``, as for
-            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`.
+            :meth:`tokenstore.AuthTokenStore.load_fresh_tokens`; and ``dpop``, a
+            :class:`tokenstore.integrations.dpop.DPoP`, for tokens that are bound to a key (RFC 9449).
 
     Raises:
         ConfigurationError: An origin is not acceptable, or an argument is unknown.
@@ -71,7 +75,8 @@ class StoreAuth(BearerAuth[AuthTokenStore], AuthBase):
     A request raises:
         TokensMissingError: There is no row: the user has not logged in.
         UnsupportedOperationError: The store is an async one, or the token contains a space.
-        TokenStoreError: Each other error of ``load_fresh_tokens``.
+        ConfigurationError: The token is bound to a DPoP key, and there is no ``dpop``; or the other way round.
+        TokenStoreError: Each other error of ``load_fresh_tokens``, and of ``DPoP.key``.
     """
 
     @clears_locals
@@ -79,39 +84,53 @@ class StoreAuth(BearerAuth[AuthTokenStore], AuthBase):
         """Put the token into a request. Requests calls this method, once for a request and its redirects."""
         url = urlsplit(r.url or "")  # the parser of the connection
         if self._tokens.go_to(url.scheme, url.hostname, url.port):
-            token = self._tokens.load_blocking()
-            r.headers["Authorization"] = token.header.reveal()
-            r.register_hook("response", partial(self._answered, token))
+            exchange = self._tokens.exchange(self._tokens.load_blocking())
+            r.headers.update(exchange.headers(r.method or "", r.url or ""))
+            r.register_hook("response", partial(self._answered, exchange))
         return r
 
     @clears_locals
-    def _answered(self, token: BearerToken, response: Response, **settings: Any) -> Response:
+    def _answered(self, exchange: Exchange, response: Response, **settings: Any) -> Response:
         """Send a refused request again. Requests calls this hook with each response, also that of a redirect."""
-        refused = response.request
-        if not is_refused(response.status_code, [response.headers.get("WWW-Authenticate", "")]):
-            return response
-        # Without the header the request was redirected to another origin.
-        if refused.headers.get("Authorization") != token.header.reveal():
-            return response
-        try:
-            fresh = self._tokens.load_blocking(token)
-        except BaseException:
-            response.close()
-            raise
-        if fresh.generation == token.generation or not _rewound(refused):
-            return response
-        _ = response.content  # so that the connection can be used again
-        response.close()
-        again = refused.copy()
-        cookies: Any = again._cookies
-        extract_cookies_to_jar(cookies, refused, response.raw)
-        again.prepare_cookies(cookies)
-        again.headers["Authorization"] = fresh.header.reveal()
-        connection: Any = response.connection
-        answer: Response = connection.send(again, **settings)
-        answer.history.append(response)
-        answer.request = again
-        return answer
+        while True:
+            sent = response.request
+            # Requests copies the headers into a redirected request, which the proof does not fit.
+            proven = sent.headers.pop(PROOF, None) is not None
+            # A redirect to another origin has removed the header.
+            if not exchange.has_sent(sent.headers.get("Authorization")):
+                return response
+            challenges, nonces = (
+                [value] if (value := response.headers.get(name)) else [] for name in ("WWW-Authenticate", NONCE)
+            )
+            refusal = exchange.refusal(sent.url or "", response.status_code, challenges, nonces, proven=proven)
+            if refusal is None:
+                return response
+            if refusal is Refusal.TOKEN:
+                try:
+                    fresh = self._tokens.load_blocking(exchange.token)
+                except BaseException:
+                    response.close()
+                    raise
+                if not exchange.renew(fresh):
+                    return response
+            if not _rewound(sent):
+                return response
+            response = _sent_again(exchange, response, settings)
+
+
+def _sent_again(exchange: Exchange, refused: Response, settings: dict[str, Any]) -> Response:
+    _ = refused.content  # so that the connection can be used again
+    refused.close()
+    again = refused.request.copy()
+    cookies: Any = again._cookies
+    extract_cookies_to_jar(cookies, refused.request, refused.raw)
+    again.prepare_cookies(cookies)
+    again.headers.update(exchange.headers(again.method or "", again.url or ""))
+    connection: Any = refused.connection
+    answer: Response = connection.send(again, **settings)
+    answer.history = [*refused.history, refused]
+    answer.request = again
+    return answer
 
 
 def _rewound(request: PreparedRequest) -> bool:

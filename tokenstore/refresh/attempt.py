@@ -29,7 +29,7 @@ from tokenstore.refresh.failures import (
     failure_of,
     not_stored,
 )
-from tokenstore.refresh.issuing import blank_record, subject_of, without_end
+from tokenstore.refresh.issuing import blank_record, preparation_of, subject_of, without_end
 from tokenstore.refresh.kept import kept_at_refresh, lifetime_of, lifetime_setting
 from tokenstore.refresh.lease_watch import LeaseWatch
 from tokenstore.refresh.loop_end import protect_lease_statement, protect_provider_call, protect_write
@@ -149,6 +149,7 @@ class Attempt:
         self._max_lifetime = lifetime_setting(refresh, "max_lifetime")
         self._load_subject = load_subject
         self._subject: TokenRecord | None = None
+        self._prepared: object = None
         self._deadline = time.monotonic() + settings.wait
         self._leased_until = float("-inf")
         self._claimed = False
@@ -299,6 +300,7 @@ class Attempt:
         # Not only after the claim: a row that does not open would keep its lease.
         _ = self._record()
         await self._find_subject()
+        await self._prepare()
         if not self._admitted and (pause := await self._enter_gate()):
             return End(Outcome.FAILED, pause)
         # From before the statement is sent: the database grants the lease later, so it cannot end sooner.
@@ -335,6 +337,13 @@ class Attempt:
                 f"{self.key}: {subject} got no valid token within {self._settings.wait:g} s; repeat the call"
             ) from None
         self._protect(Claim(self._last.row.generation))
+
+    async def _prepare(self) -> None:
+        """Load what the refresher needs. Before the claim: this may fail, and nothing is wrong with this row then."""
+        if self._prepared is None and (preparation := preparation_of(self._refresh, self._settings.values, self.key)):
+            self.protection.lift()
+            self._prepared = await preparation
+            self._protect(Claim(self._last.row.generation))
 
     async def _enter_gate(self) -> Failure | None:
         """Wait for a place among the calls of the provider, without a lease. Returns the failure if it is paused."""
@@ -422,9 +431,11 @@ class Attempt:
     async def _run_refresher(self, record: TokenRecord, issued_at: int) -> NewTokens:
         with self._settings.telemetry.provider_call(self.report):
             async with asyncio.timeout(self._settings.timeout):
-                given = [RefreshableRecord(deepcopy(record).items())]  # which it may change
+                given: list[object] = [RefreshableRecord(deepcopy(record).items())]  # which it may change
                 if self._subject is not None:
                     given.append(RefreshableRecord(self._subject.items()))
+                if self._prepared is not None:
+                    given.append(self._prepared)
                 response: object = await call_provider(self._refresh, given, self._leave_gate_after)
         return read_response(response, kept_at_refresh(record, self._default_lifetime), issued_at)
 

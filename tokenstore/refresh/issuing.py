@@ -4,12 +4,15 @@ Any refresher with the attribute ``issues = True`` is one. Its provider can issu
 missing gets tokens as well as one whose token has expired, and no failure of such a row is permanent.
 
 If it also has a method ``subject_of``, it exchanges the token of another row, the *subject* (RFC 8693).
+
+Any refresher may have a method ``prepare_refresh``, which reads values of the store before the row is claimed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from tokenstore.errors import ConfigurationError, TokenStoreError
 from tokenstore.health import REFUSED
@@ -18,7 +21,15 @@ from tokenstore.refresh.failures import RefresherFailure
 from tokenstore.tracebacks import described, module_of
 from tokenstore.validation import RequestedRow, token_key
 
-__all__ = ["SupportsSubject", "blank_record", "issues_tokens", "subject_of", "without_end"]
+__all__ = [
+    "SupportsPreparation",
+    "SupportsSubject",
+    "blank_record",
+    "issues_tokens",
+    "preparation_of",
+    "subject_of",
+    "without_end",
+]
 
 # Seconds until tokens are requested again that the provider has refused.
 _RETRY: Final = 60.0
@@ -30,6 +41,23 @@ class SupportsSubject(Protocol):
 
     def subject_of(self, key: TokenKey, /) -> TokenKey:
         """The row whose access token is exchanged for the tokens of this row."""
+        ...
+
+
+@runtime_checkable
+class SupportsPreparation(Protocol):
+    """A refresher that needs a value of the store, such as a key. Its last argument is what it has prepared."""
+
+    def prepare_refresh(self, values: Any, key: TokenKey, /) -> Awaitable[object] | None:
+        """Load what the refresh of a row needs. An error is the caller's, and no failure of the row.
+
+        Args:
+            values: The store's values: :class:`tokenstore.values.ValueOperations`.
+            key: The row.
+
+        Returns:
+            What is awaited for the argument; None: nothing is needed, and there is no such argument.
+        """
         ...
 
 
@@ -57,6 +85,37 @@ def subject_of(refresher: object, key: TokenKey) -> TokenKey | None:
     if problem:
         raise ConfigurationError(problem)
     return subject
+
+
+def preparation_of(refresher: object, values: object, key: TokenKey) -> Awaitable[object] | None:
+    """What is awaited before the refresh of a row, if the refresher needs a value; its result is the last argument.
+
+    Raises:
+        ConfigurationError: The refresher raised an exception that is none of tokenstore's; so does the awaitable.
+    """
+    if not isinstance(refresher, SupportsPreparation):
+        return None
+    try:
+        preparation = refresher.prepare_refresh(values, key)
+    except Exception as error:  # noqa: BLE001 - as any exception of a refresher
+        failure = _not_prepared(error, refresher, key)
+    else:
+        return None if preparation is None else _prepared(preparation, refresher, key)
+    raise failure
+
+
+async def _prepared(preparation: Awaitable[object], refresher: object, key: TokenKey) -> object:
+    try:
+        return await preparation
+    except Exception as error:  # noqa: BLE001 - as any exception of a refresher
+        failure = _not_prepared(error, refresher, key)
+    raise failure  # outside the handler: otherwise its context could show a secret
+
+
+def _not_prepared(error: Exception, refresher: object, key: TokenKey) -> TokenStoreError:
+    if isinstance(error, TokenStoreError):
+        return error
+    return ConfigurationError(f"{key}: the refresher's prepare_refresh raised {described(error, module_of(refresher))}")
 
 
 def blank_record(key: TokenKey, row: RequestedRow) -> TokenRecord:

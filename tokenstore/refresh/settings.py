@@ -28,6 +28,7 @@ class Settings:
         margin: ``refresh_margin`` in seconds.
         timeout: ``refresh_timeout`` in seconds.
         gates: Limit the calls of each provider.
+        values: The store's values, for refreshers that need one.
     """
 
     backend: Backend
@@ -36,6 +37,7 @@ class Settings:
     margin: float
     timeout: float
     gates: ProviderGates = field(default_factory=ProviderGates)
+    values: object = None
 
     @property
     def lease(self) -> float:

@@ -29,9 +29,17 @@ class ValueOperations(ABC):
         """Iterate over what an async iterator yields, so many items a call."""
 
     @clears_locals
-    def put_value(self, namespace: str, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def put_value(
+        self,
+        namespace: str,
+        name: str,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        if_absent: bool = False,
+    ) -> bool:
         """Insert or replace one value: see :meth:`tokenstore.AuthTokenStore.put_value`."""
-        self._call(lambda values: values.put_value(namespace, name, value, ttl=ttl))
+        return self._call(lambda values: values.put_value(namespace, name, value, ttl=ttl, if_absent=if_absent))
 
     @clears_locals
     def get_value(self, namespace: str, name: str, default: Any = None) -> Any:

@@ -50,19 +50,21 @@ class ValueStatements:
         # NULL as the time to live makes NULL: the value does not expire.
         expires_at = now + bindparam("ttl", type_=BigInteger())
         version = bindparam("v", type_=BigInteger())
-        insert = grammar.insert(table).values(
-            {
-                "namespace": bindparam("g"),
-                "name": bindparam("n"),
-                **sealed,
-                "version": version,
-                "expires_at": expires_at,
-                "created_at": now,
-                "updated_at": now,
-            }
-        )
+        row: dict[str, Any] = {
+            "namespace": bindparam("g"),
+            "name": bindparam("n"),
+            **sealed,
+            "version": version,
+            "expires_at": expires_at,
+            "created_at": now,
+            "updated_at": now,
+        }
+        self.insert = grammar.insert_if_absent(table, row, this_value)
+        self.delete_if_expired = delete(table).where(*this_value, c.expires_at <= now)
         self.put = grammar.or_replace(
-            insert, replaced=(*sealed, "version"), also={"expires_at": expires_at, "updated_at": now}
+            grammar.insert(table).values(row),
+            replaced=(*sealed, "version"),
+            also={"expires_at": expires_at, "updated_at": now},
         )
         self.delete_group = delete(table).where(c.namespace == bindparam("g"))
         self.expired: Any = (

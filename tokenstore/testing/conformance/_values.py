@@ -74,6 +74,7 @@ def _each_operation(backend: ValueBackend) -> list[Callable[[], Awaitable[object
         lambda: backend.put_value(KEY, sealed_value(), ttl=None),
         lambda: backend.get_value(KEY),
         lambda: backend.pop_value(KEY),
+        lambda: backend.insert_value(KEY, sealed_value(), ttl=None),
         lambda: backend.delete_values(KEY.group),
         lambda: backend.purge_values(limit=1),
         lambda: backend.scan_values(limit=1),
@@ -220,6 +221,25 @@ class ValueConformance(Testbed):
         assert first == ScannedValue(row.key, row.expires_at, row.value.key_id, row.created_at, row.updated_at)
 
     @on_one_backend
+    async def test_insert_value_replaces_no_live_value(self, backend: ValueBackend) -> None:
+        assert await backend.insert_value(KEY, sealed_value("first"), ttl=LONG) is True
+        row = await _read(backend)
+        assert (row.key, row.value) == (KEY, sealed_value("first"))
+        assert row.expires_at is not None
+        assert 0 <= row.updated_at - row.created_at < 1_000_000
+        assert await backend.insert_value(KEY, sealed_value("second"), ttl=None) is False
+        assert await _read(backend) == row
+        assert await backend.insert_value(OTHER, sealed_value("second"), ttl=None) is True
+
+    @on_one_backend
+    async def test_insert_value_replaces_an_expired_value(self, backend: ValueBackend) -> None:
+        await _put_all(backend, KEY, ttl=SHORT)
+        await _wait_for_expiry(backend, KEY)
+        assert await backend.insert_value(KEY, sealed_value("anew"), ttl=None) is True
+        row = await _read(backend)
+        assert (row.value, row.expires_at) == (sealed_value("anew"), None)
+
+    @on_one_backend
     async def test_rewrap_value_changes_only_the_sealed_value(self, backend: ValueBackend) -> None:
         await _put_all(backend, KEY, ttl=LONG)
         row = await _read(backend)
@@ -251,6 +271,23 @@ class ValueConformance(Testbed):
             found = await asyncio.gather(*((backend, other)[i % 2].pop_value(KEY) for i in range(16)))
             [winner] = [row for row in found if row is not None]
             assert winner.value == sealed_value(str(number))
+
+    @on_two_backends()
+    async def test_one_of_many_concurrent_inserts_stores_its_value(
+        self, backend: ValueBackend, other: ValueBackend
+    ) -> None:
+        """Also where an expired value is in the way."""
+        for number in range(10):
+            key = ValueKey("login", str(number))
+            if number % 2:
+                await _put_all(backend, key, ttl=SHORT)
+                await _wait_for_expiry(backend, key)
+            sealed = [sealed_value(f"{number}-{i}") for i in range(16)]
+            inserted = await asyncio.gather(
+                *((backend, other)[i % 2].insert_value(key, value, ttl=LONG) for i, value in enumerate(sealed))
+            )
+            [winner] = [value for value, won in zip(sealed, inserted, strict=True) if won]
+            assert (await _read(other, key)).value == winner
 
     @on_two_backends()
     async def test_each_put_is_popped_once_or_replaced(self, backend: ValueBackend, other: ValueBackend) -> None:
@@ -318,7 +355,7 @@ class ValueConformance(Testbed):
     @on_one_backend
     async def test_cancelled_calls_release_locks_and_connections_of_values(self, backend: ValueBackend) -> None:
         for steps in range(0, 40, 2):
-            for operation in _each_operation(backend)[:3]:
+            for operation in _each_operation(backend)[:4]:
                 task = asyncio.ensure_future(operation())
                 for _ in range(steps):
                     await asyncio.sleep(0)

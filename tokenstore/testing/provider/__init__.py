@@ -23,8 +23,11 @@ Endpoints:
   (RFC 6749 section 4.4) and in exchange for a valid access token (RFC 8693), both without a refresh token. The client
   authenticates by HTTP Basic or in the body.
 * ``POST /revoke``: revokes a grant or an access token (RFC 7009); the client authenticates.
-* ``GET /resource``: an API that needs a Bearer token (RFC 6750).
+* ``GET /resource``: an API that needs an access token, as a Bearer token (RFC 6750) or with a DPoP proof.
 * ``GET /stats``: the counters as JSON, for other processes.
+
+A token request with a DPoP proof (RFC 9449) gets tokens that are bound to the key: the access token, and the refresh
+token, as for a public client. Each claim of a proof is checked, and a proof works once.
 """
 
 from __future__ import annotations

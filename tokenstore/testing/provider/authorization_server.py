@@ -7,10 +7,11 @@ import hmac
 import re
 import threading
 from base64 import urlsafe_b64encode
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from tokenstore.testing.provider.dpop import NonceNeeded, ProofRefused, Proofs, is_thumbprint
 from tokenstore.testing.provider.grants import Code, Grant, Grants
 from tokenstore.testing.provider.messages import HttpError, Reply, Request, credentials, parameters, required
 from tokenstore.testing.provider.stats import Counters, ProviderStats
@@ -55,17 +56,28 @@ class AuthorizationServer:
         """Who logs in through ``/authorize``, unless the request has a ``login_hint``."""
         self.consents = True
         """While False, users refuse at ``/authorize``: it redirects with the error ``access_denied``."""
+        self.demands_nonces = False
+        """While True, each DPoP proof needs the nonce of the server that it is for (RFC 9449 sections 8 and 9)."""
+        self.binds_access_tokens = True
+        """While False, a DPoP proof binds the refresh token alone, and the ``token_type`` is ``Bearer``."""
         # Guards the attributes below: the event loop's thread handles requests with them, callers read and set them.
         self._state = threading.Condition()
         self._grants = Grants(clock)
+        self._token_proofs, self._resource_proofs = Proofs(clock), Proofs(clock)
         self._counters = Counters()
 
     # -- called by the test ----------------------------------------------------------------------
 
-    def new_grant(self, user: str, *, scope: str = _ALL_SCOPES) -> dict[str, Any]:
-        """Log ``user`` in and return the token response of the new grant (RFC 6749 section 5.1)."""
+    def new_grant(self, user: str, *, scope: str = _ALL_SCOPES, dpop_jkt: str | None = None) -> dict[str, Any]:
+        """Log ``user`` in and return the token response of the new grant (RFC 6749 section 5.1).
+
+        Args:
+            user: Who logs in.
+            scope: What the user grants.
+            dpop_jkt: The thumbprint of the DPoP key that the tokens are bound to. Default: none.
+        """
         with self._state:
-            grant = Grant(user=user, scope=scope)
+            grant = Grant(user=user, scope=scope, dpop_jkt=dpop_jkt)
             self._issue(grant, scope, rotate=True)
             return self._grants.response(grant, with_refresh=True)
 
@@ -78,6 +90,29 @@ class AuthorizationServer:
         """Revoke all grants of ``user``, as when the user withdraws the consent at the provider's own page."""
         with self._state:
             self._counters.revoked_grants += self._grants.revoke_user(user)
+
+    def renew_nonces(self) -> None:
+        """Let the nonces of the token endpoint and of the API be others from now on."""
+        with self._state:
+            self._token_proofs.renew_nonce()
+            self._resource_proofs.renew_nonce()
+
+    def check_access(self, method: str, url: str, headers: Mapping[str, str]) -> Reply:
+        """What an API that takes this provider's access tokens answers to a request: for an API of your own.
+
+        Args:
+            method: The request's method.
+            url: Its URL without the query, which a DPoP proof has to name.
+            headers: Its headers; the names are in lower case.
+
+        Returns:
+            200 and the user with the scope, or 401 with a challenge.
+        """
+        with self._state:
+            try:
+                return self._check_access(method, url, headers)
+            except HttpError as error:
+                return error.reply
 
     def stats(self) -> ProviderStats:
         """Return a consistent snapshot of the counters."""
@@ -130,24 +165,45 @@ class AuthorizationServer:
             raise HttpError(400, "invalid_request", "the code_challenge is no SHA-256 digest in base64url")
         if not self.consents:
             raise HttpError(400, "access_denied", "the user refused")
-        grant = Grant(query.get("login_hint", self.user), query.get("scope", _ALL_SCOPES))
+        dpop_jkt = query.get("dpop_jkt")  # RFC 9449 section 10
+        if dpop_jkt is not None and not is_thumbprint(dpop_jkt):
+            raise HttpError(400, "invalid_request", "the dpop_jkt is no SHA-256 digest in base64url")
+        grant = Grant(query.get("login_hint", self.user), query.get("scope", _ALL_SCOPES), dpop_jkt=dpop_jkt)
         expires = self._grants.clock() + self.code_lifetime
         return self._grants.add_code(Code(grant, redirect_uri, challenge, expires))
 
     def _token(self, request: Request) -> Reply:
-        form = self._authenticated_form(request)
+        form, jkt = self._authenticated_form(request), self._proven_key(request)
         match required(form, "grant_type"):
             case "authorization_code":
-                return self._redeem(form)
+                reply = self._redeem(form, jkt)
             case "client_credentials":
-                return self._issue_alone(self.client_id, form)
+                reply = self._issue_alone(self.client_id, form, jkt)
             case "urn:ietf:params:oauth:grant-type:token-exchange":
-                return self._exchange(form)
+                reply = self._exchange(form, jkt)
             case "refresh_token":
-                return self._refresh(form)
-        raise HttpError(400, "unsupported_grant_type", "this grant_type is not supported")
+                reply = self._refresh(form, jkt)
+            case _:
+                raise HttpError(400, "unsupported_grant_type", "this grant_type is not supported")
+        return reply if jkt is None else self._with_nonce(reply, self._token_proofs)
 
-    def _redeem(self, form: Mapping[str, str]) -> Reply:
+    def _proven_key(self, request: Request) -> str | None:
+        """The thumbprint of the key of a token request's DPoP proof; None: it has no proof."""
+        proof = request.headers.get("dpop")
+        if proof is None:
+            return None
+        url, proofs = f"http://{request.headers.get('host')}{request.path}", self._token_proofs
+        try:
+            return proofs.check(proof, request.method, url, demands_nonce=self.demands_nonces)
+        except ProofRefused as error:
+            raise HttpError(400, "invalid_dpop_proof", str(error)) from None
+        except NonceNeeded:
+            raise HttpError(400, "use_dpop_nonce", "use this nonce", {"DPoP-Nonce": proofs.nonce}) from None
+
+    def _with_nonce(self, reply: Reply, proofs: Proofs) -> Reply:
+        return replace(reply, headers={**reply.headers, "DPoP-Nonce": proofs.nonce}) if self.demands_nonces else reply
+
+    def _redeem(self, form: Mapping[str, str], jkt: str | None) -> Reply:
         """Exchange a code for tokens. The first request with a code consumes it, also one that is refused."""
         redirect_uri, verifier = required(form, "redirect_uri"), required(form, "code_verifier")
         code = self._grants.find_code(required(form, "code"))
@@ -165,17 +221,18 @@ class AuthorizationServer:
             raise HttpError(400, "invalid_grant", "not the redirect_uri of the authorization request")
         if not _VERIFIER.fullmatch(verifier) or not hmac.compare_digest(_challenge(verifier), code.challenge):
             raise HttpError(400, "invalid_grant", "not the code_verifier of the authorization request")
+        self._bind(grant, jkt)
         self._issue(grant, grant.scope, rotate=True)
         return Reply(200, self._grants.response(grant, with_refresh=True))
 
-    def _issue_alone(self, user: str, form: Mapping[str, str], **fields: str) -> Reply:
+    def _issue_alone(self, user: str, form: Mapping[str, str], jkt: str | None, **fields: str) -> Reply:
         """Issue an access token without a refresh token."""
-        grant = Grant(user, form.get("scope", _ALL_SCOPES))
+        grant = Grant(user, form.get("scope", _ALL_SCOPES), dpop_jkt=jkt)
         self._issue(grant, grant.scope, rotate=False)
         self._counters.issues += 1
         return Reply(200, {**self._grants.response(grant, with_refresh=False), **fields})
 
-    def _exchange(self, form: Mapping[str, str]) -> Reply:
+    def _exchange(self, form: Mapping[str, str], jkt: str | None) -> Reply:
         """Exchange a valid access token for another one of the same user (RFC 8693)."""
         access_token = "urn:ietf:params:oauth:token-type:access_token"
         if required(form, "subject_token_type") != access_token:
@@ -183,13 +240,14 @@ class AuthorizationServer:
         subject = self._grants.find_valid_access_token(required(form, "subject_token"))
         if subject is None:
             raise HttpError(400, "invalid_grant", "the subject_token is unknown, expired or revoked")
-        return self._issue_alone(subject.user, form, issued_token_type=access_token)
+        return self._issue_alone(subject.user, form, jkt, issued_token_type=access_token)
 
-    def _refresh(self, form: Mapping[str, str]) -> Reply:
+    def _refresh(self, form: Mapping[str, str], jkt: str | None) -> Reply:
         token = required(form, "refresh_token")
         grant = self._grants.find_refresh_token(token)
         if grant is None:
             raise HttpError(400, "invalid_grant", "unknown refresh token")
+        self._bind(grant, jkt)  # before the token is consumed: a stolen one must not end the grant
         scope = form.get("scope", grant.scope)
         if not set(scope.split()) <= set(grant.scope.split()):  # RFC 6749 section 6
             raise HttpError(400, "invalid_scope", "the scope exceeds what the user granted")
@@ -221,14 +279,33 @@ class AuthorizationServer:
         return Reply(200)  # also for an unknown token (RFC 7009 section 2.2)
 
     def _resource(self, request: Request) -> Reply:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":  # without a token, the challenge has no error code (RFC 6750 section 3.1)
+        url = f"http://{request.headers.get('host')}{request.path}"
+        return self._check_access(request.method, url, request.headers)
+
+    def _check_access(self, method: str, url: str, headers: Mapping[str, str]) -> Reply:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        scheme, token = scheme.lower(), token.strip()
+        if scheme not in ("bearer", "dpop"):  # without a token, no challenge has an error (RFC 6750 section 3.1)
             challenge = {"WWW-Authenticate": f"Bearer {_REALM}"}
-            raise HttpError(401, "invalid_token", "a Bearer token is required", challenge)
-        grant = self._grants.find_valid_access_token(token.strip())
-        if grant is None:
-            raise bearer_challenge("the token is unknown, expired or revoked")
-        return Reply(200, {"user": grant.user, "scope": grant.access_scope})
+            raise HttpError(401, "invalid_token", "an access token is required", challenge)
+        grant = self._grants.find_valid_access_token(token)
+        if scheme == "bearer":
+            # A bound token must not work without its key (RFC 9449 section 7.2).
+            if grant is None or grant.access_jkt is not None:
+                raise bearer_challenge("the token is unknown, expired or revoked, or bound to a DPoP key")
+            return Reply(200, {"user": grant.user, "scope": grant.access_scope})
+        proofs = self._resource_proofs
+        try:
+            jkt = proofs.check(
+                headers.get("dpop", ""), method, url, access_token=token, demands_nonce=self.demands_nonces
+            )
+        except ProofRefused as error:
+            raise _dpop_challenge("invalid_dpop_proof", str(error)) from None
+        except NonceNeeded:
+            raise _dpop_challenge("use_dpop_nonce", "use this nonce", {"DPoP-Nonce": proofs.nonce}) from None
+        if grant is None or grant.access_jkt != jkt:
+            raise _dpop_challenge("invalid_token", "the token is unknown, expired, revoked, or of another key")
+        return self._with_nonce(Reply(200, {"user": grant.user, "scope": grant.access_scope}), proofs)
 
     def _authenticated_form(self, request: Request) -> dict[str, str]:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -247,7 +324,14 @@ class AuthorizationServer:
             raise HttpError(401, "invalid_client", "client authentication failed", challenge)
         return form
 
+    def _bind(self, grant: Grant, jkt: str | None) -> None:
+        """Bind a grant to the key of a proof. Its tokens then work with no other key (RFC 9449 section 5)."""
+        if grant.dpop_jkt not in (None, jkt):
+            raise HttpError(400, "invalid_grant", "the grant is bound to another DPoP key")
+        grant.dpop_jkt = jkt
+
     def _issue(self, grant: Grant, scope: str, *, rotate: bool) -> None:
+        grant.access_jkt = grant.dpop_jkt if self.binds_access_tokens else None
         self._grants.issue_access_token(grant, scope, self.access_token_lifetime)
         if rotate:
             self._grants.issue_refresh_token(grant, self.refresh_token_lifetime)
@@ -260,6 +344,12 @@ def bearer_challenge(description: str) -> HttpError:
     """The 401 of a protected resource for a token that it refuses (RFC 6750 section 3)."""
     challenge = {"WWW-Authenticate": f'Bearer {_REALM}, error="invalid_token"'}
     return HttpError(401, "invalid_token", description, challenge)
+
+
+def _dpop_challenge(error: str, description: str, headers: Mapping[str, str] | None = None) -> HttpError:
+    """The 401 of a protected resource for a request with the scheme DPoP (RFC 9449 section 7.1)."""
+    challenge = f'DPoP {_REALM}, error="{error}", algs="ES256"'
+    return HttpError(401, error, description, {"WWW-Authenticate": challenge, **(headers or {})})
 
 
 def _challenge(verifier: str) -> str:

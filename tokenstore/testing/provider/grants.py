@@ -26,6 +26,8 @@ class Grant:
     previous: str = field(default="", repr=False)  # the refresh token consumed last, for `grace`
     rotated_at: float = 0.0
     revoked: bool = False
+    dpop_jkt: str | None = None  # the thumbprint of the key that the refresh token is bound to (RFC 9449)
+    access_jkt: str | None = None  # and the access token
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +120,7 @@ class Grants:
 
         response: dict[str, Any] = {
             "access_token": grant.access,
-            "token_type": "Bearer",
+            "token_type": "Bearer" if grant.access_jkt is None else "DPoP",
             "expires_in": seconds(grant.access_expires),
             "scope": grant.access_scope,
         }

@@ -22,7 +22,7 @@ MAX_BYTES = 16 * 1024
 
 _REQUEST_LINE = re.compile(r"([A-Z]+) (/[!-~]*) HTTP/1\.([01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
-_SINGULAR = frozenset({"authorization", "content-length", "content-type", "host"})
+_SINGULAR = frozenset({"authorization", "content-length", "content-type", "dpop", "host"})
 
 
 @dataclass(frozen=True, slots=True)
