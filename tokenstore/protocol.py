@@ -232,14 +232,15 @@ class Backend(Protocol):
         """
         ...
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
         """Clear a row's failure, so that a refresh may be tried at once. A dead row is due again.
 
         Changes no generation, lease or token.
 
         Args:
             key: The row.
-            min_age: Only if the refresh failed at least so many seconds ago.
+            min_age: Only if the refresh failed at least so many seconds before ``as_of``.
+            as_of: A time of the database's clock, in microseconds since the epoch. None: now.
 
         Returns:
             Whether a failure was cleared.

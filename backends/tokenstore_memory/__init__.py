@@ -212,9 +212,9 @@ class MemoryBackend(MemoryValues):
 
         return await self._change(key, release)
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
         age = round(min_age * _US)
-        return await self._change(key, lambda row, now: cleared(row, now=now, min_age=age))
+        return await self._change(key, lambda row, now: cleared(row, now=now if as_of is None else as_of, min_age=age))
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         def rewrap(row: Row[SealedTokens], _now: int) -> Row[SealedTokens] | None:

@@ -142,8 +142,8 @@ class SQLOperations(SQLValueOperations, ABC):
             write=True,
         )
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
-        return await self._run([key], lambda rows: rows.clear_failure(key, min_age=min_age), write=True)
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        return await self._run([key], lambda rows: rows.clear_failure(key, min_age=min_age, as_of=as_of), write=True)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self._run([key], lambda rows: rows.rewrap(key, tokens, generation=generation), write=True)

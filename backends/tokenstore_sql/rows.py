@@ -203,8 +203,8 @@ class Rows:
         parameters["retry_in"] = None if failure.retry_in is None else round(failure.retry_in * _US)
         return await self._write(self.statements.fail, parameters) > 0
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
-        parameters = {**_where(key), "min_age": round(min_age * _US)}
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        parameters = {**_where(key), "min_age": round(min_age * _US), "as_of": as_of}
         return await self._write(self.statements.clear_failure, parameters) > 0
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:

@@ -261,12 +261,13 @@ class JsonFileBackend:
 
         return await self._compare_and_set(key, generation, release)
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
         """Clear the failure, if it is old enough. A dead row is due again."""
 
         def clear(rows: _Rows) -> bool:
             row = rows.get(key)
-            if row is None or row.failed_at is None or row.failed_at > _now() - round(min_age * _US):
+            until = (_now() if as_of is None else as_of) - round(min_age * _US)
+            if row is None or row.failed_at is None or row.failed_at > until:
                 return False
             due_at = row.tokens.due_at if row.retry_at is None else row.due_at
             rows[key] = replace(row, failure_code=None, retry_at=None, failed_at=None, due_at=due_at)

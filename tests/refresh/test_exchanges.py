@@ -106,6 +106,27 @@ async def test_a_new_login_of_the_subject_revives_a_refused_exchange_at_once(wor
     assert exchange.subjects == ["revoked", "login"]
 
 
+@on_rows("memory", "sqlite", "postgresql+psycopg", "mariadb+asyncmy")
+async def test_a_refusal_that_came_after_the_login_stays_however_slow_the_database_is(world: World) -> None:
+    """Its time is compared with that of the login, and not with the time at which the answer is there."""
+    exchange = Exchange(ProviderRefusedError("revoked", code="invalid_grant"), API)
+    store = await world.store(refreshers={"github": Script(), "api": exchange})
+    backend: Any = store._backend
+    clear = backend.clear_failure
+
+    async def clear_late(*args: Any, **options: Any) -> bool:
+        await asyncio.sleep(0.3)
+        cleared: bool = await clear(*args, **options)
+        return cleared
+
+    backend.clear_failure = clear_late
+    await store.store_tokens("github", "u1", "revoked", "r", world.at(3600))
+    for _ in range(2):
+        with pytest.raises(ProviderRefusedError, match="invalid_grant"):
+            await api_token(store)
+    assert exchange.calls == 1
+
+
 @on_memory
 async def test_a_subject_is_valid_for_the_time_of_the_exchange(world: World) -> None:
     script, exchange = Script(), Exchange()

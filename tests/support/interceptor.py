@@ -132,8 +132,8 @@ class Interceptor:
             where, provider=provider, user_id=user_id, after=after, limit=limit, with_metadata=with_metadata
         )
 
-    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0) -> bool:
-        return await self.backend.clear_failure(key, min_age=min_age)
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        return await self.backend.clear_failure(key, min_age=min_age, as_of=as_of)
 
     async def rewrap(self, key: TokenKey, tokens: SealedTokens, *, generation: int) -> bool:
         return await self.backend.rewrap(key, tokens, generation=generation)

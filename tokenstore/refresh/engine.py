@@ -43,7 +43,6 @@ __all__ = ["OnError", "OnReauthorizationRequired", "OnRefreshed", "RefreshEngine
 
 T = TypeVar("T")
 
-_US = 1_000_000
 
 OnRefreshed = Callable[[TokenRecord], Awaitable[None] | None]
 """Called with the new record, in the process that refreshed, after the new tokens were stored."""
@@ -213,7 +212,7 @@ class RefreshEngine:
         if row is None:
             return None
         # If the row whose token is exchanged got new tokens after the failure, as by a login.
-        return await clear(key, min_age=max(row.as_of - row.updated_at, 0) / _US) or None
+        return await clear(key, as_of=row.updated_at - 1) or None
 
     def _new_attempt(
         self,

@@ -168,7 +168,7 @@ class Statements:
         due_again = case((c.refresh_token.is_not(None), c.access_token_expires_at))
         self.clear_failure = (
             update(table)
-            .where(*this_row, c.failed_at <= now - _number("min_age"))
+            .where(*this_row, c.failed_at <= func.coalesce(_number("as_of"), now) - _number("min_age"))
             # In this order: MySQL computes later values from earlier ones.
             .ordered_values(
                 (c.due_at, case((c.retry_at.is_(None), due_again), else_=c.due_at)),
