@@ -126,8 +126,8 @@ class Keyring:
                 self._ciphers[header] = AESGCMSIV(key)
             except UnsupportedAlgorithm:
                 raise ConfigurationError(
-                    "this build of cryptography has no AES-GCM-SIV (OpenSSL 3.2 or later is needed); "
-                    "install cryptography's own wheel from PyPI"
+                    "cryptography has no AES-GCM-SIV here: it needs OpenSSL 3.2 or later, which its wheels from PyPI "
+                    "contain, and FIPS mode must be off, because FIPS 140 does not approve AES-GCM-SIV"
                 ) from None
             self._headers[name] = header
         self._header = self._headers[self.primary]
@@ -251,6 +251,9 @@ class Keyring:
                 f"{field} of {key} does not open with key {header[2:].decode()!r}: it was altered, moved, or sealed in "
                 f"another namespace, or another key had that name when it was sealed"
             ) from None
+        except UnicodeDecodeError:
+            pass  # the error is raised below: otherwise its context, the decoding error, would show the text
+        raise TamperedError(f"{field} of {key} is not UTF-8 text: another program sealed it")
 
     def sealed_by(self, name: str, sealed: bytes) -> bool:
         """Whether a value was sealed with the key of this name, by the value's header, which is bound to it.

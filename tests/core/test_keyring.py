@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,16 @@ def test_a_keyring_cannot_be_pickled_or_copied_and_its_repr_has_no_key() -> None
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             leave(keyring)
+
+
+def test_in_fips_mode_the_error_says_that_the_cipher_is_not_approved(tmp_path: Path) -> None:
+    """OpenSSL's configuration turns the mode on for the whole process, so that this one is a process of its own."""
+    config = tmp_path / "openssl.cnf"
+    config.write_text("openssl_conf = a\n[a]\nalg_section = b\n[b]\ndefault_properties = fips=yes\n")
+    program = "from tokenstore import Keyring; Keyring({'k1': bytes(32)})"
+    environment = os.environ | {"OPENSSL_CONF": str(config)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [*_, last] = done.stderr.splitlines()
+    assert last.startswith("tokenstore.errors.ConfigurationError: cryptography has no AES-GCM-SIV here")
+    assert "FIPS 140 does not approve AES-GCM-SIV" in last

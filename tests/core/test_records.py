@@ -25,7 +25,7 @@ def test_the_pages_warn_of_what_a_record_does_not_hide() -> None:
     """Code that walks through a record as through any dict sees the tokens."""
     record = TokenRecord(access_token=ACCESS)
     assert ACCESS in json.dumps(record)
-    for text in (str(TokenRecord.__doc__), (DOCS / "sealing.md").read_text("utf-8")):
+    for text in (str(TokenRecord.__doc__), (DOCS / "threat-model.md").read_text("utf-8")):
         assert "json.dumps(record)" in text
 
 

@@ -23,6 +23,8 @@ from support.pages import (
     PROJECT,
     README,
     SCHEMA,
+    SEALED_FORMAT,
+    SEALING,
     STACKS,
     VALUES,
     codes,
@@ -55,6 +57,15 @@ from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.sqlite import backend as sqlite_backend
 from tokenstore_sql.sqlite import files as sqlite_files
 from tokenstore_sql.statements.statements import Statements
+
+
+def test_the_limits_of_a_key_count_the_longest_sealed_value() -> None:
+    """Each text of the longest place has two bytes before it; the header has two and the key's name."""
+    longest = [MAX_NAMESPACE_BYTES, MAX_PROVIDER_BYTES, MAX_USER_ID_BYTES, MAX_ACCOUNT_BYTES, len("refresh_token")]
+    associated = 2 + 32 + sum(2 + size for size in longest)
+    assert f"{MAX_TOKEN_BYTES} bytes of plaintext and {associated} bytes of associated data" in prose(SEALING)
+    assert f"at most {MAX_TOKEN_BYTES} bytes" in prose(SEALED_FORMAT)
+    assert f"at most {MAX_EXTRA_DEPTH} levels deep" in prose(SEALED_FORMAT)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

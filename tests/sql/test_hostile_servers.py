@@ -1,4 +1,4 @@
-"""What a hostile server says moves no terminal's cursor and ends no line of a log."""
+"""A hostile server moves no terminal's cursor, ends no line of a log, and gets no file of the client."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,51 @@ def test_control_characters_of_a_server_are_escaped(
 
     asyncio.run(main())
     assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def _mysql_packet(number: int, content: bytes) -> bytes:
+    return len(content).to_bytes(3, "little") + bytes([number]) + content
+
+
+def _greeting() -> bytes:
+    """Of a server with the capabilities that the drivers need, and without TLS."""
+    capabilities = 0x8_A20D  # long passwords, long flags, a database, protocol 4.1, transactions, named plugins
+    scramble = b"a" * 20
+    head = b"\x0a" + b"8.0.40\0" + bytes(4) + scramble[:8] + b"\0" + (capabilities & 0xFFFF).to_bytes(2, "little")
+    tail = (capabilities >> 16).to_bytes(2, "little") + bytes([21]) + bytes(10) + scramble[8:] + b"\0"
+    return head + bytes([45]) + (2).to_bytes(2, "little") + tail + b"mysql_native_password\0"
+
+
+@pytest.mark.mysql
+@pytest.mark.parametrize("scheme", ["mysql+aiomysql", "mysql+asyncmy"])
+def test_a_server_that_asks_for_a_file_does_not_get_it(scheme: str, keyring: Keyring, tmp_path: Path) -> None:
+    """In place of a result it sends the request of LOAD DATA LOCAL INFILE."""
+    file = tmp_path / "keys"
+    file.write_text("a secret of the client")
+    received = bytearray()
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        writer.write(_mysql_packet(0, _greeting()))
+        while True:
+            header = await reader.readexactly(4)
+            packet = await reader.readexactly(int.from_bytes(header[:3], "little"))
+            received.extend(packet)
+            if b"SELECT" in packet:
+                asked += 1
+                writer.write(_mysql_packet(header[3] + 1, b"\xfb" + str(file).encode()))
+            else:
+                writer.write(_mysql_packet(header[3] + 1, b"\0\0\0\x02\0\0\0"))
+
+    async def main() -> None:
+        async with _serving(serve) as port:
+            url = f"{scheme}://someone:password@127.0.0.1:{port}/db?connect_timeout=5&statement_timeout=2"
+            async with open_store(url, keyring=keyring) as store:
+                # Both drivers raise RuntimeError, which is no class of a database's errors.
+                with pytest.raises((BackendError, RuntimeError)):
+                    await store.load_tokens("github", "u1")
+
+    asyncio.run(main())
+    assert asked > 0
+    assert b"secret" not in received
