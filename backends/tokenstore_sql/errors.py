@@ -83,6 +83,10 @@ class ErrorTable(ABC):
         """Whether a query found text that is not UTF-8. The other databases' columns hold any bytes."""
         return isinstance(error, UnicodeDecodeError)
 
+    def is_of_driver(self, error: Exception) -> bool:
+        """Whether an exception that has none of the driver's classes is the driver's all the same."""
+        return False
+
     def ends_connection(self, error: BaseException) -> bool:
         """Whether a connection is of no more use after the server has answered with this error.
 
@@ -133,7 +137,9 @@ async def mapped(errors: ErrorTable, about: Callable[[], str], operation: Callab
     except Exception as error:
         if errors.is_undecodable(cause_of(error)):
             failure = TamperedError(f"{about()}: a column holds text that is not UTF-8, which no store has written")
-        elif isinstance(error, (SQLAlchemyError, ConnectionLostError, OSError, *errors.driver_errors())):
+        elif isinstance(
+            error, (SQLAlchemyError, ConnectionLostError, OSError, *errors.driver_errors())
+        ) or errors.is_of_driver(error):
             failure = _translate(errors, about(), error)
         else:
             raise

@@ -100,6 +100,10 @@ class MySQLErrors(ErrorTable):
     def has_no_free_slot(self, error: BaseException) -> bool:
         return self.code(error) in _NO_FREE_SLOT
 
+    def is_of_driver(self, error: Exception) -> bool:
+        # With RuntimeError both drivers refuse a server that asks for a file of this machine.
+        return isinstance(error, RuntimeError) and "LOAD_LOCAL" in str(error)
+
     def ends_connection(self, error: BaseException) -> bool:
         return self.code(error) == "1153" or super().ends_connection(error)
 
