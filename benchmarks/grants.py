@@ -3,7 +3,8 @@
 Run it in the root of the checkout. For each grant, several clients find the same expired access token at once. They
 share nothing but a SQLite file, as clients in different processes would. Each client makes one request. The provider
 issues a new refresh token with each refresh, and revokes a grant when a used refresh token comes back (RFC 9700 section
-4.14.2). Each library is used in the way that its documentation describes, and then with tokenstore.
+4.14.2). Each library is used in the way that its documentation describes, and then with tokenstore. No user is there:
+a client that begins a login, as those of MCP do after a 401, gets no answer.
 """
 
 from __future__ import annotations
@@ -20,14 +21,29 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fastmcp
 import httpx2
+import mcp
 from authlib.integrations.httpx_client import AsyncOAuth2Client
+from cryptography.fernet import Fernet
+from fastmcp.client.auth import OAuth
+from key_value.aio.protocols import AsyncKeyValue
+from key_value.aio.stores.filetree import (
+    FileTreeStore,
+    FileTreeV1CollectionSanitizationStrategy,
+    FileTreeV1KeySanitizationStrategy,
+)
+from key_value.aio.wrappers.encryption import FernetEncryptionWrapper
+from mcp.client.auth import OAuthClientProvider, TokenStorage
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
+from pydantic import AnyUrl
 from requests import Session
 from requests_oauthlib import OAuth2Session
 from rich.table import Table
@@ -37,17 +53,23 @@ from slack_sdk.oauth.installation_store import Installation, InstallationStore
 from slack_sdk.oauth.installation_store.sqlite3 import SQLite3InstallationStore
 from slack_sdk.web import WebClient
 
+from benchmarks.mcp_server import mcp_server
 from benchmarks.report import console
 from tokenstore import AuthTokenStore, Keyring, open_store, sync
 from tokenstore.integrations.authlib import AsyncStoreOAuth2Client
 from tokenstore.integrations.httpx2 import StoreAuth
+from tokenstore.integrations.key_value import StoreKeyValue
+from tokenstore.integrations.mcp import StoreOAuthProvider
 from tokenstore.integrations.oauth2 import OAuth2Refresher
 from tokenstore.integrations.requests import StoreAuth as StoreAuthOfRequests
 from tokenstore.integrations.slack import SlackInstallationStore
 from tokenstore.testing.provider import StrictRotatingProvider
 
 _KEYRING = Keyring({"k1": bytes(32)})
+_FERNET = Fernet(Fernet.generate_key())
 _NAME = "acme"
+_CALLBACK = "http://127.0.0.1:1/callback"
+_METADATA = OAuthClientMetadata(redirect_uris=[AnyUrl(_CALLBACK)])
 _LOGGER = logging.getLogger("benchmarks.grants")
 
 
@@ -56,13 +78,13 @@ class Place(NamedTuple):
 
     Attributes:
         provider: The provider, whose ``/resource`` is called.
-        slack_url: The same provider in the shape of Slack's Web API.
+        front: What stands in front of the provider for some libraries: Slack's Web API, or an MCP server; else "".
         database: A SQLite file.
         user: The user.
     """
 
     provider: StrictRotatingProvider
-    slack_url: str
+    front: str
     database: Path
     user: str
 
@@ -220,9 +242,9 @@ def _authorized(place: Place, installations: InstallationStore) -> bool:
         logger=_LOGGER,
         installation_store=installations,
         **place.client,
-        client=WebClient(base_url=place.slack_url, timeout=60),
+        client=WebClient(base_url=place.front, timeout=60),
     )
-    context = BoltContext({"client": WebClient(base_url=place.slack_url, timeout=60)})
+    context = BoltContext({"client": WebClient(base_url=place.front, timeout=60)})
     return authorize(context=context, enterprise_id=None, team_id=place.user, user_id="U1") is not None
 
 
@@ -252,6 +274,122 @@ def _slack_with_store(place: Place) -> bool:
         return _authorized(place, SlackInstallationStore(store))
 
 
+class _McpStorage(TokenStorage):
+    """Tokens of the MCP SDK in an application's table. The client is registered, and not by the SDK."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._tokens = Tokens(place)
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return OAuthToken.model_validate(self._tokens.load())
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self._tokens.save(tokens.model_dump(mode="json"))
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return _registered(self._place)
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        pass
+
+
+def _registered(place: Place) -> OAuthClientInformationFull:
+    return OAuthClientInformationFull(
+        **place.client, redirect_uris=[AnyUrl(_CALLBACK)], token_endpoint_auth_method="client_secret_post"
+    )
+
+
+async def _mcp(place: Place) -> bool:
+    """https://py.sdk.modelcontextprotocol.io/client/oauth-clients/#token-storage."""
+    return await _mcp_answer(place, OAuthClientProvider(place.front, _METADATA, _McpStorage(place)))
+
+
+def _begin_in_mcp_s_store(place: Place) -> None:
+    """The row that a login through the provider leaves, as its metadata has the client; it has expired since."""
+
+    async def log_in() -> None:
+        async with _opened(place) as store:
+            await store.setup()
+            auth = StoreOAuthProvider(store, place.user, place.front, _METADATA)
+            auth.context.client_info = _registered(place)
+            token = _log_in(place)
+            await auth.context.storage.set_tokens(OAuthToken.model_validate({**token, "expires_in": 3600}))
+            pair = token["access_token"], token["refresh_token"]
+            expiry = datetime.fromtimestamp(token["expires_at"], UTC)
+            await store.store_tokens("mcp", place.user, *pair, expiry, account=place.front)
+
+    asyncio.run(log_in())
+
+
+async def _mcp_with_store(place: Place) -> bool:
+    async with _opened(place) as store:
+        return await _mcp_answer(place, StoreOAuthProvider(store, place.user, place.front, _METADATA))
+
+
+async def _mcp_answer(place: Place, auth: httpx2.Auth) -> bool:
+    async with (
+        httpx2.AsyncClient(auth=auth, timeout=60) as http,
+        mcp.Client(streamable_http_client(place.front, http_client=http)) as client,
+    ):
+        return not (await client.call_tool("answer")).is_error
+
+
+def _fastmcp_s_own(place: Place, storage: AsyncKeyValue) -> OAuth:
+    return OAuth(place.front, token_storage=storage, **place.client)
+
+
+def _encrypted_files(place: Place) -> AsyncKeyValue:
+    folder = place.database.parent / place.user
+    folder.mkdir(exist_ok=True)
+    files = FileTreeStore(
+        data_directory=folder,
+        key_sanitization_strategy=FileTreeV1KeySanitizationStrategy(folder),
+        collection_sanitization_strategy=FileTreeV1CollectionSanitizationStrategy(folder),
+    )
+    return FernetEncryptionWrapper(key_value=files, fernet=_FERNET)
+
+
+async def _save_in_fastmcp_s_own(place: Place, storage: AsyncKeyValue) -> None:
+    token = OAuthToken.model_validate(_log_in(place))
+    await _fastmcp_s_own(place, storage).token_storage_adapter.set_tokens(token)
+
+
+def _begin_in_files(place: Place) -> None:
+    asyncio.run(_save_in_fastmcp_s_own(place, _encrypted_files(place)))
+
+
+async def _fastmcp(place: Place) -> bool:
+    """https://gofastmcp.com/clients/auth/oauth#token-storage, in files."""
+    return await _fastmcp_answer(place, _fastmcp_s_own(place, _encrypted_files(place)))
+
+
+def _begin_in_values(place: Place) -> None:
+    async def save() -> None:
+        async with _opened(place) as store:
+            await store.setup()
+            await _save_in_fastmcp_s_own(place, StoreKeyValue(store))
+
+    asyncio.run(save())
+
+
+async def _fastmcp_with_values(place: Place) -> bool:
+    """The same in the store's values: encryption without a lock."""
+    async with _opened(place) as store:
+        return await _fastmcp_answer(place, _fastmcp_s_own(place, StoreKeyValue(store)))
+
+
+async def _fastmcp_with_store(place: Place) -> bool:
+    async with _opened(place) as store:
+        auth = StoreAuth(store, _NAME, place.user, origins=[place.front.removesuffix("/mcp")])
+        return await _fastmcp_answer(place, auth)
+
+
+async def _fastmcp_answer(place: Place, auth: httpx2.Auth) -> bool:
+    async with fastmcp.Client(place.front, auth=auth) as client:
+        return not (await client.call_tool("answer")).is_error
+
+
 @asynccontextmanager
 async def _opened(place: Place) -> AsyncIterator[AuthTokenStore]:
     target, options = place.store
@@ -264,54 +402,6 @@ def _opened_sync(place: Place) -> Iterator[sync.AuthTokenStore]:
     target, options = place.store
     with sync.open_store(target, **options) as store:
         yield store
-
-
-class Way(NamedTuple):
-    """One way to use a library.
-
-    Attributes:
-        library: The library.
-        way: What it is used with.
-        begin: Stores the expired token of a new grant.
-        use: Makes one client's request; returns whether it succeeded.
-    """
-
-    library: str
-    way: str
-    begin: Callable[[Place], None]
-    use: Callable[[Place], bool] | Callable[[Place], Awaitable[bool]]
-
-
-WAYS = [
-    Way("Authlib", "update_token", _begin_in_table, _authlib),
-    Way("Authlib", "tokenstore", _begin_in_store, _authlib_with_store),
-    Way("requests-oauthlib", "token_updater", _begin_in_table, _requests_oauthlib),
-    Way("Requests", "tokenstore", _begin_in_store, _requests_with_store),
-    Way("slack_sdk, Bolt", "SQLite3InstallationStore", _begin_in_slack_s_own, _slack),
-    Way("slack_sdk, Bolt", "tokenstore", _begin_in_slack_s_store, _slack_with_store),
-    Way("httpx2", "an Auth class of one's own", _begin_in_table, _httpx),
-    Way("httpx2", "tokenstore", _begin_in_store, _httpx_with_store),
-]
-
-
-def _use_at_once(way: Way, place: Place, clients: int) -> list[bool]:
-    """Make each client's request. A client that raises an exception has failed."""
-    if inspect.iscoroutinefunction(way.use):
-
-        async def use_all() -> list[Any]:
-            requests: list[Any] = [way.use(place) for _ in range(clients)]
-            return await asyncio.gather(*requests, return_exceptions=True)
-
-        return [found is True for found in asyncio.run(use_all())]
-
-    def use(_: int) -> bool:
-        try:
-            return way.use(place) is True
-        except Exception:  # noqa: BLE001 - whatever the library raises, its client got no answer
-            return False
-
-    with ThreadPoolExecutor(clients) as threads:
-        return list(threads.map(use, range(clients)))
 
 
 @contextmanager
@@ -356,16 +446,71 @@ def _slack_shaped(provider: StrictRotatingProvider) -> Iterator[str]:
         server.server_close()
 
 
+class Way(NamedTuple):
+    """One way to use a library.
+
+    Attributes:
+        library: The library.
+        way: What it is used with.
+        begin: Stores the expired token of a new grant.
+        use: Makes one client's request; returns whether it succeeded.
+        front: Starts what the library needs in front of the provider, and gives its URL.
+    """
+
+    library: str
+    way: str
+    begin: Callable[[Place], None]
+    use: Callable[[Place], bool] | Callable[[Place], Awaitable[bool]]
+    front: Callable[[StrictRotatingProvider], AbstractContextManager[str]] = lambda _: nullcontext("")
+
+
+WAYS = [
+    Way("Authlib", "update_token", _begin_in_table, _authlib),
+    Way("Authlib", "tokenstore", _begin_in_store, _authlib_with_store),
+    Way("requests-oauthlib", "token_updater", _begin_in_table, _requests_oauthlib),
+    Way("Requests", "tokenstore", _begin_in_store, _requests_with_store),
+    Way("slack_sdk, Bolt", "SQLite3InstallationStore", _begin_in_slack_s_own, _slack, _slack_shaped),
+    Way("slack_sdk, Bolt", "tokenstore", _begin_in_slack_s_store, _slack_with_store, _slack_shaped),
+    Way("MCP SDK", "TokenStorage", _begin_in_table, _mcp, mcp_server),
+    Way("MCP SDK", "tokenstore", _begin_in_mcp_s_store, _mcp_with_store, mcp_server),
+    Way("FastMCP", "an encrypted FileTreeStore", _begin_in_files, _fastmcp, mcp_server),
+    Way("FastMCP", "StoreKeyValue", _begin_in_values, _fastmcp_with_values, mcp_server),
+    Way("FastMCP", "tokenstore", _begin_in_store, _fastmcp_with_store, mcp_server),
+    Way("httpx2", "an Auth class of one's own", _begin_in_table, _httpx),
+    Way("httpx2", "tokenstore", _begin_in_store, _httpx_with_store),
+]
+
+
+def _use_at_once(way: Way, place: Place, clients: int) -> list[bool]:
+    """Make each client's request. A client that raises an exception has failed."""
+    if inspect.iscoroutinefunction(way.use):
+
+        async def use_all() -> list[Any]:
+            requests: list[Any] = [way.use(place) for _ in range(clients)]
+            return await asyncio.gather(*requests, return_exceptions=True)
+
+        return [found is True for found in asyncio.run(use_all())]
+
+    def use(_: int) -> bool:
+        try:
+            return way.use(place) is True
+        except Exception:  # noqa: BLE001 - whatever the library raises, its client got no answer
+            return False
+
+    with ThreadPoolExecutor(clients) as threads:
+        return list(threads.map(use, range(clients)))
+
+
 def measure(way: Way, grants: int, clients: int) -> list[str]:
     """Use a library for several grants; return the line of the table."""
     answered = 0
     with (
         StrictRotatingProvider(latency=0.05) as provider,
-        _slack_shaped(provider) as slack_url,
+        way.front(provider) as front,
         tempfile.TemporaryDirectory() as folder,
     ):
         for number in range(grants):
-            place = Place(provider, slack_url, Path(folder) / "tokens.db", f"T{number}")
+            place = Place(provider, front, Path(folder) / "tokens.db", f"T{number}")
             way.begin(place)
             answered += sum(_use_at_once(way, place, clients))
         stats = provider.stats()
@@ -386,7 +531,7 @@ def main() -> None:
     chosen = parser.parse_args()
     # oauthlib sends tokens to https only, and the provider here is on the loopback interface.
     os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"
-    _LOGGER.disabled = True
+    logging.disable()  # the libraries log what the table counts
     grid = Table("library", "tokens kept by", "clients with an answer", "refreshes", "grants lost")
     for way in WAYS:
         grid.add_row(*measure(way, chosen.grants, chosen.clients))

@@ -230,7 +230,10 @@ def test_no_grant_is_lost_with_the_store(path: str) -> None:
         "Authlib",
         "requests-oauthlib",
         "slack_sdk, Bolt",
+        "MCP SDK",
+        "FastMCP",
+        "FastMCP",
         "httpx2",
     ]
     ours = [line[2:] for line in lines if line[1] == "tokenstore"]
-    assert ours == [["4 of 4", "1", "0 of 1"]] * 4
+    assert ours == [["4 of 4", "1", "0 of 1"]] * 6

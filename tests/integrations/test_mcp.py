@@ -5,72 +5,30 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.auth import AuthorizationCodeResult, OAuthClientMetadata
-from pydantic import AnyUrl
 
+from support.mcp_client import METADATA, double, run, with_browser
 from support.mcp_server import McpServer
 from support.missing_libraries import import_error
 from support.scripted_endpoint import Endpoint, answer
-from tokenstore import AuthTokenStore, Keyring, MissingDependencyError, ReauthorizationRequiredError, open_store
+from tokenstore import AuthTokenStore, MissingDependencyError, ReauthorizationRequiredError
 from tokenstore.integrations.mcp import StoreOAuthProvider
 
 _PROCESSES = 8
-_METADATA = OAuthClientMetadata(redirect_uris=[AnyUrl("http://127.0.0.1:1/callback")], client_name="tests")
-_KEYRING = Keyring({"k1": bytes(32)})
 
 
 @pytest.fixture
 def server() -> Iterator[McpServer]:
     with McpServer() as server:
         yield server
-
-
-class _Browser:
-    """Follows the redirect of the login, as the user's browser does."""
-
-    def __init__(self) -> None:
-        self._answer: dict[str, list[str]] = {}
-
-    async def redirect(self, url: str) -> None:
-        async with httpx2.AsyncClient(trust_env=False) as http:
-            response = await http.get(url)
-        self._answer = parse_qs(urlsplit(response.headers["Location"]).query)
-
-    async def callback(self) -> AuthorizationCodeResult:
-        return AuthorizationCodeResult(**{name: values[0] for name, values in self._answer.items()})
-
-
-def _with_browser(store: AuthTokenStore, server: McpServer, user: str = "u1") -> StoreOAuthProvider:
-    browser = _Browser()
-    return StoreOAuthProvider(store, user, server.url, _METADATA, browser.redirect, browser.callback)
-
-
-async def _double(auth: httpx2.Auth, server: McpServer) -> Any:
-    async with (
-        httpx2.AsyncClient(auth=auth, trust_env=False) as http,
-        Client(streamable_http_client(server.url, http_client=http)) as client,
-    ):
-        result = await client.call_tool("double", {"number": 21})
-        return result.structured_content
-
-
-def _run(path: Path, test: Callable[[AuthTokenStore], Coroutine[None, None, None]]) -> None:
-    async def run() -> None:
-        async with open_store(f"sqlite:///{path / 'tokens.db'}", keyring=_KEYRING) as store:
-            await store.setup()
-            await test(store)
-
-    asyncio.run(run())
 
 
 async def _expire(store: AuthTokenStore, server: McpServer, user: str = "u1") -> None:
@@ -88,13 +46,13 @@ def test_after_a_restart_nobody_logs_in_again(tmp_path: Path, server: McpServer)
     """Neither with a valid nor with an expired token."""
 
     async def log_in(store: AuthTokenStore) -> None:
-        assert await _double(_with_browser(store, server), server) == {"result": 42}
+        assert await double(with_browser(store, server.url), server) == {"result": 42}
         record = await store.load_tokens("mcp", "u1", account=server.url)
         assert record is not None
         assert record["access_token_expires_at"] is not None
 
     async def use(store: AuthTokenStore) -> None:
-        assert await _double(StoreOAuthProvider(store, "u1", server.url, _METADATA), server) == {"result": 42}
+        assert await double(StoreOAuthProvider(store, "u1", server.url, METADATA), server) == {"result": 42}
 
     async def expire_and_use(store: AuthTokenStore) -> None:
         await _expire(store, server)
@@ -103,7 +61,7 @@ def test_after_a_restart_nobody_logs_in_again(tmp_path: Path, server: McpServer)
         await use(store)
 
     for step in (log_in, use, expire_and_use):
-        _run(tmp_path, step)
+        run(tmp_path, step)
     assert server.oauth.counts == {"registrations": 1, "logins": 1, "refreshes": 2}
     # Each request names the resource (RFC 8707).
     assert [form["grant_type"] for form in server.forms] == ["authorization_code", "refresh_token", "refresh_token"]
@@ -112,10 +70,10 @@ def test_after_a_restart_nobody_logs_in_again(tmp_path: Path, server: McpServer)
 
 def test_eight_processes_refresh_once(tmp_path: Path, server: McpServer) -> None:
     async def log_in(store: AuthTokenStore) -> None:
-        assert await _double(_with_browser(store, server), server) == {"result": 42}
+        assert await double(with_browser(store, server.url), server) == {"result": 42}
         await _expire(store, server)
 
-    _run(tmp_path, log_in)
+    run(tmp_path, log_in)
     program = f"""
 import asyncio, httpx2
 from mcp import Client
@@ -148,19 +106,19 @@ def test_tasks_of_many_users_share_the_registration(tmp_path: Path, server: McpS
 
     async def test(store: AuthTokenStore) -> None:
         for user in users:
-            assert await _double(_with_browser(store, server, user), server) == {"result": 42}
+            assert await double(with_browser(store, server.url, user), server) == {"result": 42}
             await _expire(store, server, user)
-        auths = [StoreOAuthProvider(store, user, server.url, _METADATA) for user in users * 3]
-        assert await asyncio.gather(*(_double(auth, server) for auth in auths)) == [{"result": 42}] * len(auths)
+        auths = [StoreOAuthProvider(store, user, server.url, METADATA) for user in users * 3]
+        assert await asyncio.gather(*(double(auth, server) for auth in auths)) == [{"result": 42}] * len(auths)
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     assert server.oauth.counts == {"registrations": 1, "logins": 4, "refreshes": 4}
 
 
 def test_each_request_of_a_long_session_has_a_fresh_token(tmp_path: Path, server: McpServer) -> None:
     async def test(store: AuthTokenStore) -> None:
         async with (
-            httpx2.AsyncClient(auth=_with_browser(store, server), trust_env=False) as http,
+            httpx2.AsyncClient(auth=with_browser(store, server.url), trust_env=False) as http,
             Client(streamable_http_client(server.url, http_client=http)) as client,
         ):
             for number in range(3):
@@ -168,7 +126,7 @@ def test_each_request_of_a_long_session_has_a_fresh_token(tmp_path: Path, server
                 assert result.structured_content == {"result": 2 * number}
                 await _expire(store, server)
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     assert server.oauth.counts["logins"] == 1
     assert server.oauth.counts["reuses"] == 0
     assert server.oauth.counts["refreshes"] >= 2
@@ -176,16 +134,16 @@ def test_each_request_of_a_long_session_has_a_fresh_token(tmp_path: Path, server
 
 def test_a_dead_grant_means_a_new_login_or_an_error(tmp_path: Path, server: McpServer) -> None:
     async def test(store: AuthTokenStore) -> None:
-        assert await _double(_with_browser(store, server), server) == {"result": 42}
+        assert await double(with_browser(store, server.url), server) == {"result": 42}
         await _expire(store, server)
         server.oauth.refresh.clear()
         with pytest.RaisesGroup(
             pytest.RaisesExc(ReauthorizationRequiredError), allow_unwrapped=True, flatten_subgroups=True
         ):
-            await _double(StoreOAuthProvider(store, "u1", server.url, _METADATA), server)
-        assert await _double(_with_browser(store, server), server) == {"result": 42}
+            await double(StoreOAuthProvider(store, "u1", server.url, METADATA), server)
+        assert await double(with_browser(store, server.url), server) == {"result": 42}
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     assert server.oauth.counts == {"registrations": 1, "logins": 2}
 
 
@@ -193,8 +151,8 @@ def test_a_registration_ends_when_its_secret_expires(tmp_path: Path, server: Mcp
     """A row keeps the client that got its tokens."""
 
     async def test(store: AuthTokenStore) -> None:
-        auth = _with_browser(store, server)
-        assert await _double(auth, server) == {"result": 42}
+        auth = with_browser(store, server.url)
+        assert await double(auth, server) == {"result": 42}
         client = auth.context.client_info
         assert client is not None
         client.client_secret_expires_at = int(datetime.now(UTC).timestamp()) + 3600
@@ -204,10 +162,10 @@ def test_a_registration_ends_when_its_secret_expires(tmp_path: Path, server: Mcp
         assert abs(entry["expires_at"] - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=1)
         await store.delete_values("mcp-clients")
         await _expire(store, server)
-        assert await _double(StoreOAuthProvider(store, "u1", server.url, _METADATA), server) == {"result": 42}
-        assert await _double(_with_browser(store, server, "u2"), server) == {"result": 42}
+        assert await double(StoreOAuthProvider(store, "u1", server.url, METADATA), server) == {"result": 42}
+        assert await double(with_browser(store, server.url, "u2"), server) == {"result": 42}
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     assert server.oauth.counts == {"registrations": 2, "logins": 2, "refreshes": 1}
 
 
@@ -237,12 +195,12 @@ def test_a_refresh_authenticates_the_client_as_the_sdk_does(
     async def test(store: AuthTokenStore) -> None:
         url, expired = "https://mcp.example.com/mcp", datetime.now(UTC) - timedelta(hours=1)
         await store.store_tokens("mcp", "u1", "old", "r1", expired, account=url, metadata={"mcp": settings})
-        auth = StoreOAuthProvider(store, "u1", url, _METADATA)
+        auth = StoreOAuthProvider(store, "u1", url, METADATA)
         tokens = await auth.context.storage.get_tokens()
         assert tokens is not None
         assert (tokens.access_token, tokens.refresh_token) == ("new", None)
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     [request] = endpoint.received
     form = dict(parse_qsl(request.body))
     assert form == {"grant_type": "refresh_token", "refresh_token": "r1", "resource": settings["resource"], **fields}
@@ -254,8 +212,8 @@ def test_neither_the_secret_nor_a_token_is_in_the_database_or_in_a_repr(tmp_path
 
     async def test(store: AuthTokenStore) -> None:
         nonlocal secret
-        auth = _with_browser(store, server)
-        await _double(auth, server)
+        auth = with_browser(store, server.url)
+        await double(auth, server)
         assert auth.context.client_info is not None
         secret = auth.context.client_info.client_secret or ""
         record = await store.load_tokens("mcp", "u1", account=server.url)
@@ -264,7 +222,7 @@ def test_neither_the_secret_nor_a_token_is_in_the_database_or_in_a_repr(tmp_path
             assert hidden not in repr(auth)
             assert hidden.encode() not in (tmp_path / "tokens.db").read_bytes()
 
-    _run(tmp_path, test)
+    run(tmp_path, test)
     assert secret
 
 

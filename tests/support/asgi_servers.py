@@ -35,21 +35,29 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serving_asgi(app: Any) -> Iterator[str]:
+def serving_asgi(app: Any, listener: socket.socket | None = None) -> Iterator[str]:
     """Serve an application on the loopback interface until the block ends. Yields its address, without a scheme.
+
+    Args:
+        app: The application.
+        listener: A listening socket, which is closed at the end, for an application that has to know its own address.
 
     Raises:
         RuntimeError: The application's lifespan failed.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", loop="asyncio"))
-        thread = threading.Thread(target=server.serve_in_thread, args=(listener,))
+    with listener or socket.create_server(("127.0.0.1", 0)) as listening:
+        # uvicorn would take a method for an application of ASGI 2.
+        config = uvicorn.Config(
+            app, interface="asgi3", log_config=None, access_log=False, lifespan="on", loop="asyncio"
+        )
+        server = _Server(config)
+        thread = threading.Thread(target=server.serve_in_thread, args=(listening,))
         thread.start()
         try:
             server.ready.wait()
             if not server.started:
                 raise RuntimeError("the application did not start")
-            host, port = listener.getsockname()
+            host, port = listening.getsockname()
             yield f"{host}:{port}"
         finally:
             server.should_exit = True

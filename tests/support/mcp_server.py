@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import socket
-import threading
 import time
 from collections import Counter
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
-import uvicorn
 from mcp.server.auth.provider import (
     AccessToken,
     AuthorizationCode,
@@ -25,14 +23,23 @@ from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
 
+from support.asgi_servers import serving_asgi
+
 __all__ = ["McpServer"]
 
 
 class _Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, AccessToken]):
-    """Logs in whoever comes. Each refresh token works once; a used one ends the grant with all its tokens."""
+    """Logs in whoever comes. Each refresh token works once; a used one ends the grant with all its tokens.
+
+    Attributes:
+        lifetime: Of an access token, in seconds.
+        rejections: How many of the next requests are refused, whatever their access token.
+        counts: What was done how often.
+    """
 
     def __init__(self) -> None:
         self.lifetime = 3600
+        self.rejections = 0
         self.counts: Counter[str] = Counter()
         self.clients: dict[str, OAuthClientInformationFull] = {}
         self.codes: dict[str, AuthorizationCode] = {}
@@ -92,6 +99,9 @@ class _Strict(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken, 
         return self._issue(grant, client, refresh_token.resource)
 
     async def load_access_token(self, token: str) -> AccessToken | None:
+        if self.rejections:
+            self.rejections -= 1
+            return None
         grant, found = self.access.get(token, ("", None))
         return None if grant in self.ended else found
 
@@ -117,8 +127,8 @@ class McpServer:
     """
 
     def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        origin = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        listener = socket.create_server(("127.0.0.1", 0))
+        origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.url = f"{origin}/mcp"
         self.oauth = _Strict()
         self.forms: list[dict[str, str]] = []
@@ -136,9 +146,7 @@ class McpServer:
             return 2 * number
 
         self._app = server.streamable_http_app()
-        config = uvicorn.Config(self._noting_forms, interface="asgi3", log_level="warning", lifespan="on", ws="none")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+        self._serving = serving_asgi(self._noting_forms, listener)
 
     async def _noting_forms(self, scope: Any, receive: Any, send: Any) -> None:
         """The application in front of the server's; it notes the form of each token request."""
@@ -152,10 +160,8 @@ class McpServer:
         await self._app(scope, noted, send)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._serving.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+        self._serving.__exit__(None, None, None)

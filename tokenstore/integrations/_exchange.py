@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -12,7 +12,7 @@ from tokenstore.tracebacks import Hidden
 if TYPE_CHECKING:
     from tokenstore.integrations._nonces import Nonces
 
-__all__ = ["NONCE", "PROOF", "BearerToken", "Exchange", "Refusal"]
+__all__ = ["NONCE", "PROOF", "BearerToken", "Exchange", "Refusal", "refuses_token"]
 
 PROOF: Final = "DPoP"
 """The header of a proof."""
@@ -73,7 +73,7 @@ class Exchange:
         return any(token.header.reveal() == header for token in self._sent)
 
     def refusal(
-        self, url: str, status: int, challenges: Iterable[str], nonces: Iterable[str], *, proven: bool
+        self, url: str, status: int, challenges: Collection[str], nonces: Iterable[str], *, proven: bool
     ) -> Refusal | None:
         """What a response says about the request, if it may be sent again.
 
@@ -87,12 +87,11 @@ class Exchange:
         has_nonce = self._nonces is not None and self._nonces.note(url, nonces)
         if status != 401:
             return None
-        errors = _errors_in(challenges)
         if self.token.prove is not None and not proven:
             return self._once("no proof", Refusal.PROOF)
-        if self.token.prove is not None and has_nonce and "use_dpop_nonce" in errors:
+        if self.token.prove is not None and has_nonce and "use_dpop_nonce" in _errors_in(challenges):
             return self._once("no nonce", Refusal.PROOF)
-        return self._once("token", Refusal.TOKEN) if not errors or "invalid_token" in errors else None
+        return self._once("token", Refusal.TOKEN) if refuses_token(challenges) else None
 
     def _once(self, reason: str, refusal: Refusal) -> Refusal | None:
         """The refusal, if it is the first one for this reason: no request is sent again and again."""
@@ -109,10 +108,16 @@ class Exchange:
         return True
 
 
-def _errors_in(challenges: Iterable[str]) -> set[str]:
-    """The error codes of a 401 (RFC 6750 section 3.1, RFC 9449 section 7.1). New tokens change ``invalid_token`` alone.
+def refuses_token(challenges: Iterable[str]) -> bool:
+    """Whether a 401 with these challenges is about the validity of the access token, so that a new one may help.
 
-    A 401 without a code is about the token, too. A 403 with ``insufficient_scope`` is not about its validity.
+    That is the error ``invalid_token``, and a 401 without an error. A 403 with ``insufficient_scope`` is not about it.
     """
+    errors = _errors_in(challenges)
+    return not errors or "invalid_token" in errors
+
+
+def _errors_in(challenges: Iterable[str]) -> set[str]:
+    """The error codes of a 401 (RFC 6750 section 3.1, RFC 9449 section 7.1)."""
     parameters = [found for value in challenges for found in _PARAMETER.findall(value)]
     return {quoted or bare for name, quoted, bare in parameters if name.lower() == "error"}
