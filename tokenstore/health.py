@@ -112,7 +112,8 @@ class SearchPage:
 
     Attributes:
         rows: The rows that were found.
-        end: The key of the last row that was read, where the next page begins; None if there are no more rows.
+        end: The key of the last row that was read, where the next page begins; None if there are no more rows. It may
+            be set although no row follows.
     """
 
     rows: list[ScannedRow]

@@ -3,7 +3,9 @@
 A backend receives sealed bytes; keys and plaintext stay in the core. Each method is one short operation, and holds no
 connection after it has returned; only :meth:`SupportsRowLocks.transaction` spans several operations. The core checks
 all arguments with :mod:`tokenstore.validation` before it passes them on. A backend raises errors of
-:mod:`tokenstore.errors` and no exceptions of its driver.
+:mod:`tokenstore.errors` and no exceptions of its driver. Durations in seconds are rounded to whole microseconds.
+
+The protocols are structural: a backend has one if it has its methods, and need not inherit from it.
 
 :mod:`tokenstore.testing.conformance` has the conformance tests: a subclass of five lines runs them on any backend.
 """
@@ -51,10 +53,14 @@ class Backend(Protocol):
     a new row its first one.
 
     An *empty* row has no tokens yet: :func:`tokenstore.records.empty_tokens`. :meth:`get`, the leases and
-    :meth:`delete` treat it like any other row. For :meth:`insert` it counts as missing, and no list has it.
+    :meth:`delete` treat it like any other row. For :meth:`insert` it counts as missing. Of the lists, only
+    :meth:`scan_due` has it.
 
     A row's *lease* is a claim on the row by one refresh, the lease holder. It is granted and expires by the database's
     clock, which a statement reads after it has waited for locks. No two claims have the same holder's name.
+
+    A row's *failure* is the shared outcome of its last refresh. It is *in force*, and forbids another refresh, until
+    its retry time. Without a retry time it is in force until new tokens are written, and the row is *dead*.
     """
 
     async def setup(self) -> None:
@@ -89,12 +95,13 @@ class Backend(Protocol):
     async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
         """Insert a row if there is none, atomically: of several inserts at the same time, one succeeds.
 
-        Tokens replace those of an empty row, as :meth:`put` does. The tokens of an empty row replace nothing.
+        Tokens replace those of an empty row, which gets the next generation and loses its lease and failure; its
+        ``created_at`` stays. The tokens of an empty row replace nothing.
 
         Args:
             key: The row.
             tokens: Its tokens.
-            metadata: Its metadata. None: it has none.
+            metadata: Its metadata. None: it has none afterwards, also if it replaces an empty row that had some.
 
         Returns:
             Whether the tokens were written. Otherwise nothing has changed.
@@ -120,7 +127,7 @@ class Backend(Protocol):
     ) -> list[ScannedRow]:
         """Read one page of rows in ascending order of (provider, user_id, account), compared as UTF-8 bytes.
 
-        Empty rows are left out.
+        Empty rows are left out. With a provider or a user id, the cost should grow with the rows of the page.
 
         Args:
             provider: Only this provider's rows.
@@ -148,7 +155,8 @@ class Backend(Protocol):
             provider: Only this provider's rows.
             user_id: Only this user's rows.
             after: Only rows after this key; it need not exist.
-            limit: About how many rows to read, whether they are found or not, so that no query takes long.
+            limit: About how many rows to read, whether they are found or not, so that no query takes long. Empty rows
+                may count.
             with_metadata: As for :meth:`scan`.
         """
         ...
@@ -159,16 +167,17 @@ class Backend(Protocol):
         """Read one page of a provider's rows that are due, in ascending order of (due_at, user_id, account).
 
         A row's ``due_at`` is that of the tokens that were written last; see
-        :attr:`tokenstore.records.SealedTokens.due_at`. A row without one is in no page. Neither is a dead row, whose
-        last refresh failed without a retry time, until new tokens are written. An empty row is due when it may be
-        deleted, and says so. User ids and accounts are compared as
-        UTF-8 bytes. The cost should grow with the rows of the page, and not with those of the table.
+        :attr:`tokenstore.records.SealedTokens.due_at`. A row without one is in no page. Neither is a dead row, until
+        new tokens are written or its failure is cleared. An empty row is due when it may be deleted, and its
+        ``is_empty`` is true. User ids and accounts are compared as UTF-8 bytes. The cost should grow with the rows of
+        the page, and not with those of the table.
 
         Args:
             provider: Whose rows.
             within: Only rows that are due at most this many seconds after ``as_of``.
-            as_of: Microseconds since the epoch. None, for the first page: the database's clock, which every row of the
-                page then has as its ``as_of``. Later pages pass that time, so that a sweep has one end.
+            as_of: Microseconds since the epoch. None, for the first page: the database's clock, read once, which is the
+                :attr:`tokenstore.records.DueRow.as_of` of all its rows. Later pages pass that time, so that a sweep has
+                one end; their rows still have the time of the read.
             after: Only rows after this position; no row need be there.
             limit: The most rows to return. Fewer rows mean that there are no more.
         """
@@ -177,8 +186,8 @@ class Backend(Protocol):
     async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
         """Claim the lease of a row for ``duration`` seconds.
 
-        Granted if and only if the row has this generation, no lease that has not expired, and no failure that still
-        forbids a refresh. This is one statement: of several claims at the same time, one is granted.
+        Granted if and only if the row has this generation, no lease that has not expired, and no failure in force. This
+        is one statement: of several claims at the same time, one is granted.
 
         Returns:
             Whether it was granted.
@@ -218,7 +227,7 @@ class Backend(Protocol):
     ) -> bool:
         """End the lease without new tokens, if the row still has this generation and holder.
 
-        With a failure without a retry time, the row is dead: it is no longer due (:meth:`scan_due`).
+        With a failure without a retry time, the row is dead: it loses its ``due_at``.
 
         Args:
             key: The row.
@@ -233,9 +242,11 @@ class Backend(Protocol):
         ...
 
     async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
-        """Clear a row's failure, so that a refresh may be tried at once. A dead row is due again.
+        """Clear a row's failure, so that a refresh may be tried at once.
 
-        Changes no generation, lease or token.
+        Changes no generation, lease or token. A dead row gets back the ``due_at`` that its columns tell: the expiry of
+        its access token, if it has a refresh token; otherwise none. So an empty row, or one whose tokens were issued
+        without a refresh token, would not be due again; the core stores no failure without a retry time in these.
 
         Args:
             key: The row.
@@ -281,7 +292,7 @@ class RowOperations(Protocol):
         ...
 
     async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
-        """As :meth:`Backend.insert`. Waits for another transaction that is inserting the row."""
+        """As :meth:`Backend.insert`. Waits for another transaction that has written the row and is not committed."""
         ...
 
     async def delete(self, key: TokenKey) -> bool:
@@ -299,13 +310,18 @@ class RowOperations(Protocol):
 
 @runtime_checkable
 class BackendTransaction(RowOperations, Protocol):
-    """The rows in one open transaction, at the isolation level READ COMMITTED."""
+    """The rows in one open transaction, at the isolation level READ COMMITTED.
+
+    A read sees what other transactions have committed before it, and the transaction's own writes. A write locks its
+    row, also a row that it inserts, until the transaction ends. After a :class:`tokenstore.errors.BackendError` the
+    core only ends the transaction, with an exception.
+    """
 
     async def lock(self, key: TokenKey) -> SealedRecord | None:
         """Take the row's lock until the transaction ends, then read the row.
 
         Waits for another transaction that has the lock, and then reads what that transaction stored. If there is no
-        row, nothing has to be locked.
+        row, nothing has to be locked, but it may be.
 
         Raises:
             LockTimeoutError: The lock was not free within the backend's ``lock_timeout``.
@@ -365,7 +381,7 @@ class SupportsRowLocks(Protocol):
 
     @property
     def lock_timeout(self) -> float:
-        """The longest wait for a row's lock, in seconds."""
+        """The longest wait for a row's lock, in seconds, of a transaction and of a write outside one."""
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[BackendTransaction]:
@@ -398,13 +414,15 @@ class SupportsWatching(Protocol):
 class SupportsValues(Protocol):
     """Sealed values beside the tokens, each under a group and a name. A backend without them supports everything else.
 
-    A value expires by the database's clock, which the statement itself reads, after it has waited for locks. An expired
-    value counts as missing in every method but :meth:`delete_values` and :meth:`purge_values`. :meth:`Backend.setup`
-    creates what is needed.
+    A value expires by the database's clock, which the statement itself reads, after it has waited for locks: it has
+    expired when ``expires_at`` is not after that time. An expired value counts as missing in every method but
+    :meth:`delete_values` and :meth:`purge_values`. :meth:`Backend.setup` creates what is needed.
     """
 
     async def put_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
-        """Insert or replace one value, atomically. It gets a new version; its ``created_at`` stays.
+        """Insert or replace one value, atomically. It gets a new version, which no earlier write of the key had.
+
+        The ``created_at`` of a value that is replaced stays; that of one that had expired does not.
 
         Args:
             key: The value's key.

@@ -81,7 +81,8 @@ MICROSECOND: Final = timedelta(microseconds=1)
 class TokenKey(NamedTuple):
     """The identity of a row. Compared byte for byte as UTF-8: no case folding, no normalising, no trimming.
 
-    The account tells several accounts of one user at one provider apart; it is empty for a user who has one.
+    The account tells several accounts of one user at one provider apart; it is empty for a user who has one. A provider
+    has at most 255 bytes, a user id 512, an account 255; no part contains a NUL.
     """
 
     provider: str
@@ -119,17 +120,19 @@ class SealedTokens:
     An *empty* row has no tokens yet, and no key: ``key_id`` and ``access_token`` are empty, and ``refresh_token`` and
     ``extra`` are None. It is there to be leased while the provider issues its first tokens.
 
+    A sealed value has at most :data:`MAX_TOKEN_BYTES` and 62 more bytes.
+
     Attributes:
         access_token: The sealed access token.
         refresh_token: The sealed refresh token, or None where none was issued.
         extra: The sealed JSON of further response fields, or None.
         access_token_expires_at: Microseconds since the epoch, or None: no known expiry.
         refresh_token_expires_at: Microseconds since the epoch, or None: no known expiry.
-        key_id: The name of the key that sealed every field of this write.
+        key_id: The name of the key that sealed every field of this write: at most 32 ASCII characters.
         access_token_expiry_known: Whether it is known when the access token expires. If it is, an
             ``access_token_expires_at`` of None means "never".
         issued: Whether the provider issues such tokens without a refresh token, again and again. Only for the write: a
-            row that was read always says False.
+            row that was read always says False. So store :attr:`due_at` with the row, which depends on it.
     """
 
     access_token: bytes
@@ -293,7 +296,8 @@ class DueRow:
         due_at: The ``due_at`` of its tokens: microseconds since the epoch.
         access_token_expires_at: Microseconds since the epoch, or None for "never".
         updated_at: When its tokens were stored, by the database's clock, in microseconds since the epoch.
-        as_of: The database's clock when the row was read, in microseconds since the epoch.
+        as_of: The database's clock when the page was read, in microseconds since the epoch, whatever time
+            :meth:`tokenstore.protocol.Backend.scan_due` was called with.
         is_empty: Whether the row is empty: it is old, and to be deleted.
     """
 

@@ -34,6 +34,8 @@ MAX_VALUE_BYTES: Final = 256 * 1024
 class ValueKey(NamedTuple):
     """The identity of a value. Compared byte for byte as UTF-8: no case folding, no normalising, no trimming.
 
+    The group has at most 255 bytes, the name 512; neither contains a NUL.
+
     Attributes:
         group: What the public methods call the value's namespace.
         name: The value's name in it.
@@ -71,7 +73,8 @@ class ValueRow:
         value: The sealed value.
         expires_at: Microseconds since the epoch, by the database's clock, or None for "never".
         version: A number that every write of the value replaces, and resealing does not.
-        created_at: When the row was first stored, in microseconds since the epoch, by the database's clock.
+        created_at: When the value was first stored, in microseconds since the epoch, by the database's clock. A value
+            that is put after an earlier one has expired is a new one.
         updated_at: When the value was last put, in microseconds since the epoch, by the database's clock.
     """
 

@@ -30,7 +30,8 @@ class MemoryValues(ABC):
     async def put_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
         stored, now = self._open_values(), self._now()
         expires_at = None if ttl is None else now + max(1, round(ttl * _US))
-        created_at = stored[key].created_at if key in stored else now
+        live = self._live(key)
+        created_at = now if live is None else live.created_at
         stored[key] = ValueRow(key, value, expires_at, new_generation(), created_at, now)
 
     async def insert_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> bool:

@@ -269,7 +269,9 @@ class JsonFileBackend:
             until = (_now() if as_of is None else as_of) - round(min_age * _US)
             if row is None or row.failed_at is None or row.failed_at > until:
                 return False
-            due_at = row.tokens.due_at if row.retry_at is None else row.due_at
+            # What a row without a refresh token was for is not known any more: `issued` is only for the write.
+            due_again = replace(row.tokens, issued=False).due_at
+            due_at = due_again if row.retry_at is None else row.due_at
             rows[key] = replace(row, failure_code=None, retry_at=None, failed_at=None, due_at=due_at)
             return True
 

@@ -17,6 +17,7 @@ from tokenstore.protocol import Backend
 from tokenstore.registry import backend_for_engine
 from tokenstore.testing.conformance import (
     BackendConformance,
+    ProcessConformance,
     RowLockConformance,
     SharedBackendConformance,
     Testbed,
@@ -32,7 +33,8 @@ class OnRow(Testbed):
     @pytest.fixture(autouse=True)
     def _take_row(self, row: Row) -> None:
         self.row = row
-        self.needs_setup = row.name != "memory"  # type: ignore[misc]  # only known when the test runs
+        self.in_memory = row.name == "memory"  # type: ignore[misc]  # only known when the test runs
+        self.needs_setup = not self.in_memory  # type: ignore[misc]
 
     def make_url(self, tmp_path: Path) -> str:
         return self.row.url_for(tmp_path)
@@ -46,6 +48,11 @@ class TestByUrl(OnRow, BackendConformance, RowLockConformance, ValueConformance)
 @shared_rows
 class TestShared(OnRow, SharedBackendConformance, RowLockConformance, ValueConformance):
     """Two backend objects, as in two processes."""
+
+
+@each_database
+class TestProcesses(OnRow, ProcessConformance):
+    """Several processes."""
 
 
 @each_database

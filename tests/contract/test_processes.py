@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
 
 import pytest
@@ -136,7 +135,7 @@ def test_the_row_lock_of_a_killed_process_is_released(ready: str, team: Team) ->
     waiter.met()
     waiter.go_on()
     killed_at = time.monotonic()
-    holder.signal(SIGKILL)
+    holder.kill()
     team.remove(holder)
     assert waiter.result() == before
     assert time.monotonic() - killed_at < _PROMPTLY
@@ -148,7 +147,7 @@ def test_the_lease_of_a_killed_process_can_be_claimed_once_after_it_expires(read
     dead = team[0]
     dead.start(store_jobs.hold_lease, ready, "dead", _LEASE)
     lost: Grant = dead.met()
-    dead.signal(SIGKILL)
+    dead.kill()
     team.remove(dead)
     names = ["a", "b", "c", "d"]
     grants = team.together([(store_jobs.take_over, ready, name, lost) for name in names])
@@ -164,10 +163,10 @@ def test_a_process_that_was_suspended_during_its_lease_cannot_end_the_next_lease
     suspended, other = team.first(2)
     suspended.start(store_jobs.hold_lease, ready, "suspended", _LEASE)
     lost: Grant = suspended.met()
-    suspended.signal(SIGSTOP)
+    suspended.stop()
     grant = other.call(store_jobs.take_over, ready, "other", lost)
     assert grant is not None
-    suspended.signal(SIGCONT)
+    suspended.resume()
     suspended.go_on()
     assert suspended.result() == [False, False]
     assert other.call(store_jobs.take_over, ready, "third", grant._replace(holder="suspended")) is None

@@ -22,6 +22,7 @@ from tokenstore.records import (
     TokenKey,
 )
 from tokenstore.registry import backend_for_url
+from tokenstore.testing import machine
 from tokenstore.testing.machine import check_agreement
 from tokenstore_memory import MemoryBackend, MemoryTransaction
 
@@ -329,3 +330,14 @@ def test_the_state_machine_finds_a_seeded_fault(broken: type[MemoryBackend]) -> 
     )
     with pytest.raises(AssertionError):
         check_agreement(broken, enough)
+
+
+def test_a_difference_is_named_by_its_field() -> None:
+    """Otherwise the author of a backend would have to compare two printed rows."""
+    model = DueRow(TokenKey("github", "bob"), 5, 5, 0, 0)
+    backend = replace(model, due_at=7, is_empty=True)
+    assert list(machine._differences([model, backend], [model, model])) == [
+        "the result[1].due_at is 7 in the backend and 5 in the model",
+        "the result[1].is_empty is True in the backend and False in the model",
+    ]
+    assert list(machine._differences(None, model)) == [f"the result is None in the backend and {model!r} in the model"]

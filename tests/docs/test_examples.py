@@ -41,11 +41,12 @@ def test_the_example_backend_passes_the_conformance_tests(tmp_path: Path) -> Non
     install_example(tmp_path / "site")
     reader = Reader(tmp_path, {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *PYTHONPATH])})
     shutil.copytree(EXAMPLE, tmp_path / "work" / EXAMPLE.relative_to(ROOT))
-    *_, tested, _, _ = follow(BACKENDS, reader, "python", "console")
+    *_, tested, _, all_of_sqlite, _ = follow(BACKENDS, reader, "python", "python file=", "console")
     passed = re.search(r"^(\d+) passed in", tested, re.MULTILINE)
     assert passed, tested
     tests = {name for name in dir(conformance.BackendConformance) if name.startswith("test_")}
-    assert int(passed[1]) == len(tests)
+    assert int(passed[1]) == len({*tests, "test_agreement"})
+    assert re.search(r"^\d+ passed", all_of_sqlite, re.MULTILINE), all_of_sqlite
 
 
 @pytest.mark.sqlite

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 
@@ -170,12 +169,12 @@ class _Case:
         else:
             self.worker.met()
         self.stood = time.monotonic()
-        self.worker.signal(SIGSTOP)
+        self.worker.stop()
         self.held.close()
 
     def wake(self) -> None:
         """Let the suspended process continue."""
-        self.worker.signal(SIGCONT)
+        self.worker.resume()
         if self.at is not None:
             self.worker.go_on()
 
@@ -246,7 +245,7 @@ def test_after_the_refreshing_process_was_killed_a_waiting_caller_refreshes(
     killed = cases(*((at, StrictRotatingProvider(grace=grace)) for at, grace in expected))
     _all(killed, _Case.begin, _Case.freeze, _Case.let_another_wait)
     for case in killed:
-        case.worker.signal(SIGKILL)
+        case.worker.kill()
         team.remove(case.worker)
     for case, fate in zip(killed, expected.values(), strict=True):
         answers: list[Answer] = case.other.result()
@@ -456,7 +455,7 @@ def test_after_the_issuing_process_was_killed_one_more_token_is_issued(row: Row,
                 provider.wait_for_requests(1)
             else:
                 worker.met()
-            worker.signal(SIGKILL)
+            worker.kill()
             killed = time.monotonic()
             team.remove(worker)
             held.close()

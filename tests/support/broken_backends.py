@@ -1,24 +1,31 @@
 """Backends with a fault: each is a real backend with one method that is overridden by a plausible wrong one.
 
-contract/test_broken_backends.py shows that the property tests find each fault. ``_network`` gives other tasks time to
-run between two statements, as a slow network does.
+contract/test_broken_backends.py shows that the property tests find each fault, and that the shipped conformance tests
+find those of ``KIT_FAULTS``. ``_network`` gives other tasks time to run between two statements, as a slow network does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Executable, Select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tokenstore.errors import BackendError, LockTimeoutError, StoreClosedError
 from tokenstore.leases import written
 from tokenstore.protocol import BackendTransaction
-from tokenstore.records import Failure, SealedMetadata, SealedRecord, SealedTokens, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, SealedMetadata, SealedRecord, SealedTokens, TokenKey
 from tokenstore.registry import backend_for_url
+from tokenstore.value_records import SealedValue, ValueKey, ValueRow
 from tokenstore_memory import MemoryBackend
 from tokenstore_sql.backend import SQLBackend
 from tokenstore_sql.dialect import LockScope
@@ -27,7 +34,7 @@ from tokenstore_sql.sqlite.busy import until_not_busy
 from tokenstore_sql.sqlite.dialect import SQLiteDialect
 from tokenstore_sql.statements.grammar import Grammar
 
-__all__ = ["FAULTS", "UPDATE_FAULTS", "Fault", "fault_named"]
+__all__ = ["FAULTS", "KIT_FAULTS", "UPDATE_FAULTS", "Fault", "fault_named"]
 
 T = TypeVar("T")
 
@@ -53,7 +60,8 @@ class Fault:
 
     Attributes:
         name: A description of the fault.
-        kinds: The kinds of violation that the property tests may report for it.
+        kinds: The kinds of violation that the property tests may report for it; of a fault of ``KIT_FAULTS``, the
+            conformance tests that fail.
         marks: The pytest markers of the backends that are tested with it.
         breaks: Makes the broken class from a backend's class.
     """
@@ -63,9 +71,9 @@ class Fault:
     marks: tuple[str, ...]
     breaks: Callable[[type[Any]], type[Any]] = field(repr=False)
 
-    def backend(self, url: str) -> Any:
+    def backend(self, url: str, **options: object) -> Any:
         """Make the backend for a URL, with this fault."""
-        return self.breaks(type(backend_for_url(url, {}))).from_url(url, {})
+        return self.breaks(type(backend_for_url(url, {}))).from_url(url, options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return fault_named, (self.name, self.marks[0])  # pickled by name for another process
@@ -74,6 +82,8 @@ class Fault:
 FAULTS: list[Fault] = []
 UPDATE_FAULTS: list[Fault] = []
 """Faults in updates of metadata, which the generated programs do not make: races of updates find them."""
+KIT_FAULTS: list[Fault] = []
+"""Faults that the generated programs cannot find: the conformance tests find them."""
 
 
 def _fault(
@@ -100,7 +110,7 @@ def _fault(
 
 def fault_named(name: str, mark: str) -> Fault:
     """Return the fault with this name for the backends with this marker."""
-    [fault] = [fault for fault in (*FAULTS, *UPDATE_FAULTS) if fault.name == name and mark in fault.marks]
+    [fault] = [fault for fault in (*FAULTS, *UPDATE_FAULTS, *KIT_FAULTS) if fault.name == name and mark in fault.marks]
     return fault
 
 
@@ -362,3 +372,195 @@ class _ReplacesAnyMetadata(AnyBackend):
     async def set_metadata(self, key: TokenKey, metadata: SealedMetadata, *, replacing: bytes | None) -> bool:
         row = await self.get(key)
         return row is not None and await super().set_metadata(key, metadata, replacing=row.metadata.value)
+
+
+# -- faults that the conformance tests find ------------------------------------------------------------
+
+_kit_fault = functools.partial(_fault, on=("memory", "sqlite"), faults=KIT_FAULTS)
+
+
+@_kit_fault("insert that keeps an empty row's metadata", "test_an_insert_replaces_the_metadata_of_an_empty_row")
+class _InsertKeepsMetadata(AnyBackend):
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        row = await self.get(key)
+        kept = row.metadata if metadata is None and row is not None else metadata
+        return await super().insert(key, tokens, metadata=kept)
+
+
+@_kit_fault("failure that is cleared at any age", "test_a_failure_is_cleared_if_it_is_old_enough")
+class _ClearsAtAnyAge(AnyBackend):
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        return await super().clear_failure(key)
+
+
+@_kit_fault("failure that is cleared whenever it came", "test_a_failure_is_cleared_if_it_came_before_a_time")
+class _ClearsWheneverItCame(AnyBackend):
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        return await super().clear_failure(key, min_age=min_age)
+
+
+@_fault(
+    "dead row without a refresh token made due",
+    "test_a_dead_row_whose_failure_is_cleared_is_due_again",
+    on=("memory",),
+    faults=KIT_FAULTS,
+)
+class _IssuedTokensDueAgain(AnyBackend):
+    async def clear_failure(self, key: TokenKey, *, min_age: float = 0.0, as_of: int | None = None) -> bool:
+        cleared = await super().clear_failure(key, min_age=min_age, as_of=as_of)
+        if cleared:
+            stored = self._rows[key]
+            self._rows[key] = replace(stored, due_at=stored.row.tokens.due_at)
+        return cleared
+
+
+@_kit_fault("later pages that repeat the sweep's time", "test_a_later_page_tells_when_it_was_read")
+class _DueAsOfArgument(AnyBackend):
+    async def scan_due(
+        self, *, provider: str, within: float, as_of: int | None = None, after: DueKey | None = None, limit: int
+    ) -> list[DueRow]:
+        rows = await super().scan_due(provider=provider, within=within, as_of=as_of, after=after, limit=limit)
+        return rows if as_of is None else [replace(row, as_of=as_of) for row in rows]
+
+
+@_kit_fault("purge without a limit", "test_purge_values_deletes_expired_values_in_batches")
+class _PurgesAll(AnyBackend):
+    async def purge_values(self, *, limit: int) -> int:
+        return await super().purge_values(limit=1000)
+
+
+@_fault(
+    "expired value that counts when it is replaced",
+    "test_a_value_put_after_an_earlier_one_expired_is_a_new_one",
+    on=("memory",),
+    faults=KIT_FAULTS,
+)
+class _ReplacesExpiredValue(AnyBackend):
+    async def put_value(self, key: ValueKey, value: SealedValue, *, ttl: float | None) -> None:
+        earlier = self._stored.get(key)
+        await super().put_value(key, value, ttl=ttl)
+        if earlier is not None:
+            self._stored[key] = replace(self._stored[key], created_at=earlier.created_at)
+
+
+@_kit_fault("driver's exception chained", "test_operations_after_aclose_raise_store_closed_error")
+class _ChainsDriverError(AnyBackend):
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        try:
+            return await super().get(key)
+        except StoreClosedError as error:
+            raise error from sqlite3.ProgrammingError("Cannot operate on a closed database.")
+
+
+@_fault(
+    "driver called in the event loop's thread",
+    "test_a_write_does_not_block_the_event_loop",
+    on=("memory",),
+    faults=KIT_FAULTS,
+)
+class _Blocks(AnyBackend):
+    """As the memory backend does, which has no driver."""
+
+
+# -- and those that ProcessConformance finds, on SQLite -----------------------------------------------
+
+_process_fault = functools.partial(_fault, on=("sqlite",), faults=KIT_FAULTS)
+_LOCKS: dict[str, asyncio.Lock] = {}
+
+
+@_process_fault(
+    "row locks in one process's memory",
+    "test_increments_under_the_lock_are_not_lost",
+    "test_the_lock_of_a_killed_process_is_released",
+)
+class _LocksInOneProcess(AnySQLBackend):
+    """Its backend objects in one process exclude each other, so that no other conformance test finds the fault."""
+
+    def __init_subclass__(cls) -> None:
+        cls.dialect_class = type("BrokenDialect", (_NoBeginDialect, cls.dialect_class), {})
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with _LOCKS.setdefault(str(self), asyncio.Lock()), super().transaction() as transaction:
+            yield transaction
+
+
+def _made(folder: Path) -> bool:
+    with suppress(FileExistsError):
+        folder.mkdir()
+        return True
+    return False
+
+
+@_process_fault("lock that outlives its process", "test_the_lock_of_a_killed_process_is_released")
+class _LockFile(AnySQLBackend):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        lock, deadline = Path(f"{str(self).split('///')[1].rstrip('>')}.lock"), time.monotonic() + 2
+        while not _made(lock):
+            if time.monotonic() > deadline:
+                raise LockTimeoutError("the row stayed locked")
+            await asyncio.sleep(0.01)
+        try:
+            async with super().transaction() as transaction:
+                yield transaction
+        finally:
+            lock.rmdir()  # noqa: ASYNC240
+
+
+@_process_fault("insert that reads, then writes", "test_one_process_inserts_a_row")
+class _ReadsThenInserts(AnyBackend):
+    async def insert(self, key: TokenKey, tokens: SealedTokens, *, metadata: SealedMetadata | None = None) -> bool:
+        if await self.get(key) is not None:
+            return False
+        await self.put(key, tokens, metadata=metadata)
+        return True
+
+
+@_process_fault("put that reads, then writes", "test_every_put_gets_its_own_generation")
+class _ReadsThenPuts(_ReadThenWrite):
+    pass
+
+
+@_process_fault("claim that reads, then writes", "test_one_process_gets_a_lease")
+class _ReadsThenClaims(AnyBackend):
+    async def claim_lease(self, key: TokenKey, *, generation: int, holder: str, duration: float) -> bool:
+        row = await self.get(key)
+        if row is None or row.generation != generation or row.lease_holder is not None:
+            return False
+        _ = await super().claim_lease(key, generation=generation, holder=holder, duration=duration)
+        return True
+
+
+@_process_fault("pop that reads, then deletes", "test_one_process_pops_a_value")
+class _ReadsThenPops(AnyBackend):
+    async def pop_value(self, key: ValueKey) -> ValueRow | None:
+        row = await self.get_value(key)
+        if row is not None:
+            _ = await super().pop_value(key)
+        return row
+
+
+@_process_fault("setup that looks, then creates", "test_setup_from_several_processes_at_once")
+class _UnlockedSetupDialect(AnySQLiteDialect):
+    @asynccontextmanager
+    async def exclusive_setup(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        _ = await connection.begin()
+        yield
+
+
+@_process_fault("event loop of the first call kept", "test_a_backend_can_be_used_in_another_event_loop")
+class _KeepsFirstLoop(AnyBackend):
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        loop = vars(self).setdefault("_loop", asyncio.get_running_loop())
+        if loop.is_closed():
+            raise BackendError("the event loop is closed")
+        return await super().get(key)
+
+
+@_process_fault("connection kept in a forked process", "test_a_backend_can_be_used_after_a_fork")
+class _KeepsConnectionAfterFork(AnyBackend):
+    async def get(self, key: TokenKey) -> SealedRecord | None:
+        if vars(self).setdefault("_pid", os.getpid()) != os.getpid():
+            raise BackendError("the connection's other end reads what two processes send")
+        return await super().get(key)

@@ -57,7 +57,8 @@ class MySQLGrammar(Grammar):
         return insert(table)
 
     def or_replace(self, insert: Any, *, replaced: Sequence[str], also: Mapping[str, Any]) -> Any:
-        return insert.on_duplicate_key_update({**{name: insert.inserted[name] for name in replaced}, **also})
+        # A list, because MySQL computes later values from earlier ones, and SQLAlchemy would sort a dict.
+        return insert.on_duplicate_key_update([*((name, insert.inserted[name]) for name in replaced), *also.items()])
 
     def insert_if_absent(
         self, table: Table, values: Mapping[str, ColumnElement[Any]], this_row: Sequence[ColumnElement[bool]]

@@ -80,7 +80,7 @@ class Grammar(ABC):
         Args:
             insert: The insert.
             replaced: The columns that get the insert's values if the row exists.
-            also: Columns that get other values then.
+            also: Columns that get other values then. They are assigned in this order, after the others.
         """
 
     @abstractmethod

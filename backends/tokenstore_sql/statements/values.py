@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Table, bindparam, delete, or_, select, update
+from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Table, bindparam, case, delete, or_, select, update
 
 from tokenstore_sql.statements.grammar import Grammar
 
@@ -61,10 +61,12 @@ class ValueStatements:
         }
         self.insert = grammar.insert_if_absent(table, row, this_value)
         self.delete_if_expired = delete(table).where(*this_value, c.expires_at <= now)
+        # An expired value counts as missing, whether or not it was purged. MySQL assigns in this order.
+        created_at = case((c.expires_at <= now, now), else_=c.created_at)
         self.put = grammar.or_replace(
             grammar.insert(table).values(row),
             replaced=(*sealed, "version"),
-            also={"expires_at": expires_at, "updated_at": now},
+            also={"created_at": created_at, "expires_at": expires_at, "updated_at": now},
         )
         self.delete_group = delete(table).where(c.namespace == bindparam("g"))
         self.expired: Any = (

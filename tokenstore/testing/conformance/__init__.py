@@ -2,21 +2,16 @@
 
 To test a backend, write a subclass that returns the URL of an empty store::
 
-    from tokenstore.testing.conformance import BackendConformance, RowLockConformance, SharedBackendConformance
+    from tokenstore.testing.conformance import BackendConformance
 
 
-    class TestMine(BackendConformance, RowLockConformance):
+    class TestMine(BackendConformance):
         def make_url(self, tmp_path):
             return f"mine://{tmp_path}"
 
-
-    class TestMineShared(SharedBackendConformance, RowLockConformance):
-        make_url = TestMine.make_url
-
 :class:`BackendConformance` is for every backend, :class:`RowLockConformance` for backends that have ``transaction()``,
-:class:`ValueConformance` for backends that keep values, and :class:`SharedBackendConformance` for backends whose data
-several processes can open. Together with the last one,
-the tests of two callers use two backend objects, which share nothing but the database.
+:class:`ValueConformance` for backends that keep values. :class:`SharedBackendConformance` and
+:class:`ProcessConformance` are for backends whose data several processes can open.
 """
 
 from __future__ import annotations
@@ -36,6 +31,7 @@ from tokenstore.testing.conformance._empty_rows import EmptyRowTests
 from tokenstore.testing.conformance._helpers import sealed
 from tokenstore.testing.conformance._leases import LeaseTests
 from tokenstore.testing.conformance._metadata import MetadataTests
+from tokenstore.testing.conformance._processes import ProcessConformance
 from tokenstore.testing.conformance._row_locks import RowLockConformance
 from tokenstore.testing.conformance._rows import RowTests
 from tokenstore.testing.conformance._setup import SetupTests
@@ -45,6 +41,7 @@ from tokenstore.testing.conformance._values import ValueConformance
 
 __all__ = [
     "BackendConformance",
+    "ProcessConformance",
     "RowLockConformance",
     "SharedBackendConformance",
     "Testbed",

@@ -81,6 +81,28 @@ class ConcurrencyTests(Testbed):
 
     # Concurrent callers
 
+    @on_one_backend
+    async def test_a_write_does_not_block_the_event_loop(self, backend: Backend) -> None:
+        """While a row is written, other tasks run. A driver's calls that block belong into a thread."""
+        if self.in_memory:
+            return
+        await store_row(backend)
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for _ in range(10):
+            before = turns
+            await backend.put(KEY, sealed())
+            assert turns > before, "no other task ran during the write"
+        counting.cancel()
+        await asyncio.wait([counting])
+
     @on_two_backends()
     async def test_every_concurrent_put_gets_its_own_generation(self, backend: Backend, other: Backend) -> None:
         """After 32 concurrent puts of one row, its generation has grown by 32."""

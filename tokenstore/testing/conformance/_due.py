@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from tokenstore.protocol import Backend
-from tokenstore.records import DueKey, DueRow, Failure, TokenKey
+from tokenstore.records import DueKey, DueRow, Failure, TokenKey, empty_tokens
 from tokenstore.testing.conformance._helpers import (
     KEY,
     LONG,
@@ -82,6 +82,15 @@ class DueTests(Testbed):
         assert [type(value) for value in (rows[0].due_at, rows[0].as_of)] == [int, int]
         assert rows[0].as_of >= record.as_of
         assert rows[0].as_of == rows[1].as_of, "the first page was read as of several times"
+
+    @on_one_backend
+    async def test_a_later_page_tells_when_it_was_read(self, backend: Backend) -> None:
+        """The argument ``as_of`` sets the end of the sweep; the ``as_of`` of a row is the time of the read."""
+        await store_row(backend)
+        started = await backend.clock()
+        for as_of in (started - 1000 * _SECOND, started + 1000 * _SECOND):
+            [row] = await backend.scan_due(provider=KEY.provider, within=2000.0, as_of=as_of, limit=10)
+            assert started - _SECOND <= row.as_of <= await backend.clock() + _SECOND
 
     @on_one_backend
     async def test_rows_are_due_up_to_a_time(self, backend: Backend) -> None:
@@ -168,6 +177,33 @@ class DueTests(Testbed):
         assert await backend.rewrap(KEY, sealed("b"), generation=generation + 1)
         assert await due_keys(backend) == [OTHER], "a rewrap has brought a dead row back"
         await backend.put(KEY, sealed())
+        assert await due_keys(backend) == [KEY, OTHER]
+
+    @on_one_backend
+    async def test_a_dead_row_whose_failure_is_cleared_is_due_again(self, backend: Backend) -> None:
+        """It is due if its columns say so: if it has a refresh token and an expiry."""
+        issued = sealed(refresh_token=None, refresh_token_expires_at=None, issued=True)
+        rows = {
+            KEY: sealed(),
+            OTHER: issued,
+            KEY._replace(account="empty"): empty_tokens(1),
+            KEY._replace(account="no expiry"): sealed(access_token_expires_at=None),
+        }
+        for key, tokens in rows.items():
+            assert await backend.insert(key, tokens)
+            await fail_refresh(backend, (await read_row(backend, key)).generation, Failure("invalid_grant"), key)
+        assert await due_keys(backend) == []
+        for key in rows:
+            assert await backend.clear_failure(key)
+        assert await due_keys(backend) == [KEY]
+
+    @on_one_backend
+    async def test_clearing_a_failure_with_a_retry_time_changes_no_due_time(self, backend: Backend) -> None:
+        rows = {KEY: sealed(), OTHER: sealed(refresh_token=None, refresh_token_expires_at=None, issued=True)}
+        for key, tokens in rows.items():
+            await backend.put(key, tokens)
+            await fail_refresh(backend, (await read_row(backend, key)).generation, Failure("unavailable", LONG), key)
+            assert await backend.clear_failure(key)
         assert await due_keys(backend) == [KEY, OTHER]
 
     @on_one_backend

@@ -6,7 +6,7 @@ import asyncio
 
 from tokenstore.health import RowFilter
 from tokenstore.protocol import Backend, SupportsRowLocks
-from tokenstore.records import Failure, SealedRecord, TokenKey, empty_tokens
+from tokenstore.records import NO_METADATA, Failure, SealedMetadata, SealedRecord, TokenKey, empty_tokens
 from tokenstore.testing.conformance._helpers import (
     KEY,
     LONG,
@@ -81,6 +81,15 @@ class EmptyRowTests(Testbed):
         for later in (sealed("b"), _EMPTY):
             assert await backend.insert(KEY, later) is False
         assert without_times(await read_row(backend)) == without_times(record)
+
+    @on_one_backend
+    async def test_an_insert_replaces_the_metadata_of_an_empty_row(self, backend: Backend) -> None:
+        """Without metadata of its own, the row has none afterwards."""
+        for key, metadata in ((KEY, None), (OTHER, SealedMetadata(b"new", "k2"))):
+            _ = await insert_empty(backend, key)
+            assert await backend.set_metadata(key, SealedMetadata(b"old", "k1"), replacing=None)
+            assert await backend.insert(key, sealed(), metadata=metadata) is True
+            assert (await read_row(backend, key)).metadata == (metadata or NO_METADATA)
 
     @on_two_backends()
     async def test_one_of_many_inserts_into_an_empty_row_succeeds(self, backend: Backend, other: Backend) -> None:

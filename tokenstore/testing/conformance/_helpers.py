@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+import pytest
+
+from tokenstore.errors import TokenStoreError
+from tokenstore.health import RowFilter
 from tokenstore.protocol import Backend, BackendTransaction, SupportsRowLocks
 from tokenstore.records import NO_METADATA, Failure, SealedRecord, SealedTokens, TokenKey
 
@@ -29,6 +34,26 @@ SEALING_OVERHEAD = 2 + 32 + 12 + 16
 
 class LockingBackend(Backend, SupportsRowLocks, Protocol):
     """A backend that also has row locks."""
+
+
+@contextmanager
+def raises(kind: type[TokenStoreError]) -> Iterator[pytest.ExceptionInfo[TokenStoreError]]:
+    """Assert that the block raises this error, and that no exception of a driver is chained to it."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert_unchained(caught.value)
+
+
+def assert_unchained(raised: BaseException) -> None:
+    """Assert that no exception of a driver is chained to an error.
+
+    A traceback, a log or an error tracker shows a chained exception, whose text may contain a row's data. ``from None``
+    keeps it from being shown.
+    """
+    error: BaseException | None = raised
+    while error is not None:
+        assert isinstance(error, TokenStoreError), f"a {type(error).__name__} is chained to {raised!r}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def sealed(tag: str = "a", **changes: Any) -> SealedTokens:
@@ -113,11 +138,13 @@ def each_operation(backend: Backend) -> list[Callable[[], Awaitable[object]]]:
         lambda: backend.insert(KEY, sealed()),
         lambda: backend.delete(KEY),
         lambda: backend.scan(limit=1),
+        lambda: backend.search(RowFilter(), limit=1),
         lambda: backend.scan_due(provider=KEY.provider, within=0.0, limit=1),
         lambda: backend.claim_lease(KEY, duration=LONG, **held),
         lambda: backend.complete_lease(KEY, sealed(), **held),
         lambda: backend.release_lease(KEY, **held),
         lambda: backend.release_lease(KEY, failure=Failure("invalid_grant"), **held),
+        lambda: backend.clear_failure(KEY),
         lambda: backend.rewrap(KEY, sealed(), generation=1),
         lambda: backend.set_metadata(KEY, NO_METADATA, replacing=None),
     ]

@@ -145,6 +145,38 @@ class LeaseTests(Testbed):
             assert (found and found.retry_in) is None or (failure and failure.retry_in) is not None
 
     @on_one_backend
+    async def test_a_failure_is_cleared_if_it_is_old_enough(self, backend: Backend) -> None:
+        """Nothing else changes, and a refresh can be tried at once."""
+        assert await backend.clear_failure(KEY) is False
+        generation = await store_row(backend)
+        before = await read_row(backend)
+        assert await backend.clear_failure(KEY) is False
+
+        async def cleared() -> bool:
+            return await backend.clear_failure(KEY, min_age=SHORT)
+
+        for failure in (Failure("invalid_grant"), Failure("unavailable", LONG)):
+            await fail_refresh(backend, generation, failure)
+            assert await backend.clear_failure(KEY, min_age=LONG) is False
+            assert (await read_row(backend)).failure is not None
+            await until(cleared, "the failure was old enough to be cleared")
+            assert without_times(await read_row(backend)) == without_times(before)
+            assert await backend.clear_failure(KEY) is False
+        assert await backend.claim_lease(KEY, generation=generation, holder="h", duration=LONG) is True
+
+    @on_one_backend
+    async def test_a_failure_is_cleared_if_it_came_before_a_time(self, backend: Backend) -> None:
+        """However late the statement is."""
+        generation = await store_row(backend)
+        before = await backend.clock() - 1
+        await fail_refresh(backend, generation, Failure("unavailable", LONG))
+        assert await backend.clear_failure(KEY, as_of=before) is False
+        assert await backend.clear_failure(KEY, as_of=before, min_age=LONG) is False
+        assert (await read_row(backend)).failure is not None
+        assert await backend.clear_failure(KEY, as_of=await backend.clock()) is True
+        assert (await read_row(backend)).failure is None
+
+    @on_one_backend
     async def test_an_expired_lease_can_be_completed(self, backend: Backend) -> None:
         """If no other holder claimed the lease, the late tokens are stored: they may be the only copy."""
         generation = await store_row(backend)

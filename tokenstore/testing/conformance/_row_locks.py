@@ -24,9 +24,11 @@ from tokenstore.testing.conformance._helpers import (
     TIMEOUT,
     LockingBackend,
     assert_cannot_change,
+    assert_unchained,
     assert_waiting,
     at_least,
     put_all,
+    raises,
     read_row,
     read_rows,
     sealed,
@@ -243,7 +245,7 @@ class RowLockConformance(LockedEmptyRowTests):
 
         async def bounded(operation: Callable[[], Awaitable[None]]) -> float:
             started = time.monotonic()
-            with pytest.raises(LockTimeoutError) as caught:
+            with raises(LockTimeoutError) as caught:
                 await operation()
             assert isinstance(caught.value, TimeoutError)
             return time.monotonic() - started
@@ -419,7 +421,10 @@ class RowLockConformance(LockedEmptyRowTests):
             outcomes = await asyncio.gather(
                 lock_both(backend, [KEY, OTHER], "1"), lock_both(other, [OTHER, KEY], "2"), return_exceptions=True
             )
-        assert all(outcome is None or isinstance(outcome, ConflictError | LockTimeoutError) for outcome in outcomes)
+        for outcome in outcomes:
+            if outcome is not None:
+                assert isinstance(outcome, ConflictError | LockTimeoutError)
+                assert_unchained(outcome)
         rows = [await read_row(backend, KEY), await read_row(backend, OTHER)]
         assert len({row.tokens for row in rows}) == 1
         assert (rows[0].tokens == sealed("old")) is (None not in outcomes)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from tokenstore.errors import StoreClosedError, TableMissingError
 from tokenstore.protocol import Backend, SupportsRowLocks
 from tokenstore.records import TokenKey
-from tokenstore.testing.conformance._helpers import KEY, each_operation, read_row, sealed, store_row
+from tokenstore.testing.conformance._helpers import KEY, each_operation, raises, read_row, sealed, store_row
 from tokenstore.testing.conformance._testbed import Testbed, on_one_backend, on_url
 
 
@@ -30,7 +28,7 @@ class SetupTests(Testbed):
                 assert await backend.get(KEY) is None
                 return
             for operation in each_operation(backend):
-                with pytest.raises(TableMissingError):
+                with raises(TableMissingError):
                     await operation()
 
     @on_one_backend
@@ -54,10 +52,10 @@ class SetupTests(Testbed):
         await backend.aclose()
         await backend.aclose()
         for operation in [*each_operation(backend), backend.setup]:
-            with pytest.raises(StoreClosedError):
+            with raises(StoreClosedError):
                 await operation()
         if isinstance(backend, SupportsRowLocks):
-            with pytest.raises(StoreClosedError):
+            with raises(StoreClosedError):
                 async with backend.transaction() as transaction:
                     await transaction.get(KEY)
 

@@ -28,6 +28,9 @@ class Testbed:
     needs_setup: ClassVar[bool] = True
     """Whether the backend fails with TableMissingError until ``setup()`` has run."""
 
+    in_memory: ClassVar[bool] = False
+    """Whether the rows are in this process's memory, so that no call waits for a file or a database."""
+
     def make_url(self, tmp_path: Path) -> str:
         """Return the URL of an empty store: a new file, or a table that does not exist yet."""
         raise NotImplementedError(f"{type(self).__name__} must define make_url(self, tmp_path)")
