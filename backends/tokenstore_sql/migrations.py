@@ -1,4 +1,4 @@
-"""The version of the tables, and the way from one version to the next.
+"""The version of the tables, and the changes from one version to the next.
 
 The number is in the table of values, in a row that no caller can name: its namespace is empty. Tables that an
 application's Alembic has created have no such row; its own migrations keep them up to date.
@@ -33,11 +33,11 @@ __all__ = ["MIGRATIONS", "Migration", "migrate_tables", "newest_version", "read_
 
 @dataclass(frozen=True)
 class Migration:
-    """The way from the version before to the next one.
+    """The changes from one version of the tables to the next.
 
-    It only adds, so that programs of the version before go on while it runs, and after it. What it adds stands in
-    :mod:`tokenstore_sql.schema`, where new tables get it from. What is of no more use is removed by a later version,
-    when no program that uses it may run any more.
+    A migration only adds columns and indexes, so programs of the previous version work during it and after it. New
+    tables get the same columns and indexes from :mod:`tokenstore_sql.schema`. A later version removes what is unused,
+    once no supported program needs it.
 
     Attributes:
         title: What it changes, for operators.
@@ -55,9 +55,9 @@ MIGRATIONS: Sequence[Migration] = ()
 
 # The row of the table of values that has the version.
 _ROW: Final = {"namespace": "", "name": "schema"}
-# How long a change of a table is tried again while another transaction uses the table, in seconds, and how often.
-_PATIENCE: Final = 60.0
-_PAUSE: Final = 0.5
+# Seconds for which a change is retried while other transactions use the table, and the seconds between two attempts.
+_LOCK_RETRY_LIMIT: Final = 60.0
+_LOCK_RETRY_INTERVAL: Final = 0.5
 
 
 def newest_version() -> int:
@@ -66,7 +66,7 @@ def newest_version() -> int:
 
 
 async def read_version(connection: AsyncConnection, tables: Mapping[str, Table]) -> int | None:
-    """Read the version of the tables, which exist; None: another program than ours has created them.
+    """Read the version of existing tables, or None if the row is missing, as in tables that Alembic has created.
 
     Raises:
         ConfigurationError: The version is so new that this program may not use the tables.
@@ -157,7 +157,7 @@ async def _until_free(dialect: Dialect, change: Callable[[], Awaitable[None]]) -
 
     Each attempt waits briefly for the table's lock: the statements of all others queue behind a waiting change.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LOCK_RETRY_LIMIT
     while True:
         try:
             return await change()
@@ -165,4 +165,4 @@ async def _until_free(dialect: Dialect, change: Callable[[], Awaitable[None]]) -
             kind, _ = dialect.errors.classify(cause_of(error))
             if kind is not LockTimeoutError or time.monotonic() > deadline:
                 raise
-        await asyncio.sleep(jittered(_PAUSE))
+        await asyncio.sleep(jittered(_LOCK_RETRY_INTERVAL))

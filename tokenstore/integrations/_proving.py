@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tokenstore.errors import ConfigurationError
 from tokenstore.integrations._credentials import Request, with_proofs
 from tokenstore.integrations._endpoint import CHECK_CLIENT
+from tokenstore.tracebacks import clears_locals
 
 if TYPE_CHECKING:
     from tokenstore.integrations.dpop import DPoP, DPoPKey
@@ -22,6 +23,7 @@ class Proving:
 
     _dpop: DPoP | None = None
 
+    @clears_locals
     def prepare_refresh(self, values: ValueOperations, key: TokenKey, /) -> Awaitable[DPoPKey] | None:
         """Load the DPoP key of a row. The store calls this before a refresh, and passes the key with the record."""
         if self._dpop is None:

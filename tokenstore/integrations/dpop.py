@@ -1,4 +1,4 @@
-"""Access tokens that work only with a key of this deployment: DPoP (RFC 9449).
+"""Access tokens that work only together with a private key in the store: DPoP (RFC 9449).
 
 ::
 

@@ -21,8 +21,8 @@ _async_stores = LoopStores(lambda: store_settings().open())
 def get_store() -> sync.AuthTokenStore:
     """The store for ``def`` views, commands and tasks: see :mod:`tokenstore.sync`.
 
-    It is opened at the first call, and connects at its first use. So a server may fork its workers after that, and each
-    of them gets connections of its own. ``atexit`` closes it.
+    The first call opens the store, and the store connects at its first use. A server may fork its workers after the
+    first call: each worker gets connections of its own. ``atexit`` closes the store.
 
     Returns:
         The same store in all threads. Do not close it.
