@@ -29,7 +29,7 @@ from tokenstore_sql.migrations import migrate_tables
 from tokenstore_sql.operations import SQLOperations
 from tokenstore_sql.options import LOCK_TIMEOUT, POOL_DEFAULTS, POOL_OPTIONS, STATEMENT_TIMEOUT, TABLE_OPTIONS
 from tokenstore_sql.rows import Rows
-from tokenstore_sql.schema import DEFAULT_TABLE, TOKEN_TABLE, VALUES_TABLE, token_table, values_table
+from tokenstore_sql.schema import DEFAULT_TABLE
 from tokenstore_sql.setup import create_tables
 from tokenstore_sql.transaction import SQLTransaction
 
@@ -183,12 +183,8 @@ class SQLBackend(SQLOperations):
 
     async def migrate(self, *, dry_run: bool) -> MigrationResult:
         """See :class:`tokenstore.protocol.SupportsMigrations`."""
-        # Of their own: a migration changes options of the indexes.
-        metadata, (name, schema) = MetaData(), (self.table.name, self.table.schema)
-        tables = {
-            TOKEN_TABLE: token_table(metadata, name, schema),
-            VALUES_TABLE: values_table(metadata, name, schema),
-        }
+        # Copies, because a migration changes options of the indexes.
+        tables = {kind: table.to_metadata(MetaData()) for kind, table in self.tables.items()}
 
         async def migrate(rows: Rows) -> MigrationResult:
             connection = cast(AlchemyConnection, rows.connection).alchemy

@@ -41,10 +41,10 @@ __all__ = [
 DEFAULT_TABLE = "oauth_tokens"
 
 TOKEN_TABLE = "token table"  # noqa: S105 - no password
-"""What errors call the first of the tables."""
+"""The name of the token table's kind in errors, and its key among the tables of a backend."""
 
 VALUES_TABLE = "table of values"
-"""What errors call the second one."""
+"""The same for the table of values."""
 
 
 class Utf8Binary(TypeDecorator[str]):

@@ -52,6 +52,7 @@ async def create_tables(connection: AsyncConnection, tables: Mapping[str, Table]
 async def _check_version(connection: AsyncConnection, tables: Mapping[str, Table], *, is_new: bool) -> None:
     if is_new:
         await write_version(connection, tables[VALUES_TABLE], newest_version())
+        return
     found = await read_version(connection, tables)
     if found is not None and found < newest_version():
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table
 from support.workers import Link
 from tokenstore import AuthTokenStore, RefreshableRecord
 from tokenstore.records import MigrationResult
-from tokenstore_sql import backend, migrations, operations, schema
+from tokenstore_sql import migrations, operations, schema
 
 __all__ = ["COLUMN", "TITLE", "become_next_version", "end_traffic", "migrate", "tokens_of", "traffic"]
 
@@ -33,7 +33,7 @@ async def become_next_version(link: Link) -> None:
         Index(f"{name}_by_use", column)
         return table
 
-    for module in (schema, operations, backend):
+    for module in (schema, operations):
         module.token_table = token_table  # type: ignore[attr-defined]
     migrations.MIGRATIONS = (
         migrations.Migration(TITLE, columns=[("token table", COLUMN)], indexes=[("token table", "_by_use")]),

@@ -62,7 +62,7 @@ class Password:
 
 
 async def _called(source: PasswordSource) -> object:
-    found: object = await source() if is_coroutine_function(source) else await in_thread(source)  # type: ignore[misc]
+    found = source() if is_coroutine_function(source) else await in_thread(source)
     return await found if isawaitable(found) else found
 
 
